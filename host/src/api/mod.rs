@@ -1,0 +1,3 @@
+//! Routes, one resource a file.
+
+pub mod problem;

@@ -1,0 +1,222 @@
+//! Problem details (RFC 9457): the closed set of errors that leave this server.
+//!
+//! Every room has its own error type; this is the one place where they become an answer. Internals are logged under
+//! the request id and never returned.
+
+use axum::{
+    Json,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use crate::store::StoreError;
+
+/// One fault of the input.
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct Fault {
+    /// JSON pointer (RFC 6901) into the body, or the name of a query parameter.
+    pub pointer: String,
+    /// What to change.
+    pub message: String,
+}
+
+impl Fault {
+    /// A fault at a pointer.
+    pub fn new(pointer: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { pointer: pointer.into(), message: message.into() }
+    }
+}
+
+/// The body of every error: `application/problem+json`.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ProblemBody {
+    /// `urn:kaizen:problem:` and the code.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The same for every problem of this type.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What happened here, and what to do.
+    pub detail: String,
+    /// Stable and for programs.
+    pub code: String,
+    /// Found in the server's log, and in the `X-Request-Id` header.
+    pub request_id: String,
+    /// For input: each fault by its place.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<Fault>,
+    /// For denials: why, and which policies decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denial: Option<serde_json::Value>,
+}
+
+macro_rules! problems {
+    ($($(#[$doc:meta])* $name:ident $status:ident $code:literal $title:literal)*) => {
+        /// The closed set of problem types.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum ProblemType { $($(#[$doc])* $name,)* }
+
+        impl ProblemType {
+            /// All of them, for the documentation.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// HTTP status, code and title.
+            pub fn parts(self) -> (StatusCode, &'static str, &'static str) {
+                match self { $(Self::$name => (StatusCode::$status, $code, $title),)* }
+            }
+        }
+    };
+}
+
+problems! {
+    /// The body is not JSON, or not of the right shape.
+    Malformed BAD_REQUEST "malformed" "The request could not be read"
+    /// Nobody is signed in, or not any more.
+    Unauthenticated UNAUTHORIZED "unauthenticated" "Sign in first"
+    /// Wrong e-mail address or password; which of them is not said.
+    Credentials UNAUTHORIZED "invalid_credentials" "The credentials are not valid"
+    /// A policy forbids it, or none permits it.
+    Denied FORBIDDEN "denied" "Not allowed"
+    /// A cookie-authenticated change from another origin.
+    Origin FORBIDDEN "cross_origin" "Cross-origin request refused"
+    /// There is no such thing, or it is another tenant's.
+    NotFound NOT_FOUND "not_found" "Not found"
+    /// The route exists, for other methods.
+    Method METHOD_NOT_ALLOWED "method_not_allowed" "Method not allowed"
+    /// It is there already, or something still refers to it.
+    Conflict CONFLICT "conflict" "In conflict with what is there"
+    /// `If-Match` names another revision than the current one.
+    Precondition PRECONDITION_FAILED "precondition_failed" "It has changed meanwhile"
+    /// The body is over the limit.
+    TooLarge PAYLOAD_TOO_LARGE "too_large" "The body is too large"
+    /// A body in another media type than `application/json`.
+    MediaType UNSUPPORTED_MEDIA_TYPE "unsupported_media_type" "Unsupported media type"
+    /// The JSON is well-formed and does not hold up.
+    Invalid UNPROCESSABLE_ENTITY "invalid" "The input is not valid"
+    /// An Idempotency-Key was used before with another request.
+    KeyReused UNPROCESSABLE_ENTITY "idempotency_key_reused" "The idempotency key was used for another request"
+    /// Too many attempts.
+    RateLimited TOO_MANY_REQUESTS "rate_limited" "Too many requests"
+    /// A defect of the server's.
+    Internal INTERNAL_SERVER_ERROR "internal" "Something went wrong here"
+    /// A far side, reached through a plugin, failed.
+    Upstream BAD_GATEWAY "upstream" "The far side failed"
+    /// The database is away or the server is overloaded.
+    Unavailable SERVICE_UNAVAILABLE "unavailable" "Not available right now"
+    /// The request took too long.
+    Timeout GATEWAY_TIMEOUT "timeout" "The request took too long"
+}
+
+/// An error on its way out.
+#[derive(Debug)]
+pub struct Problem {
+    /// Its type.
+    pub kind: ProblemType,
+    /// What happened here, and what to do.
+    pub detail: String,
+    /// Each fault of the input.
+    pub errors: Vec<Fault>,
+    /// Why a policy refused.
+    pub denial: Option<serde_json::Value>,
+    /// Further headers, e.g. `Retry-After`.
+    pub headers: HeaderMap,
+}
+
+/// What handlers answer with.
+pub type Result<T> = std::result::Result<T, Problem>;
+
+impl Problem {
+    /// A problem of this type with a detail.
+    pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into(), errors: Vec::new(), denial: None, headers: HeaderMap::new() }
+    }
+
+    /// There is no such thing, or it is another tenant's: the two are not told apart.
+    pub fn not_found(what: &str) -> Self {
+        Self::new(ProblemType::NotFound, format!("No such {what}."))
+    }
+
+    /// Input that does not hold up, each fault by its place.
+    pub fn invalid(errors: Vec<Fault>) -> Self {
+        let detail = match errors.as_slice() {
+            [one] => format!("{}: {}", one.pointer, one.message),
+            many => format!("{} faults; see `errors`.", many.len()),
+        };
+        Self { errors, ..Self::new(ProblemType::Invalid, detail) }
+    }
+
+    /// In conflict with what is there.
+    pub fn conflict(detail: impl Into<String>) -> Self {
+        Self::new(ProblemType::Conflict, detail)
+    }
+
+    /// A defect of the server's: logged in full, told in general.
+    pub fn internal(error: impl std::fmt::Display) -> Self {
+        tracing::error!(error = %format!("{error:#}"), "internal error");
+        Self::new(ProblemType::Internal, "An internal error; the request id finds it in the server's log.")
+    }
+
+    /// With one more header.
+    #[must_use]
+    pub fn with_header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Duplicate(constraint) => {
+                tracing::debug!(constraint, "duplicate");
+                Self::conflict("There is already one with these values; choose another name or address.")
+            }
+            StoreError::Reference(constraint) => {
+                tracing::debug!(constraint, "reference");
+                Self::conflict("It refers to something that does not exist here, or something still refers to it.")
+            }
+            StoreError::Stale => Self::new(
+                ProblemType::Precondition,
+                "It has changed since you read it: read it again and send its new ETag in If-Match.",
+            ),
+            StoreError::Unavailable(error) => {
+                tracing::warn!(%error, "database unavailable");
+                Self::new(ProblemType::Unavailable, "The database does not answer; try again shortly.")
+                    .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+            }
+            other => Self::internal(other),
+        }
+    }
+}
+
+tokio::task_local! {
+    /// The id of the request being answered; set by the middleware.
+    pub static REQUEST_ID: String;
+}
+
+/// The id of the request being answered, for the log, the problem and the audit event.
+pub fn request_id() -> String {
+    REQUEST_ID.try_with(Clone::clone).unwrap_or_default()
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let (status, code, title) = self.kind.parts();
+        let body = ProblemBody {
+            kind: format!("urn:kaizen:problem:{code}"),
+            title: title.to_owned(),
+            status: status.as_u16(),
+            detail: self.detail,
+            code: code.to_owned(),
+            request_id: request_id(),
+            errors: self.errors,
+            denial: self.denial,
+        };
+        let mut response = (status, Json(body)).into_response();
+        response.headers_mut().extend(self.headers);
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response
+    }
+}

@@ -1,0 +1,72 @@
+//! The one place where the parts meet: builds every room from the settings and hands them to whoever serves or works.
+
+use std::{ops::Deref, sync::Arc};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    authz::Authz, bus::Bus, canvas::Canvases, clock::Clock, config::Config, identity::Identity, jobs::Jobs, plugins::Plugins,
+    secrets::Secrets, store::Store,
+};
+
+/// Everything a request or a job needs. Cheap to clone; the state of every route.
+#[derive(Clone)]
+pub struct App(Arc<Parts>);
+
+/// The parts, once each.
+pub struct Parts {
+    /// Settings.
+    pub config: Config,
+    /// Time and randomness.
+    pub clock: Clock,
+    /// The database.
+    pub store: Store,
+    /// Hints between hosts.
+    pub bus: Bus,
+    /// Encryption at rest.
+    pub secrets: Secrets,
+    /// Policies.
+    pub authz: Authz,
+    /// Sign-in, sessions and tokens.
+    pub identity: Identity,
+    /// Sandboxed providers.
+    pub plugins: Plugins,
+    /// Canvas rooms of this host.
+    pub canvases: Canvases,
+    /// Background jobs.
+    pub jobs: Jobs,
+    /// Cancelled when the server is asked to stop: sockets close, workers finish what they hold.
+    pub stopping: CancellationToken,
+    /// What must end before the process does.
+    pub tasks: TaskTracker,
+}
+
+impl Deref for App {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl App {
+    /// Connects, migrates, and builds every part. Starts nothing in the background.
+    ///
+    /// # Errors
+    /// One line that names what to change.
+    pub async fn build(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        let store = Store::connect(&config.database_url, config.database_connections).await?;
+        store.migrate().await?;
+        let bus = Bus::local();
+        let secrets = Secrets::load(&config, &clock)?;
+        let authz = Authz::new()?;
+        let plugins = Plugins::new(&config)?;
+        let identity = Identity::new(&config, &clock, &store).await?;
+        let canvases = Canvases::new();
+        let jobs = Jobs::new();
+        let stopping = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        Ok(Self(Arc::new(Parts {
+            config, clock, store, bus, secrets, authz, identity, plugins, canvases, jobs, stopping, tasks,
+        })))
+    }
+}

@@ -1,0 +1,53 @@
+//! The audit trail: recorded in the transaction of the change it tells of, delivered to sinks afterwards, verifiable.
+
+use serde_json::Value;
+
+use crate::{
+    clock::Clock,
+    domain::{
+        audit::{Event, Outcome, chain_hash},
+        id::OrganizationId,
+    },
+    store::{self, StoreError, Tx},
+};
+
+/// What is to be recorded.
+pub struct Record<'a> {
+    /// Whose chain.
+    pub organization_id: OrganizationId,
+    /// `user/{id}`, `system` or `anonymous`.
+    pub actor: String,
+    /// The Cedar action where there is one, e.g. `agent.deploy`.
+    pub action: &'a str,
+    /// `agent/{id}` and the like.
+    pub target: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Request id, changes, deciding policies. Never a secret.
+    pub details: Value,
+}
+
+/// Appends to the organization's chain within the transaction of the change itself.
+///
+/// Takes the chain's lock: call it last, right before the commit.
+///
+/// # Errors
+/// As the database says; the change must then not be committed.
+pub async fn record(tx: &mut Tx, clock: &Clock, record: Record<'_>) -> Result<Event, StoreError> {
+    let (sequence, previous) = store::audit::lock_head(tx, record.organization_id).await?;
+    let mut event = Event {
+        id: clock.id(),
+        organization_id: record.organization_id,
+        sequence: sequence + 1,
+        occurred_at: clock.now(),
+        actor: record.actor,
+        action: record.action.to_owned(),
+        target: record.target,
+        outcome: record.outcome,
+        details: record.details.to_string(),
+        hash: String::new(),
+    };
+    event.hash = chain_hash(&previous, &event);
+    store::audit::append(tx, &event).await?;
+    Ok(event)
+}

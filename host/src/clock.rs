@@ -1,0 +1,66 @@
+//! Time and randomness: the only place the server takes either from, so that tests can set both.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, SubsecRound, Utc};
+use parking_lot::Mutex;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use uuid::Uuid;
+
+/// A source of time and randomness, cheap to clone.
+#[derive(Clone)]
+pub struct Clock {
+    source: Arc<Source>,
+}
+
+enum Source {
+    System,
+    Fixed { now: Mutex<DateTime<Utc>>, random: Mutex<StdRng> },
+}
+
+impl Clock {
+    /// The machine's clock and the operating system's randomness.
+    pub fn system() -> Self {
+        Self { source: Arc::new(Source::System) }
+    }
+
+    /// For tests: stands at `now` until [`Clock::advance`], and always draws the same numbers. Never for secrets.
+    pub fn fixed(now: DateTime<Utc>, seed: u64) -> Self {
+        let random = Mutex::new(StdRng::seed_from_u64(seed));
+        Self { source: Arc::new(Source::Fixed { now: Mutex::new(now.trunc_subsecs(6)), random }) }
+    }
+
+    /// Moves a fixed clock; a system clock ignores it.
+    pub fn advance(&self, by: chrono::TimeDelta) {
+        if let Source::Fixed { now, .. } = &*self.source {
+            *now.lock() += by;
+        }
+    }
+
+    /// Now, in whole microseconds: what both databases can hold.
+    pub fn now(&self) -> DateTime<Utc> {
+        match &*self.source {
+            #[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
+            Source::System => Utc::now().trunc_subsecs(6),
+            Source::Fixed { now, .. } => *now.lock(),
+        }
+    }
+
+    /// A new identifier: UUIDv7 of the present.
+    pub fn id<T: From<Uuid>>(&self) -> T {
+        let millis = u64::try_from(self.now().timestamp_millis()).unwrap_or_default();
+        let random: [u8; 10] = self.bytes();
+        uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid().into()
+    }
+
+    /// Random bytes, fit for keys and tokens when the source is the system.
+    pub fn bytes<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        match &*self.source {
+            #[expect(clippy::disallowed_methods, reason = "the one place that draws randomness")]
+            Source::System => rand::rng().fill(&mut bytes[..]),
+            Source::Fixed { random, .. } => random.lock().fill(&mut bytes[..]),
+        }
+        bytes
+    }
+}

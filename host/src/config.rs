@@ -1,0 +1,254 @@
+//! Every setting, validated once: `kaizen.toml`, then `KAIZEN_…` environment variables, then flags.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+use url::Url;
+
+/// What a setting is called and what it is for; the single list that the file, the environment, the flags and the
+/// documentation come from.
+pub struct Setting {
+    /// As in `kaizen.toml`; upper-cased behind `KAIZEN_` in the environment.
+    pub name: &'static str,
+    /// What it is for, and its default.
+    pub help: &'static str,
+}
+
+/// All settings.
+pub const SETTINGS: &[Setting] = &[
+    Setting { name: "listen", help: "address of the API, host:port (127.0.0.1:8080)" },
+    Setting { name: "ops_listen", help: "address of /metrics, /healthz and /readyz (127.0.0.1:9090)" },
+    Setting { name: "data_dir", help: "folder for the SQLite file, generated keys and caches ($XDG_DATA_HOME/kaizen)" },
+    Setting { name: "database_url", help: "sqlite:PATH or postgres://… (sqlite:DATA_DIR/kaizen.db)" },
+    Setting { name: "database_connections", help: "connections to the database at the most (20)" },
+    Setting { name: "redis_url", help: "redis://…; needed for quick canvas fan-out between several hosts (none)" },
+    Setting { name: "public_url", help: "where browsers reach this server (http://LISTEN)" },
+    Setting { name: "egress_allow_private", help: "private networks that plugins may reach, comma-separated CIDR (none)" },
+    Setting { name: "cors_origins", help: "origins of frontends on other hosts, comma-separated (none)" },
+    Setting { name: "master_key", help: "32 bytes in hexadecimal that encrypt secrets at rest; the same on every host (DATA_DIR/master.key)" },
+    Setting { name: "audit_dir", help: "folder offered to plugins as `audit` (DATA_DIR/audit)" },
+    Setting { name: "log", help: "what is logged, as in tracing's EnvFilter (info)" },
+    Setting { name: "log_format", help: "text or json (text on a terminal, otherwise json)" },
+];
+
+/// Validated settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The API's listener.
+    pub listen: SocketAddr,
+    /// The listener of metrics and health.
+    pub ops_listen: SocketAddr,
+    /// For the SQLite file, generated keys and caches.
+    pub data_dir: PathBuf,
+    /// `sqlite:` or `postgres:`; may hold a password, so never log it.
+    pub database_url: String,
+    /// At the most, for each pool.
+    pub database_connections: u32,
+    /// Redis for fan-out between hosts.
+    pub redis_url: Option<String>,
+    /// Where browsers reach this server; decides whether the cookie is `Secure`.
+    pub public_url: Url,
+    /// Private networks that plugins may reach.
+    pub egress_allow_private: Vec<IpNet>,
+    /// Origins of frontends elsewhere.
+    pub cors_origins: Vec<String>,
+    /// As set; generated in the data folder if absent.
+    pub master_key: Option<secrecy::SecretString>,
+    /// The folder offered to plugins as `audit`.
+    pub audit_dir: PathBuf,
+    /// tracing's `EnvFilter`.
+    pub log: String,
+    /// Lines of JSON in place of text; by the terminal if absent.
+    pub log_json: Option<bool>,
+}
+
+/// A setting that cannot be used: names it, where it was set, and what to change.
+#[derive(Debug, thiserror::Error)]
+#[error("{source_name}: {message}")]
+pub struct ConfigError {
+    source_name: String,
+    message: String,
+}
+
+fn fault(source_name: impl Into<String>, message: impl Into<String>) -> ConfigError {
+    ConfigError { source_name: source_name.into(), message: message.into() }
+}
+
+/// Values by name with where each came from, so that an error can say so.
+#[derive(Default)]
+struct Layers(std::collections::BTreeMap<&'static str, (String, String)>);
+
+impl Layers {
+    fn set(&mut self, name: &str, value: String, source: String) -> Result<(), ConfigError> {
+        match SETTINGS.iter().find(|s| s.name == name) {
+            Some(setting) => {
+                self.0.insert(setting.name, (value, source));
+                Ok(())
+            }
+            None => Err(fault(source, format!("unknown setting `{name}`{}", nearest(name)))),
+        }
+    }
+
+    fn parse<T>(&self, name: &str, default: T, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, ConfigError> {
+        match self.0.get(name) {
+            Some((value, source)) => {
+                parse(value.trim()).map_err(|why| fault(source, format!("`{}` is not usable: {why}", shown(name, value))))
+            }
+            None => Ok(default),
+        }
+    }
+}
+
+/// A value as an error may show it: addresses of databases hold passwords.
+fn shown<'a>(name: &str, value: &'a str) -> &'a str {
+    if matches!(name, "database_url" | "redis_url" | "master_key") { "(not shown)" } else { value }
+}
+
+fn nearest(name: &str) -> String {
+    SETTINGS
+        .iter()
+        .map(|s| (strsim::damerau_levenshtein(s.name, name), s.name))
+        .min()
+        .filter(|(distance, _)| *distance <= 4)
+        .map(|(_, known)| format!("; did you mean `{known}`?"))
+        .unwrap_or_default()
+}
+
+impl Config {
+    /// Reads `kaizen.toml` (the one given, or in the working folder if there), then the environment, then flags.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        flags: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut layers = Layers::default();
+        let path = file.unwrap_or(Path::new("kaizen.toml"));
+        match std::fs::read_to_string(path) {
+            Ok(text) => read_file(&mut layers, path, &text)?,
+            Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(fault(path.display().to_string(), error.to_string())),
+        }
+        for (key, value) in environment {
+            if let Some(name) = key.strip_prefix("KAIZEN_") {
+                layers.set(&name.to_ascii_lowercase(), value, key)?;
+            }
+        }
+        for (name, value) in flags {
+            let source = format!("--{}", name.replace('_', "-"));
+            layers.set(&name, value, source)?;
+        }
+        Self::validate(&layers)
+    }
+
+    fn validate(layers: &Layers) -> Result<Self, ConfigError> {
+        let address = |text: &str| text.parse::<SocketAddr>().map_err(|_| "expected host:port, e.g. 127.0.0.1:8080".to_owned());
+        let listen = layers.parse("listen", SocketAddr::from(([127, 0, 0, 1], 8080)), address)?;
+        let ops_listen = layers.parse("ops_listen", SocketAddr::from(([127, 0, 0, 1], 9090)), address)?;
+        let data_dir = layers.parse("data_dir", None, |text| Ok(Some(PathBuf::from(text))))?;
+        let data_dir = data_dir.or_else(default_data_dir).ok_or_else(|| {
+            fault("data_dir", "neither XDG_DATA_HOME nor HOME is set: set KAIZEN_DATA_DIR to a folder for keys and data")
+        })?;
+        let default_url = format!("sqlite:{}", data_dir.join("kaizen.db").display());
+        let database_url = layers.parse("database_url", default_url, |text| {
+            if ["sqlite:", "postgres:", "postgresql:"].iter().any(|scheme| text.starts_with(scheme)) {
+                Ok(text.to_owned())
+            } else {
+                Err("expected sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE".to_owned())
+            }
+        })?;
+        let redis_url = layers.parse("redis_url", None, |text| match text {
+            "" => Ok(None),
+            t if t.starts_with("redis://") || t.starts_with("rediss://") || t.starts_with("redis+unix:") => Ok(Some(t.to_owned())),
+            _ => Err("expected redis://HOST:PORT".to_owned()),
+        })?;
+        let default_public = Url::parse(&format!("http://{listen}")).map_err(|e| fault("public_url", e.to_string()))?;
+        let public_url = layers.parse("public_url", default_public, |text| match Url::parse(text) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
+            _ => Err("expected an http or https address, e.g. https://studio.example.com".to_owned()),
+        })?;
+        let egress_allow_private = layers.parse("egress_allow_private", Vec::new(), |text| {
+            list(text).map(|item| {
+                item.parse::<IpNet>().or_else(|_| item.parse::<std::net::IpAddr>().map(IpNet::from))
+                    .map_err(|_| format!("`{item}` is not a network, e.g. 10.0.0.0/8 or 127.0.0.1/32"))
+            }).collect()
+        })?;
+        let cors_origins = layers.parse("cors_origins", Vec::new(), |text| {
+            list(text).map(|item| match Url::parse(item) {
+                Ok(url) if url.origin().is_tuple() && url.origin().ascii_serialization() == item => Ok(item.to_owned()),
+                _ => Err(format!("`{item}` is not an origin, e.g. https://app.example.com, without a path or a slash at its end")),
+            }).collect()
+        })?;
+        let master_key = layers.parse("master_key", None, |text| match hex::decode(text) {
+            Ok(bytes) if bytes.len() == 32 => Ok(Some(secrecy::SecretString::from(text.to_owned()))),
+            _ => Err("expected 64 hexadecimal digits, e.g. from `openssl rand -hex 32`".to_owned()),
+        })?;
+        let audit_dir = layers.parse("audit_dir", data_dir.join("audit"), |text| Ok(PathBuf::from(text)))?;
+        let database_connections = layers.parse("database_connections", 20, |text| match text.parse() {
+            Ok(n @ 2..=1000) => Ok(n),
+            _ => Err("expected a whole number from 2 to 1000".to_owned()),
+        })?;
+        let log = layers.parse("log", "info".to_owned(), |text| {
+            tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
+        })?;
+        let log_json = layers.parse("log_format", None, |text| match text {
+            "json" => Ok(Some(true)),
+            "text" => Ok(Some(false)),
+            _ => Err("expected text or json".to_owned()),
+        })?;
+        Ok(Self {
+            listen,
+            ops_listen,
+            data_dir,
+            database_url,
+            database_connections,
+            redis_url,
+            public_url,
+            egress_allow_private,
+            cors_origins,
+            master_key,
+            audit_dir,
+            log,
+            log_json,
+        })
+    }
+
+    /// Whether browsers reach this server over TLS: then the cookie is `Secure` and named `__Host-kaizen`.
+    pub fn secure(&self) -> bool {
+        self.public_url.scheme() == "https"
+    }
+}
+
+fn read_file(layers: &mut Layers, path: &Path, text: &str) -> Result<(), ConfigError> {
+    let source = path.display().to_string();
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| fault(&source, error.to_string()))?;
+    for (name, value) in table {
+        let value = match value {
+            toml::Value::String(text) => text,
+            toml::Value::Integer(_) | toml::Value::Boolean(_) | toml::Value::Float(_) => value.to_string(),
+            toml::Value::Array(items) => items
+                .iter()
+                .map(|item| item.as_str().map(str::to_owned))
+                .collect::<Option<Vec<_>>>()
+                .ok_or_else(|| fault(&source, format!("`{name}`: a list may hold strings only")))?
+                .join(","),
+            _ => return Err(fault(&source, format!("`{name}`: expected a string, a number or a list of strings"))),
+        };
+        layers.set(&name, value, source.clone())?;
+    }
+    Ok(())
+}
+
+fn list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+fn default_data_dir() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("XDG_DATA_HOME").or_else(|| set("HOME").map(|home| home.join(".local/share"))).map(|base| base.join("kaizen"))
+}

@@ -1,0 +1,6 @@
+//! Plain types and rules. Nothing here does I/O, and nothing here knows another room.
+
+pub mod audit;
+pub mod id;
+pub mod principal;
+pub mod role;

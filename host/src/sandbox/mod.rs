@@ -1,0 +1,1 @@
+//! The sandbox: engine, limits, grants, egress, secret injection, bindings. Knows no table and no tenant.

@@ -1,0 +1,140 @@
+//! SQL, one resource a file, one text for both databases.
+//!
+//! Functions take a [`Connection`] (a [`Conn`] to read, a [`Tx`] to change) and, always, the organization they act in:
+//! tenant isolation is in the query, not around it.
+
+pub mod audit;
+mod db;
+
+pub use db::{Conn, Connection, Db, Handle, Tx};
+use sqlx::migrate::{MigrateError, Migrator};
+
+static SQLITE: Migrator = sqlx::migrate!("../migrations/sqlite");
+static POSTGRES: Migrator = sqlx::migrate!("../migrations/postgres");
+
+/// Our migrations' own table: apalis keeps its own in sqlx's default one.
+const MIGRATIONS: &str = "kaizen_migrations";
+
+/// Why the store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database's address is not usable.
+    #[error("database_url: {0}")]
+    Url(String),
+    /// A unique constraint: the thing is there already. Carries the constraint or columns, for the log.
+    #[error("already exists ({0})")]
+    Duplicate(String),
+    /// A foreign key: something referred to is not there, or something still refers to this.
+    #[error("refers to something that does not exist, or is still referred to ({0})")]
+    Reference(String),
+    /// The row changed since it was read.
+    #[error("changed meanwhile")]
+    Stale,
+    /// The database is away, or all connections stayed busy.
+    #[error("database unavailable: {0}")]
+    Unavailable(sqlx::Error),
+    /// The database is of a later version than this program.
+    #[error("the database was migrated by a newer kaizen (migration {0} is unknown here): upgrade this binary or restore the backup made before the upgrade")]
+    Newer(i64),
+    /// A migration did not apply.
+    #[error("migrating the database failed: {0}")]
+    Migration(MigrateError),
+    /// Anything else: a defect.
+    #[error(transparent)]
+    Database(sqlx::Error),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::error::ErrorKind;
+        match &error {
+            sqlx::Error::Database(e) => match e.kind() {
+                ErrorKind::UniqueViolation => StoreError::Duplicate(e.constraint().unwrap_or(e.message()).to_owned()),
+                ErrorKind::ForeignKeyViolation => StoreError::Reference(e.constraint().unwrap_or(e.message()).to_owned()),
+                // 57P: the server is going away; 53: out of connections or memory; 08: connection; SQLite 5: busy.
+                _ if e.code().is_some_and(|c| c.starts_with("57P") || c.starts_with("53") || c.starts_with("08") || c == "5") => {
+                    StoreError::Unavailable(error)
+                }
+                _ => StoreError::Database(error),
+            },
+            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
+                StoreError::Unavailable(error)
+            }
+            _ => StoreError::Database(error),
+        }
+    }
+}
+
+/// The database, for everyone. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    db: Db,
+}
+
+impl Store {
+    /// Connects; does not migrate.
+    ///
+    /// # Errors
+    /// As [`Db::connect`].
+    pub async fn connect(url: &str, max_connections: u32) -> Result<Self, StoreError> {
+        Ok(Self { db: Db::connect(url, max_connections).await? })
+    }
+
+    /// The pools themselves, for what needs one of its own kind (the job runner).
+    pub fn db(&self) -> &Db {
+        &self.db
+    }
+
+    /// Brings the schema up to this binary's version. Several hosts may do so at once: PostgreSQL's advisory lock orders them.
+    ///
+    /// # Errors
+    /// [`StoreError::Newer`] where a migration is known to the database but not to this binary; nothing is changed then.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        let result = match &self.db {
+            Db::Sqlite { write, .. } => migrator(&SQLITE).run(write).await,
+            Db::Postgres(pool) => migrator(&POSTGRES).run(pool).await,
+        };
+        result.map_err(|error| match error {
+            MigrateError::VersionMissing(version) => StoreError::Newer(version),
+            other => StoreError::Migration(other),
+        })
+    }
+
+    /// A connection for reading.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn read(&self) -> Result<Conn, StoreError> {
+        Ok(match &self.db {
+            Db::Sqlite { read, .. } => Conn::Sqlite(read.acquire().await?),
+            Db::Postgres(pool) => Conn::Postgres(pool.acquire().await?),
+        })
+    }
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn begin(&self) -> Result<Tx, StoreError> {
+        Ok(match &self.db {
+            Db::Sqlite { write, .. } => Tx::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
+            Db::Postgres(pool) => Tx::Postgres(pool.begin().await?),
+        })
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        let mut conn = self.read().await?;
+        crate::on!(&mut conn, |c| sqlx::query("SELECT 1").execute(c).await.map(drop))?;
+        Ok(())
+    }
+}
+
+fn migrator(of: &Migrator) -> Migrator {
+    let mut migrator = Migrator::with_migrations(of.iter().cloned().collect());
+    migrator.dangerous_set_table_name(MIGRATIONS);
+    migrator
+}
