@@ -1,1 +1,3 @@
-fn main(){}
+//! Nothing yet.
+
+fn main() {}

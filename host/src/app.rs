@@ -2,11 +2,12 @@
 
 use std::{ops::Deref, sync::Arc};
 
+use anyhow::Context;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    authz::Authz, bus::Bus, canvas::Canvases, clock::Clock, config::Config, identity::Identity, jobs::Jobs, plugins::Plugins,
-    secrets::Secrets, store::Store,
+    authz::Authz, bus::Bus, canvas::Canvases, clock::Clock, config::Config, identity::Identity, jobs::Jobs,
+    plugins::Plugins, secrets::Secrets, store::Store,
 };
 
 /// Everything a request or a job needs. Cheap to clone; the state of every route.
@@ -54,7 +55,7 @@ impl App {
     /// # Errors
     /// One line that names what to change.
     pub async fn build(config: Config, clock: Clock) -> anyhow::Result<Self> {
-        let store = Store::connect(&config.database_url, config.database_connections).await?;
+        let store = connect(&config).await?;
         store.migrate().await?;
         let bus = Bus::local();
         let secrets = Secrets::load(&config, &clock)?;
@@ -66,7 +67,39 @@ impl App {
         let stopping = CancellationToken::new();
         let tasks = TaskTracker::new();
         Ok(Self(Arc::new(Parts {
-            config, clock, store, bus, secrets, authz, identity, plugins, canvases, jobs, stopping, tasks,
+            config,
+            clock,
+            store,
+            bus,
+            secrets,
+            authz,
+            identity,
+            plugins,
+            canvases,
+            jobs,
+            stopping,
+            tasks,
         })))
     }
+
+    /// Begins what runs beside the requests; `work` also runs jobs and delivers audit events.
+    pub fn start(&self, work: bool) {
+        let _ = work;
+    }
+}
+
+/// Connects to the database, making the data folder if it is missing.
+///
+/// # Errors
+/// One line that names the setting to change.
+pub async fn connect(config: &Config) -> anyhow::Result<Store> {
+    std::fs::create_dir_all(&config.data_dir).with_context(|| {
+        format!(
+            "data_dir: cannot make {}: set KAIZEN_DATA_DIR to a folder that can be written",
+            config.data_dir.display()
+        )
+    })?;
+    Store::connect(&config.database_url, config.database_connections)
+        .await
+        .context("database_url (KAIZEN_DATABASE_URL): cannot connect")
 }

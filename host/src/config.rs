@@ -26,9 +26,15 @@ pub const SETTINGS: &[Setting] = &[
     Setting { name: "database_connections", help: "connections to the database at the most (20)" },
     Setting { name: "redis_url", help: "redis://…; needed for quick canvas fan-out between several hosts (none)" },
     Setting { name: "public_url", help: "where browsers reach this server (http://LISTEN)" },
-    Setting { name: "egress_allow_private", help: "private networks that plugins may reach, comma-separated CIDR (none)" },
+    Setting {
+        name: "egress_allow_private",
+        help: "private networks that plugins may reach, comma-separated CIDR (none)",
+    },
     Setting { name: "cors_origins", help: "origins of frontends on other hosts, comma-separated (none)" },
-    Setting { name: "master_key", help: "32 bytes in hexadecimal that encrypt secrets at rest; the same on every host (DATA_DIR/master.key)" },
+    Setting {
+        name: "master_key",
+        help: "32 bytes in hexadecimal that encrypt secrets at rest; the same on every host (DATA_DIR/master.key)",
+    },
     Setting { name: "audit_dir", help: "folder offered to plugins as `audit` (DATA_DIR/audit)" },
     Setting { name: "log", help: "what is logged, as in tracing's EnvFilter (info)" },
     Setting { name: "log_format", help: "text or json (text on a terminal, otherwise json)" },
@@ -94,9 +100,8 @@ impl Layers {
 
     fn parse<T>(&self, name: &str, default: T, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, ConfigError> {
         match self.0.get(name) {
-            Some((value, source)) => {
-                parse(value.trim()).map_err(|why| fault(source, format!("`{}` is not usable: {why}", shown(name, value))))
-            }
+            Some((value, source)) => parse(value.trim())
+                .map_err(|why| fault(source, format!("`{}` is not usable: {why}", shown(name, value)))),
             None => Ok(default),
         }
     }
@@ -147,12 +152,16 @@ impl Config {
     }
 
     fn validate(layers: &Layers) -> Result<Self, ConfigError> {
-        let address = |text: &str| text.parse::<SocketAddr>().map_err(|_| "expected host:port, e.g. 127.0.0.1:8080".to_owned());
+        let address =
+            |text: &str| text.parse::<SocketAddr>().map_err(|_| "expected host:port, e.g. 127.0.0.1:8080".to_owned());
         let listen = layers.parse("listen", SocketAddr::from(([127, 0, 0, 1], 8080)), address)?;
         let ops_listen = layers.parse("ops_listen", SocketAddr::from(([127, 0, 0, 1], 9090)), address)?;
         let data_dir = layers.parse("data_dir", None, |text| Ok(Some(PathBuf::from(text))))?;
         let data_dir = data_dir.or_else(default_data_dir).ok_or_else(|| {
-            fault("data_dir", "neither XDG_DATA_HOME nor HOME is set: set KAIZEN_DATA_DIR to a folder for keys and data")
+            fault(
+                "data_dir",
+                "neither XDG_DATA_HOME nor HOME is set: set KAIZEN_DATA_DIR to a folder for keys and data",
+            )
         })?;
         let default_url = format!("sqlite:{}", data_dir.join("kaizen.db").display());
         let database_url = layers.parse("database_url", default_url, |text| {
@@ -164,7 +173,9 @@ impl Config {
         })?;
         let redis_url = layers.parse("redis_url", None, |text| match text {
             "" => Ok(None),
-            t if t.starts_with("redis://") || t.starts_with("rediss://") || t.starts_with("redis+unix:") => Ok(Some(t.to_owned())),
+            t if t.starts_with("redis://") || t.starts_with("rediss://") || t.starts_with("redis+unix:") => {
+                Ok(Some(t.to_owned()))
+            }
             _ => Err("expected redis://HOST:PORT".to_owned()),
         })?;
         let default_public = Url::parse(&format!("http://{listen}")).map_err(|e| fault("public_url", e.to_string()))?;
@@ -173,16 +184,25 @@ impl Config {
             _ => Err("expected an http or https address, e.g. https://studio.example.com".to_owned()),
         })?;
         let egress_allow_private = layers.parse("egress_allow_private", Vec::new(), |text| {
-            list(text).map(|item| {
-                item.parse::<IpNet>().or_else(|_| item.parse::<std::net::IpAddr>().map(IpNet::from))
-                    .map_err(|_| format!("`{item}` is not a network, e.g. 10.0.0.0/8 or 127.0.0.1/32"))
-            }).collect()
+            list(text)
+                .map(|item| {
+                    item.parse::<IpNet>()
+                        .or_else(|_| item.parse::<std::net::IpAddr>().map(IpNet::from))
+                        .map_err(|_| format!("`{item}` is not a network, e.g. 10.0.0.0/8 or 127.0.0.1/32"))
+                })
+                .collect()
         })?;
         let cors_origins = layers.parse("cors_origins", Vec::new(), |text| {
-            list(text).map(|item| match Url::parse(item) {
-                Ok(url) if url.origin().is_tuple() && url.origin().ascii_serialization() == item => Ok(item.to_owned()),
-                _ => Err(format!("`{item}` is not an origin, e.g. https://app.example.com, without a path or a slash at its end")),
-            }).collect()
+            list(text)
+                .map(|item| match Url::parse(item) {
+                    Ok(url) if url.origin().is_tuple() && url.origin().ascii_serialization() == item => {
+                        Ok(item.to_owned())
+                    }
+                    _ => Err(format!(
+                        "`{item}` is not an origin, e.g. https://app.example.com, without a path or a slash at its end"
+                    )),
+                })
+                .collect()
         })?;
         let master_key = layers.parse("master_key", None, |text| match hex::decode(text) {
             Ok(bytes) if bytes.len() == 32 => Ok(Some(secrecy::SecretString::from(text.to_owned()))),

@@ -1,3 +1,41 @@
 //! Routes, one resource a file.
 
+pub mod agents;
+pub mod extract;
+pub mod guard;
+pub mod health;
+pub mod idempotency;
+pub mod middleware;
+pub mod openapi;
+pub mod organizations;
+pub mod page;
 pub mod problem;
+pub mod server;
+pub mod workspaces;
+
+use axum::{Router, http::Method};
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::app::App;
+
+/// Every documented route.
+fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(openapi::base())
+        .merge(organizations::router())
+        .merge(workspaces::router())
+        .merge(agents::router())
+}
+
+/// The whole API with its document, its page and its middleware, ready to serve.
+pub fn router(app: &App) -> Router {
+    let (router, document) = routes().split_for_parts();
+    router
+        .merge(openapi::pages(openapi::finish(document)))
+        .fallback(async || problem::Problem::not_found("route; the API is described at /api/docs"))
+        .method_not_allowed_fallback(async |method: Method| {
+            problem::Problem::new(problem::ProblemType::Method, format!("{method} is not a method of this route."))
+        })
+        .layer(axum::middleware::from_fn_with_state(app.clone(), middleware::outermost))
+        .layer(middleware::cors(&app.config))
+        .with_state(app.clone())
+}

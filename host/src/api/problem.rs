@@ -10,23 +10,8 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::store::StoreError;
-
-/// One fault of the input.
-#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
-pub struct Fault {
-    /// JSON pointer (RFC 6901) into the body, or the name of a query parameter.
-    pub pointer: String,
-    /// What to change.
-    pub message: String,
-}
-
-impl Fault {
-    /// A fault at a pointer.
-    pub fn new(pointer: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { pointer: pointer.into(), message: message.into() }
-    }
-}
+pub use crate::domain::fault::Fault;
+use crate::{identity::AuthError, store::StoreError};
 
 /// The body of every error: `application/problem+json`.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -138,6 +123,14 @@ impl Problem {
         Self::new(ProblemType::NotFound, format!("No such {what}."))
     }
 
+    /// Refuses if there are faults.
+    ///
+    /// # Errors
+    /// [`Problem::invalid`].
+    pub fn check(faults: Vec<Fault>) -> Result<()> {
+        if faults.is_empty() { Ok(()) } else { Err(Self::invalid(faults)) }
+    }
+
     /// Input that does not hold up, each fault by its place.
     pub fn invalid(errors: Vec<Fault>) -> Self {
         let detail = match errors.as_slice() {
@@ -187,6 +180,23 @@ impl From<StoreError> for Problem {
                     .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
             }
             other => Self::internal(other),
+        }
+    }
+}
+
+impl From<AuthError> for Problem {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::Store(error) => error.into(),
+            AuthError::Unauthenticated => Self::new(
+                ProblemType::Unauthenticated,
+                "Sign in at POST /api/v1/auth/login and send `Authorization: Bearer …`, or the session cookie.",
+            )
+            .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            AuthError::Origin => Self::new(
+                ProblemType::Origin,
+                "A change with the session cookie must come from this server's own origin or one listed in cors_origins.",
+            ),
         }
     }
 }

@@ -15,6 +15,11 @@ macro_rules! actions {
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
             }
+
+            /// Whether it changes nothing: then a denial is not worth an audit event.
+            pub fn reads(self) -> bool {
+                self.as_str().ends_with(".read")
+            }
         }
     };
 }

@@ -1,1 +1,116 @@
 //! The command line, one command a file.
+
+pub mod serve;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, ConfigError};
+
+/// Kaizen Studio's control plane: agents drawn together, permitted in Cedar, deployed through sandboxed plugins.
+#[derive(Debug, Parser)]
+#[command(name = "kaizen", version, max_term_width = 120, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Settings that every command takes; each is also a `KAIZEN_…` variable and a key of kaizen.toml.
+#[derive(Debug, Args)]
+pub struct Settings {
+    /// Settings file, in place of ./kaizen.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address of the API [default: 127.0.0.1:8080]
+    #[arg(long, global = true, value_name = "HOST:PORT", help_heading = "Settings")]
+    listen: Option<String>,
+    /// Address of /metrics, /healthz and /readyz [default: 127.0.0.1:9090]
+    #[arg(long, global = true, value_name = "HOST:PORT", help_heading = "Settings")]
+    ops_listen: Option<String>,
+    /// Folder for the SQLite file, generated keys and caches [default: ~/.local/share/kaizen]
+    #[arg(long, global = true, value_name = "FOLDER", help_heading = "Settings")]
+    data_dir: Option<String>,
+    /// sqlite:PATH or postgres://USER@HOST/DATABASE [default: a file in the data folder]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Settings")]
+    database_url: Option<String>,
+    /// redis://HOST:PORT, for quick fan-out between several hosts
+    #[arg(long, global = true, value_name = "URL", help_heading = "Settings")]
+    redis_url: Option<String>,
+    /// Where browsers reach this server [default: http://LISTEN]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Settings")]
+    public_url: Option<String>,
+    /// What is logged, e.g. info,kaizen=debug [default: info]
+    #[arg(long, global = true, value_name = "FILTER", help_heading = "Settings")]
+    log: Option<String>,
+}
+
+impl Settings {
+    /// The file, then the environment, then these flags.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        let flags = [
+            ("listen", &self.listen),
+            ("ops_listen", &self.ops_listen),
+            ("data_dir", &self.data_dir),
+            ("database_url", &self.database_url),
+            ("redis_url", &self.redis_url),
+            ("public_url", &self.public_url),
+            ("log", &self.log),
+        ];
+        let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
+        Config::load(self.config.as_deref(), std::env::vars(), flags)
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server
+    Serve(serve::Serve),
+    /// Bring the database up to this version, and stop
+    Migrate,
+    /// Print the OpenAPI document
+    Openapi,
+}
+
+/// Runs the command line to its end.
+///
+/// # Errors
+/// What to tell the person, in one line.
+pub fn run() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    if matches!(cli.command, Command::Openapi) {
+        return print(&crate::api::openapi::document().to_pretty_json()?);
+    }
+    let config = cli.settings.load()?;
+    crate::telemetry::logs(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Serve(serve) => serve.run(config).await,
+            Command::Migrate => migrate(&config).await,
+            Command::Openapi => Ok(()),
+        }
+    })
+}
+
+async fn migrate(config: &Config) -> anyhow::Result<()> {
+    let store = crate::app::connect(config).await?;
+    store.migrate().await?;
+    print("the database is up to date")
+}
+
+/// Writes a line to standard output: what a command is asked for, and nothing else, goes there.
+///
+/// # Errors
+/// If nobody reads it any more.
+pub fn print(line: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "{line}")?;
+    Ok(())
+}

@@ -1,6 +1,9 @@
 //! Plain types and rules. Nothing here does I/O, and nothing here knows another room.
 
+pub mod agent;
 pub mod audit;
+pub mod fault;
 pub mod id;
 pub mod principal;
 pub mod role;
+pub mod tenancy;

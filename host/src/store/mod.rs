@@ -3,8 +3,13 @@
 //! Functions take a [`Connection`] (a [`Conn`] to read, a [`Tx`] to change) and, always, the organization they act in:
 //! tenant isolation is in the query, not around it.
 
+pub mod agents;
 pub mod audit;
 mod db;
+pub mod idempotency;
+pub mod organizations;
+pub mod versions;
+pub mod workspaces;
 
 pub use db::{Conn, Connection, Db, Handle, Tx};
 use sqlx::migrate::{MigrateError, Migrator};
@@ -34,7 +39,9 @@ pub enum StoreError {
     #[error("database unavailable: {0}")]
     Unavailable(sqlx::Error),
     /// The database is of a later version than this program.
-    #[error("the database was migrated by a newer kaizen (migration {0} is unknown here): upgrade this binary or restore the backup made before the upgrade")]
+    #[error(
+        "the database was migrated by a newer kaizen (migration {0} is unknown here): upgrade this binary or restore the backup made before the upgrade"
+    )]
     Newer(i64),
     /// A migration did not apply.
     #[error("migrating the database failed: {0}")]
@@ -50,9 +57,14 @@ impl From<sqlx::Error> for StoreError {
         match &error {
             sqlx::Error::Database(e) => match e.kind() {
                 ErrorKind::UniqueViolation => StoreError::Duplicate(e.constraint().unwrap_or(e.message()).to_owned()),
-                ErrorKind::ForeignKeyViolation => StoreError::Reference(e.constraint().unwrap_or(e.message()).to_owned()),
+                ErrorKind::ForeignKeyViolation => {
+                    StoreError::Reference(e.constraint().unwrap_or(e.message()).to_owned())
+                }
                 // 57P: the server is going away; 53: out of connections or memory; 08: connection; SQLite 5: busy.
-                _ if e.code().is_some_and(|c| c.starts_with("57P") || c.starts_with("53") || c.starts_with("08") || c == "5") => {
+                _ if e.code().is_some_and(|c| {
+                    c.starts_with("57P") || c.starts_with("53") || c.starts_with("08") || c == "5"
+                }) =>
+                {
                     StoreError::Unavailable(error)
                 }
                 _ => StoreError::Database(error),

@@ -1,0 +1,188 @@
+//! What a route takes: the caller, an id, a body, a page, a precondition. Each refuses with a problem document.
+
+use axum::{
+    extract::{FromRequest, FromRequestParts, Path, Query, Request},
+    http::{HeaderMap, HeaderValue, Method, header, request::Parts},
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+use super::problem::{Fault, Problem, ProblemType, Result};
+use crate::{app::App, domain::principal::Principal};
+
+/// The signed-in user, as the database has them at this request.
+pub struct Caller(pub Principal);
+
+impl FromRequestParts<App> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        let principal = app.identity.authenticate(&app.store, &app.clock, &parts.method, &parts.headers).await?;
+        tracing::Span::current()
+            .record("organization", tracing::field::display(principal.organization_id))
+            .record("user", tracing::field::display(principal.user_id));
+        Ok(Self(principal))
+    }
+}
+
+/// One id in the path. What is not a UUID names nothing: 404.
+pub struct PathId<T>(pub T);
+
+impl<T: From<uuid::Uuid> + Send> FromRequestParts<App> for PathId<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        match Path::<uuid::Uuid>::from_request_parts(parts, app).await {
+            Ok(Path(id)) => Ok(Self(id.into())),
+            Err(_) => Err(Problem::not_found("thing: the id in the path is not a UUID")),
+        }
+    }
+}
+
+/// Query parameters, unknown ones refused where the type says so.
+pub struct Parameters<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<App> for Parameters<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        match Query::<T>::from_request_parts(parts, app).await {
+            Ok(Query(value)) => Ok(Self(value)),
+            Err(error) => Err(Problem::new(ProblemType::Malformed, format!("Query string: {}", error.body_text()))),
+        }
+    }
+}
+
+/// Bytes of a JSON body at the most.
+pub const BODY: usize = 1024 * 1024;
+
+/// A JSON body, and what makes a repeat of it recognizable.
+pub struct Input<T> {
+    /// The body.
+    pub body: T,
+    /// The `Idempotency-Key` with a digest of the request, if one was sent.
+    pub idempotency: Option<IdempotencyKey>,
+}
+
+/// `Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header) and SHA-256 of method, path and body.
+pub struct IdempotencyKey {
+    /// As sent, 1 to 255 visible characters.
+    pub key: String,
+    /// Hexadecimal.
+    pub request: String,
+}
+
+impl<T: DeserializeOwned> FromRequest<App> for Input<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _app: &App) -> Result<Self> {
+        let (parts, body) = request.into_parts();
+        json_only(&parts.headers)?;
+        let bytes = match Limited::new(body, BODY).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => return Err(unreadable(&*error)),
+        };
+        let idempotency = idempotency_key(&parts.headers, &parts.method, parts.uri.path(), &bytes)?;
+        Ok(Self { body: parse(&bytes)?, idempotency })
+    }
+}
+
+fn json_only(headers: &HeaderMap) -> Result<()> {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let media = value.split(';').next().unwrap_or_default().trim();
+    if media.eq_ignore_ascii_case("application/json") || media.to_ascii_lowercase().ends_with("+json") {
+        Ok(())
+    } else {
+        Err(Problem::new(ProblemType::MediaType, "Send the body as JSON with `Content-Type: application/json`."))
+    }
+}
+
+fn unreadable(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Problem {
+    if error.is::<LengthLimitError>() {
+        return Problem::new(ProblemType::TooLarge, format!("The body is over {} KiB.", BODY / 1024));
+    }
+    Problem::new(ProblemType::Malformed, "The body ended before all of it arrived.")
+}
+
+/// Parses JSON; a fault names its place by JSON pointer, or by line and column where it is not JSON at all.
+fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let pointer = pointer(error.path());
+        let error = error.into_inner();
+        if error.is_data() {
+            let text = error.to_string();
+            let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
+            Problem::invalid(vec![Fault::new(pointer, message)])
+        } else {
+            Problem::new(ProblemType::Malformed, format!("The body is not JSON: {error}."))
+        }
+    })?;
+    deserializer
+        .end()
+        .map_err(|error| Problem::new(ProblemType::Malformed, format!("The body goes on after the JSON: {error}.")))?;
+    Ok(value)
+}
+
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    path.iter().fold(String::new(), |pointer, segment| match segment {
+        Segment::Map { key } => format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1")),
+        Segment::Seq { index } => format!("{pointer}/{index}"),
+        Segment::Enum { .. } | Segment::Unknown => pointer,
+    })
+}
+
+fn idempotency_key(headers: &HeaderMap, method: &Method, path: &str, body: &[u8]) -> Result<Option<IdempotencyKey>> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = value.to_str().unwrap_or_default().trim_matches('"');
+    if key.is_empty() || key.len() > 255 {
+        return Err(Problem::new(ProblemType::Malformed, "Idempotency-Key: send 1 to 255 visible ASCII characters."));
+    }
+    let mut sha = Sha256::new();
+    for part in [method.as_str().as_bytes(), path.as_bytes(), body] {
+        sha.update((part.len() as u64).to_be_bytes());
+        sha.update(part);
+    }
+    Ok(Some(IdempotencyKey { key: key.to_owned(), request: hex::encode(sha.finalize()) }))
+}
+
+/// The revision that `If-Match` names; absent or `*`: any.
+pub struct IfMatch(pub Option<i64>);
+
+impl FromRequestParts<App> for IfMatch {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _app: &App) -> Result<Self> {
+        let Some(value) = parts.headers.get(header::IF_MATCH) else { return Ok(Self(None)) };
+        let text = value.to_str().unwrap_or_default().trim();
+        if text == "*" {
+            return Ok(Self(None));
+        }
+        match text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).and_then(|t| t.parse().ok()) {
+            Some(revision) => Ok(Self(Some(revision))),
+            None => Err(Problem::new(ProblemType::Precondition, "If-Match: send the ETag exactly as it was received.")),
+        }
+    }
+}
+
+impl IfMatch {
+    /// Refuses unless the current revision is the one named.
+    ///
+    /// # Errors
+    /// 412.
+    pub fn check(&self, revision: i64) -> Result<()> {
+        match self.0 {
+            Some(named) if named != revision => Err(crate::store::StoreError::Stale.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The `ETag` header of a revision (RFC 9110, section 8.8.3).
+pub fn etag(revision: i64) -> (header::HeaderName, HeaderValue) {
+    let value = HeaderValue::from_str(&format!("\"{revision}\"")).unwrap_or_else(|_| HeaderValue::from_static("\"0\""));
+    (header::ETAG, value)
+}

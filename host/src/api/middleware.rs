@@ -1,0 +1,130 @@
+//! What every request passes through: a request id, a span, a time limit, metrics, and headers that keep browsers careful.
+
+use std::{
+    any::Any,
+    panic::AssertUnwindSafe,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::{HeaderName, HeaderValue, Method, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use futures::FutureExt;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use tracing::{Instrument, field};
+use uuid::Uuid;
+
+use super::problem::{Problem, ProblemType, REQUEST_ID};
+use crate::{app::App, config::Config};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Until the answer begins; what streams afterwards has limits of its own.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
+
+/// The one middleware of ours.
+pub async fn outermost(State(app): State<App>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let id = request_id(&app, &request);
+    let method = request.method().clone();
+    // The pattern, not the path: ids would make a time series each.
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    let span = tracing::info_span!("api.request", request_id = %id, %method, route, organization = field::Empty, user = field::Empty);
+    let answer = async {
+        match tokio::time::timeout(TIME_LIMIT, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(panic)) => Problem::internal(format!("panic: {}", message(&*panic))).into_response(),
+            Err(_) => {
+                let detail =
+                    format!("No answer within {} seconds; what was begun was rolled back.", TIME_LIMIT.as_secs());
+                Problem::new(ProblemType::Timeout, detail).into_response()
+            }
+        }
+    };
+    let scoped = REQUEST_ID.scope(id.clone(), answer);
+    let mut response = scoped.instrument(span.clone()).await;
+    let status = response.status();
+    let took = begun.elapsed();
+    let labels = [
+        ("method", metrics::SharedString::from(known(&method))),
+        ("route", metrics::SharedString::from(route.to_owned())),
+        ("status", metrics::SharedString::from(status.as_str().to_owned())),
+    ];
+    metrics::counter!("kaizen_http_requests_total", &labels).increment(1);
+    metrics::histogram!("kaizen_http_request_seconds", "route" => route.to_owned()).record(took.as_secs_f64());
+    span.in_scope(|| {
+        tracing::debug!(
+            status = status.as_u16(),
+            took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            "answered"
+        )
+    });
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        headers.insert(X_REQUEST_ID, value);
+    }
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+/// The caller's own id where it is harmless, so that one id runs through all their systems.
+fn request_id(app: &App, request: &Request) -> String {
+    let given = request.headers().get(X_REQUEST_ID).and_then(|value| value.to_str().ok());
+    let good = |id: &&str| {
+        !id.is_empty() && id.len() <= 64 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    given.filter(good).map_or_else(|| app.clock.id::<Uuid>().to_string(), str::to_owned)
+}
+
+/// Methods as labels: a client may invent any number of them.
+fn known(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PATCH => "PATCH",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown")
+}
+
+/// Cross-origin requests only from the origins that are listed; none if none is.
+pub fn cors(config: &Config) -> CorsLayer {
+    let origins: Vec<HeaderValue> = config.cors_origins.iter().filter_map(|o| HeaderValue::from_str(o).ok()).collect();
+    if origins.is_empty() {
+        return CorsLayer::new();
+    }
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins))
+        .allow_credentials(true)
+        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::PUT, Method::DELETE])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            header::IF_MATCH,
+            HeaderName::from_static("idempotency-key"),
+            HeaderName::from_static("last-event-id"),
+            X_REQUEST_ID,
+        ])
+        .expose_headers([
+            header::ETAG,
+            header::RETRY_AFTER,
+            X_REQUEST_ID,
+            HeaderName::from_static("idempotency-replayed"),
+        ])
+        .max_age(Duration::from_secs(600))
+}

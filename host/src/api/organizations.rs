@@ -1,0 +1,125 @@
+//! `/api/v1/organizations`: one's own; platform administrators also create and list all.
+
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::json;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
+    guard::change,
+    page::{Listed, Page, cursor},
+    problem::{Problem, Result},
+};
+use crate::{
+    app::App,
+    authz::{Action, Context, Kind, Resource},
+    bus::Hint,
+    domain::{fault, id::OrganizationId, principal::Principal, tenancy::Organization},
+    store::organizations,
+};
+
+/// The routes of this file.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(read, update, remove))
+}
+
+/// What to change; what is absent stays.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OrganizationChange {
+    name: Option<String>,
+}
+
+async fn find(app: &App, caller: &Principal, id: OrganizationId, action: Action) -> Result<Organization> {
+    if id != caller.organization_id {
+        return Err(Problem::not_found("organization"));
+    }
+    let organization = organizations::get(&mut app.store.read().await?, id).await?;
+    let organization = organization.ok_or_else(|| Problem::not_found("organization"))?;
+    let resource = Resource::new(Kind::Organization, id, id, organization.name.clone());
+    app.require(caller, action, &resource, &Context::default()).await?;
+    Ok(organization)
+}
+
+/// List organizations
+///
+/// One's own; for platform administrators all of them.
+#[utoipa::path(get, path = "/api/v1/organizations", tag = "Organizations", params(Page),
+    responses((status = OK, body = Listed<Organization>)))]
+async fn list(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    Parameters(page): Parameters<Page>,
+) -> Result<Json<Listed<Organization>>> {
+    let (limit, after) = (page.limit()?, page.after()?);
+    if !caller.platform_administrator {
+        let own = find(&app, &caller, caller.organization_id, Action::OrganizationRead).await?;
+        return Ok(Json(Listed { items: vec![own], next_cursor: None }));
+    }
+    let more = i64::try_from(limit + 1).unwrap_or(i64::MAX);
+    let mut items = organizations::list(&mut app.store.read().await?, after, more).await?;
+    let has_more = items.len() > limit;
+    items.truncate(limit);
+    let next_cursor = items.last().filter(|_| has_more).map(|organization| cursor(organization.id.0));
+    Ok(Json(Listed { items, next_cursor }))
+}
+
+/// Read one's organization
+#[utoipa::path(get, path = "/api/v1/organizations/{id}", tag = "Organizations", params(("id" = OrganizationId, Path)),
+    responses((status = OK, body = Organization)))]
+async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<OrganizationId>) -> Result<Response> {
+    let organization = find(&app, &caller, id, Action::OrganizationRead).await?;
+    Ok(([etag(organization.revision)], Json(organization)).into_response())
+}
+
+/// Rename one's organization
+#[utoipa::path(patch, path = "/api/v1/organizations/{id}", tag = "Organizations", params(("id" = OrganizationId, Path)),
+    request_body = OrganizationChange, responses((status = OK, body = Organization)))]
+async fn update(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<OrganizationId>,
+    if_match: IfMatch,
+    input: Input<OrganizationChange>,
+) -> Result<Response> {
+    let before = find(&app, &caller, id, Action::OrganizationUpdate).await?;
+    if_match.check(before.revision)?;
+    let mut after = before.clone();
+    after.name = input.body.name.unwrap_or(after.name);
+    after.updated_at = app.clock.now();
+    let mut faults = Vec::new();
+    fault::name("/name", &after.name, &mut faults);
+    Problem::check(faults)?;
+    let mut tx = app.store.begin().await?;
+    let organization = organizations::update(&mut tx, &after).await?;
+    let details = json!({ "before": before, "after": organization });
+    change(&app, tx, &caller, Action::OrganizationUpdate, format!("organization/{id}"), details).await?;
+    Ok(([etag(organization.revision)], Json(organization)).into_response())
+}
+
+/// Delete one's organization
+///
+/// With everything in it, but for its audit trail. Refused while agents are deployed.
+#[utoipa::path(delete, path = "/api/v1/organizations/{id}", tag = "Organizations", params(("id" = OrganizationId, Path)),
+    responses((status = NO_CONTENT)))]
+async fn remove(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<OrganizationId>,
+    if_match: IfMatch,
+) -> Result<StatusCode> {
+    let organization = find(&app, &caller, id, Action::OrganizationDelete).await?;
+    if_match.check(organization.revision)?;
+    let mut tx = app.store.begin().await?;
+    organizations::delete(&mut tx, &organization).await?;
+    let details = json!({ "before": organization });
+    change(&app, tx, &caller, Action::OrganizationDelete, format!("organization/{id}"), details).await?;
+    app.bus.publish(Hint::Access { organization: id });
+    Ok(StatusCode::NO_CONTENT)
+}

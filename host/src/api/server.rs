@@ -1,0 +1,75 @@
+//! The listeners: bounded connections, time limits on slow clients, and a graceful end.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto::Builder, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+
+/// Open connections at the most, each way in.
+const CONNECTIONS: usize = 10_000;
+/// For the head of a request to arrive.
+const HEAD: Duration = Duration::from_secs(10);
+/// For requests under way to end once the server is asked to stop.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Takes the address, or says who should be asked to give it up.
+///
+/// # Errors
+/// One line with the setting to change.
+pub async fn bind(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!(
+            "cannot listen on {address}: change `{setting}` (KAIZEN_{}), or stop what uses that port",
+            setting.to_uppercase()
+        )
+    })
+}
+
+/// Serves until `stopping`, then lets requests under way finish within [`GRACE`].
+pub async fn serve(listener: TcpListener, router: Router, stopping: CancellationToken) {
+    let graceful = GracefulShutdown::new();
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30)).max_concurrent_streams(200);
+    loop {
+        let permit = tokio::select! {
+            permit = permits.clone().acquire_owned() => permit,
+            () = stopping.cancelled() => break,
+        };
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stopping.cancelled() => break,
+        };
+        let stream = match stream {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file handles, most likely: waiting a little lets some be closed.
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        drop(stream.set_nodelay(true));
+        let service = TowerToHyperService::new(router.clone());
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error, "connection ended");
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
+        tracing::warn!(seconds = GRACE.as_secs(), "some requests did not end in time and were cut off");
+    }
+}

@@ -1,0 +1,167 @@
+//! `/api/v1/workspaces`.
+
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::json;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
+    guard::change,
+    idempotency::{Claimed, Once},
+    page::{Item, Listed, Page, visible},
+    problem::{Problem, Result},
+};
+use crate::{
+    app::App,
+    authz::{Action, Context, Kind, Resource},
+    domain::{fault, id::WorkspaceId, principal::Principal, tenancy::Workspace},
+    store::workspaces,
+};
+
+/// The routes of this file.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(read, update, remove))
+}
+
+/// A new workspace.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewWorkspace {
+    /// Unique in the organization.
+    name: String,
+    #[serde(default)]
+    description: String,
+}
+
+/// What to change; what is absent stays.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WorkspaceChange {
+    name: Option<String>,
+    description: Option<String>,
+}
+
+impl Item for Workspace {
+    fn id(&self) -> uuid::Uuid {
+        self.id.0
+    }
+
+    fn resource(&self) -> Resource {
+        let resource = Resource::new(Kind::Workspace, self.id, self.organization_id, self.name.clone());
+        Resource { workspace: Some(self.id), ..resource }
+    }
+}
+
+async fn find(app: &App, caller: &Principal, id: WorkspaceId, action: Action) -> Result<Workspace> {
+    let workspace = workspaces::get(&mut app.store.read().await?, caller.organization_id, id).await?;
+    let workspace = workspace.ok_or_else(|| Problem::not_found("workspace"))?;
+    app.require(caller, action, &workspace.resource(), &Context::default()).await?;
+    Ok(workspace)
+}
+
+fn check(workspace: &Workspace) -> Result<()> {
+    let mut faults = Vec::new();
+    fault::name("/name", &workspace.name, &mut faults);
+    fault::description("/description", &workspace.description, &mut faults);
+    Problem::check(faults)
+}
+
+/// Create a workspace
+#[utoipa::path(post, path = "/api/v1/workspaces", tag = "Workspaces", request_body = NewWorkspace,
+    responses((status = CREATED, body = Workspace)))]
+async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<NewWorkspace>) -> Result<Response> {
+    let within = Resource::organization(caller.organization_id);
+    app.require(&caller, Action::WorkspaceCreate, &within, &Context::default()).await?;
+    let now = app.clock.now();
+    let workspace = Workspace {
+        id: app.clock.id(),
+        organization_id: caller.organization_id,
+        name: input.body.name,
+        description: input.body.description,
+        created_at: now,
+        updated_at: now,
+        revision: 1,
+    };
+    check(&workspace)?;
+    let mut tx = app.store.begin().await?;
+    let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {
+        Claimed::Fresh(once) => once,
+        Claimed::Answered(response) => return Ok(response),
+    };
+    workspaces::insert(&mut tx, &workspace).await?;
+    let response = once.created(&mut tx, &workspace, workspace.revision).await?;
+    let target = format!("workspace/{}", workspace.id);
+    change(&app, tx, &caller, Action::WorkspaceCreate, target, json!({ "name": workspace.name })).await?;
+    Ok(response)
+}
+
+/// List workspaces
+#[utoipa::path(get, path = "/api/v1/workspaces", tag = "Workspaces", params(Page),
+    responses((status = OK, body = Listed<Workspace>)))]
+async fn list(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    Parameters(page): Parameters<Page>,
+) -> Result<Json<Listed<Workspace>>> {
+    let organization = caller.organization_id;
+    let listed = visible(&app, &caller, Action::WorkspaceRead, &page, move |store, after, limit| async move {
+        workspaces::list(&mut store.read().await?, organization, after, limit).await
+    });
+    Ok(Json(listed.await?))
+}
+
+/// Read a workspace
+#[utoipa::path(get, path = "/api/v1/workspaces/{id}", tag = "Workspaces", params(("id" = WorkspaceId, Path)),
+    responses((status = OK, body = Workspace)))]
+async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<WorkspaceId>) -> Result<Response> {
+    let workspace = find(&app, &caller, id, Action::WorkspaceRead).await?;
+    Ok(([etag(workspace.revision)], Json(workspace)).into_response())
+}
+
+/// Change a workspace
+#[utoipa::path(patch, path = "/api/v1/workspaces/{id}", tag = "Workspaces", params(("id" = WorkspaceId, Path)),
+    request_body = WorkspaceChange, responses((status = OK, body = Workspace)))]
+async fn update(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<WorkspaceId>,
+    if_match: IfMatch,
+    input: Input<WorkspaceChange>,
+) -> Result<Response> {
+    let before = find(&app, &caller, id, Action::WorkspaceUpdate).await?;
+    if_match.check(before.revision)?;
+    let mut after = before.clone();
+    after.name = input.body.name.unwrap_or(after.name);
+    after.description = input.body.description.unwrap_or(after.description);
+    after.updated_at = app.clock.now();
+    check(&after)?;
+    let mut tx = app.store.begin().await?;
+    let workspace = workspaces::update(&mut tx, &after).await?;
+    let details = json!({ "before": before, "after": workspace });
+    change(&app, tx, &caller, Action::WorkspaceUpdate, format!("workspace/{id}"), details).await?;
+    Ok(([etag(workspace.revision)], Json(workspace)).into_response())
+}
+
+/// Delete an empty workspace
+#[utoipa::path(delete, path = "/api/v1/workspaces/{id}", tag = "Workspaces", params(("id" = WorkspaceId, Path)),
+    responses((status = NO_CONTENT)))]
+async fn remove(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<WorkspaceId>,
+    if_match: IfMatch,
+) -> Result<StatusCode> {
+    let workspace = find(&app, &caller, id, Action::WorkspaceDelete).await?;
+    if_match.check(workspace.revision)?;
+    let mut tx = app.store.begin().await?;
+    workspaces::delete(&mut tx, &workspace).await?;
+    let details = json!({ "before": workspace });
+    change(&app, tx, &caller, Action::WorkspaceDelete, format!("workspace/{id}"), details).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

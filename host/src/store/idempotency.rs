@@ -1,0 +1,76 @@
+//! One answer for each Idempotency-Key, written in the transaction of the change it answers.
+
+use chrono::{DateTime, Utc};
+
+use super::{StoreError, Tx};
+use crate::domain::id::{OrganizationId, UserId};
+
+/// What was answered before.
+#[derive(sqlx::FromRow)]
+pub struct Answer {
+    /// Digest of the request that was answered.
+    pub request: String,
+    /// HTTP status.
+    pub status: i64,
+    /// JSON text.
+    pub body: String,
+}
+
+/// Claims the key for this transaction. A concurrent request with the same key waits here until this one ends.
+///
+/// # Errors
+/// As the database says.
+pub async fn claim(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    user: UserId,
+    key: &str,
+    request: &str,
+    now: DateTime<Utc>,
+) -> Result<Option<Answer>, StoreError> {
+    let insert = "INSERT INTO idempotency_keys (organization_id, user_id, key, request, status, body, created_at)
+                  VALUES ($1, $2, $3, $4, 0, '', $5) ON CONFLICT DO NOTHING";
+    let fresh = crate::on!(tx, |c| {
+        let insert = sqlx::query(insert).bind(organization).bind(user).bind(key).bind(request).bind(now);
+        insert.execute(c).await?.rows_affected() == 1
+    });
+    if fresh {
+        return Ok(None);
+    }
+    let select =
+        "SELECT request, status, body FROM idempotency_keys WHERE organization_id = $1 AND user_id = $2 AND key = $3";
+    let found =
+        crate::on!(tx, |c| { sqlx::query_as(select).bind(organization).bind(user).bind(key).fetch_one(c).await })?;
+    Ok(Some(found))
+}
+
+/// Stores the answer.
+///
+/// # Errors
+/// As the database says.
+pub async fn answer(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    user: UserId,
+    key: &str,
+    status: u16,
+    body: &str,
+) -> Result<(), StoreError> {
+    let update =
+        "UPDATE idempotency_keys SET status = $4, body = $5 WHERE organization_id = $1 AND user_id = $2 AND key = $3";
+    crate::on!(tx, |c| {
+        let update = sqlx::query(update).bind(organization).bind(user).bind(key).bind(i64::from(status)).bind(body);
+        update.execute(c).await.map(drop)
+    })?;
+    Ok(())
+}
+
+/// Forgets answers given before `before`; at most 10,000 at once.
+///
+/// # Errors
+/// As the database says.
+pub async fn forget(tx: &mut Tx, before: DateTime<Utc>) -> Result<u64, StoreError> {
+    let delete = "DELETE FROM idempotency_keys WHERE (organization_id, user_id, key) IN
+                  (SELECT organization_id, user_id, key FROM idempotency_keys WHERE created_at < $1 LIMIT 10000)";
+    Ok(crate::on!(tx, |c| sqlx::query(delete).bind(before).execute(c).await?.rows_affected()))
+}

@@ -1,0 +1,97 @@
+//! Agent versions: immutable, numbered, each with its digest.
+
+use super::{Connection, StoreError, Tx};
+use crate::{
+    domain::{
+        agent::Version,
+        id::{AgentId, OrganizationId},
+    },
+    on,
+};
+
+/// Locks the agent until the transaction ends, and returns the number that its next version has.
+///
+/// # Errors
+/// As the database says.
+pub async fn next_number(tx: &mut Tx, organization: OrganizationId, agent: AgentId) -> Result<Option<i64>, StoreError> {
+    let lock = match tx {
+        Tx::Sqlite(_) => "SELECT id FROM agents WHERE organization_id = $1 AND id = $2",
+        Tx::Postgres(_) => "SELECT id FROM agents WHERE organization_id = $1 AND id = $2 FOR UPDATE",
+    };
+    let locked: Option<(AgentId,)> =
+        on!(tx, |c| sqlx::query_as(lock).bind(organization).bind(agent).fetch_optional(c).await)?;
+    if locked.is_none() {
+        return Ok(None);
+    }
+    let sql = "SELECT COALESCE(MAX(number), 0) + 1 FROM agent_versions WHERE organization_id = $1 AND agent_id = $2";
+    let (next,) = on!(tx, |c| sqlx::query_as(sql).bind(organization).bind(agent).fetch_one(c).await)?;
+    Ok(Some(next))
+}
+
+/// Adds a version with its workflow.
+///
+/// # Errors
+/// As the database says.
+pub async fn insert(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    version: &Version,
+    workflow: &str,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO agent_versions (id, organization_id, agent_id, number, digest, workflow, note, created_by, created_at)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    on!(tx, |c| sqlx::query(sql)
+        .bind(version.id)
+        .bind(organization)
+        .bind(version.agent_id)
+        .bind(version.number)
+        .bind(&version.digest)
+        .bind(workflow)
+        .bind(&version.note)
+        .bind(version.created_by)
+        .bind(version.created_at)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// One version with its workflow; the newest if no number is given.
+///
+/// # Errors
+/// As the database says.
+pub async fn get(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    agent: AgentId,
+    number: Option<i64>,
+) -> Result<Option<(Version, String)>, StoreError> {
+    #[derive(sqlx::FromRow)]
+    struct Row {
+        #[sqlx(flatten)]
+        version: Version,
+        workflow: String,
+    }
+    let sql = "SELECT id, agent_id, number, digest, note, created_by, created_at, workflow FROM agent_versions
+               WHERE organization_id = $1 AND agent_id = $2 AND ($3 = 0 OR number = $3) ORDER BY number DESC LIMIT 1";
+    let found: Option<Row> = on!(c, |c| {
+        sqlx::query_as(sql).bind(organization).bind(agent).bind(number.unwrap_or(0)).fetch_optional(c).await
+    })?;
+    Ok(found.map(|row| (row.version, row.workflow)))
+}
+
+/// Versions after `after`, oldest first.
+///
+/// # Errors
+/// As the database says.
+pub async fn list(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    agent: AgentId,
+    after: uuid::Uuid,
+    limit: i64,
+) -> Result<Vec<Version>, StoreError> {
+    let sql = "SELECT id, agent_id, number, digest, note, created_by, created_at FROM agent_versions
+               WHERE organization_id = $1 AND agent_id = $2 AND id > $3 ORDER BY id LIMIT $4";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(agent).bind(after).bind(limit).fetch_all(c).await)?)
+}
