@@ -7,7 +7,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     authz::Authz, bus::Bus, canvas::Canvases, clock::Clock, config::Config, identity::Identity, jobs::Jobs,
-    plugins::Plugins, secrets::Secrets, store::Store,
+    plugins::Plugins, sandbox::egress, secrets::Secrets, store::Store,
 };
 
 /// Everything a request or a job needs. Cheap to clone; the state of every route.
@@ -30,6 +30,8 @@ pub struct Parts {
     pub authz: Authz,
     /// Sign-in, sessions and tokens.
     pub identity: Identity,
+    /// HTTP to wherever a tenant's configuration points: checked against the operator's settings.
+    pub egress: egress::Client,
     /// Sandboxed providers.
     pub plugins: Plugins,
     /// Canvas rooms of this host.
@@ -60,6 +62,8 @@ impl App {
         let bus = Bus::local();
         let secrets = Secrets::load(&config, &clock)?;
         let authz = Authz::new()?;
+        let policy = egress::Policy { allow: config.egress_allow.clone(), allow_private: config.egress_allow_private.clone() };
+        let egress = egress::Client::new(policy, Arc::new(egress::SystemResolver));
         let plugins = Plugins::new(&config)?;
         let identity = Identity::new(&config, &clock, &store).await?;
         let canvases = Canvases::new();
@@ -74,6 +78,7 @@ impl App {
             secrets,
             authz,
             identity,
+            egress,
             plugins,
             canvases,
             jobs,

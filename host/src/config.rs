@@ -8,6 +8,8 @@ use std::{
 use ipnet::IpNet;
 use url::Url;
 
+use crate::sandbox::pattern::Pattern;
+
 /// What a setting is called and what it is for; the single list that the file, the environment, the flags and the
 /// documentation come from.
 pub struct Setting {
@@ -26,6 +28,11 @@ pub const SETTINGS: &[Setting] = &[
     Setting { name: "database_connections", help: "connections to the database at the most (20)" },
     Setting { name: "redis_url", help: "redis://…; needed for quick canvas fan-out between several hosts (none)" },
     Setting { name: "public_url", help: "where browsers reach this server (http://LISTEN)" },
+    Setting {
+        name: "egress_allow",
+        help: "where plugins and sign-in may reach at all, comma-separated patterns, e.g. https://*.okta.com (*: \
+               wherever a connection's own configuration points)",
+    },
     Setting {
         name: "egress_allow_private",
         help: "private networks that plugins may reach, comma-separated CIDR (none)",
@@ -57,6 +64,8 @@ pub struct Config {
     pub redis_url: Option<String>,
     /// Where browsers reach this server; decides whether the cookie is `Secure`.
     pub public_url: Url,
+    /// Where plugins and sign-in may reach at all; empty denies everything.
+    pub egress_allow: Vec<Pattern>,
     /// Private networks that plugins may reach.
     pub egress_allow_private: Vec<IpNet>,
     /// Origins of frontends elsewhere.
@@ -192,6 +201,9 @@ impl Config {
                 })
                 .collect()
         })?;
+        let egress_allow = layers.parse("egress_allow", vec![Pattern::everything()], |text| {
+            list(text).map(|item| item.parse::<Pattern>().map_err(|error| error.to_string())).collect()
+        })?;
         let cors_origins = layers.parse("cors_origins", Vec::new(), |text| {
             list(text)
                 .map(|item| match Url::parse(item) {
@@ -229,6 +241,7 @@ impl Config {
             database_connections,
             redis_url,
             public_url,
+            egress_allow,
             egress_allow_private,
             cors_origins,
             master_key,

@@ -1,0 +1,326 @@
+//! The only way out: HTTP/1.1 to far sides, for plugins and for the server itself where a tenant says where to.
+//!
+//! A request goes through these checks, in this order, each time; a redirect is not followed but handed back, so that it
+//! comes as a new request:
+//!
+//! 1. the address is parsed once, into a [`Target`]; nothing is parsed again later;
+//! 2. the operator's `egress_allow` covers it (empty denies);
+//! 3. the name is resolved, and addresses that are not globally reachable are dropped, unless the operator lists them in
+//!    `egress_allow_private` (see [`super::address`]);
+//! 4. the connection is made to a checked address itself, never by name again: a second answer of the name server
+//!    (DNS rebinding) has no effect;
+//! 5. with TLS, the certificate is checked against the name that was asked for.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Request, Response, Uri, header};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::OnceCell,
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
+use url::Host;
+
+use super::{
+    address,
+    body::{Budget, EgressBody},
+    pattern::{Pattern, PatternError, Scheme, Target},
+};
+
+/// Finds the addresses of a name. The one place where names are looked up; tests put their own in its place.
+#[async_trait]
+pub trait Resolve: Send + Sync {
+    /// The addresses of `name`, in the order to be tried.
+    ///
+    /// # Errors
+    /// If there are none.
+    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
+}
+
+/// The machine's own resolver.
+pub struct SystemResolver;
+
+#[async_trait]
+impl Resolve for SystemResolver {
+    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        Ok(tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect())
+    }
+}
+
+/// Why a request did not go out, or its answer did not come in.
+#[derive(Debug, thiserror::Error)]
+pub enum EgressError {
+    /// Not an address that requests may go to at all.
+    #[error("{0}")]
+    Target(#[from] PatternError),
+    /// Refused by a rule; says which setting or configuration would allow it.
+    #[error("{0}")]
+    Denied(String),
+    /// The name has no address.
+    #[error("{0} cannot be resolved: {1}")]
+    Resolve(String, io::Error),
+    /// No connection.
+    #[error("cannot connect to {0}: {1}")]
+    Connect(String, io::Error),
+    /// No TLS, or a certificate that does not hold.
+    #[error("TLS with {0}: {1}")]
+    Tls(String, io::Error),
+    /// It took too long; says what did.
+    #[error("{what} took longer than {} s", .limit.as_secs_f32())]
+    Timeout {
+        /// What took too long.
+        what: &'static str,
+        /// How long it was given.
+        limit: Duration,
+    },
+    /// The far side does not speak HTTP/1.1, or hung up.
+    #[error("HTTP: {0}")]
+    Http(#[from] hyper::Error),
+    /// More bytes than the limit.
+    #[error("the {0} is larger than allowed")]
+    TooLarge(&'static str),
+    /// The answer is encoded in a way in which it can't be searched for secrets.
+    #[error("the answer comes as `{0}` although no encoding was asked for")]
+    Encoding(String),
+}
+
+impl EgressError {
+    /// Whether a rule refused it: the same request would be refused again.
+    pub fn denied(&self) -> bool {
+        matches!(self, EgressError::Target(_) | EgressError::Denied(_))
+    }
+}
+
+/// What one request may take.
+#[derive(Debug, Clone, Copy)]
+pub struct FetchLimits {
+    /// For everything, from looking up the name to the last byte.
+    pub timeout: Duration,
+    /// Of the answer's body.
+    pub response_bytes: u64,
+}
+
+impl Default for FetchLimits {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(10), response_bytes: 1 << 20 }
+    }
+}
+
+/// What the operator allows.
+pub struct Policy {
+    /// Setting `egress_allow`; empty denies everything.
+    pub allow: Vec<Pattern>,
+    /// Setting `egress_allow_private`.
+    pub allow_private: Vec<IpNet>,
+}
+
+/// Sends requests. Cheap to clone.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    policy: Policy,
+    resolver: Arc<dyn Resolve>,
+    tls: OnceCell<TlsConnector>,
+}
+
+const RESOLVE: Duration = Duration::from_secs(5);
+const CONNECT: Duration = Duration::from_secs(10);
+/// Between two pieces of an answer's body.
+const IDLE: Duration = Duration::from_secs(30);
+/// Addresses of one name that are tried.
+const ADDRESSES: usize = 4;
+const HEADER_BYTES: usize = 64 << 10;
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl Client {
+    /// A client under the operator's policy.
+    pub fn new(policy: Policy, resolver: Arc<dyn Resolve>) -> Self {
+        Self(Arc::new(Inner { policy, resolver, tls: OnceCell::new() }))
+    }
+
+    /// Sends one request of the server's own and reads the whole answer. Redirects are not followed.
+    ///
+    /// # Errors
+    /// Where a rule refuses the address, nothing answers in time, or the answer is too large.
+    pub async fn fetch(&self, request: Request<Bytes>, limits: FetchLimits) -> Result<Response<Bytes>, EgressError> {
+        let fetching = async {
+            let budget = Arc::new(Budget::new(limits.response_bytes));
+            let response = self.send(request.map(Full::new), budget, limits.timeout).await?;
+            let (parts, body) = response.into_parts();
+            Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
+        };
+        match timeout(limits.timeout, Box::pin(fetching)).await {
+            Ok(result) => result,
+            Err(_) => Err(EgressError::Timeout { what: "the request", limit: limits.timeout }),
+        }
+    }
+
+    /// Whether the operator's policy covers the target.
+    ///
+    /// # Errors
+    /// [`EgressError::Denied`], naming the setting.
+    pub fn permits(&self, target: &Target) -> Result<(), EgressError> {
+        if self.0.policy.allow.iter().any(|pattern| pattern.covers(target)) {
+            return Ok(());
+        }
+        Err(EgressError::Denied(format!(
+            "{target} is not covered by this server's setting `egress_allow`: an operator would have to add {target} to it"
+        )))
+    }
+
+    /// Sends one request; the answer's body comes as it arrives, and counts against `budget`.
+    ///
+    /// # Errors
+    /// As [`Client::fetch`].
+    pub async fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        budget: Arc<Budget>,
+        first_byte: Duration,
+    ) -> Result<Response<EgressBody>, EgressError> {
+        let target = Target::of_uri(request.uri())?;
+        self.permits(&target)?;
+        let addresses = self.addresses(&target.host).await?;
+        let stream = connect(&target, &addresses).await?;
+        let stream: Box<dyn Stream> = match target.scheme {
+            Scheme::Https => Box::new(self.encrypt(&target, stream).await?),
+            _ => Box::new(stream),
+        };
+
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+        *request.uri_mut() = path.parse::<Uri>().map_err(|error| EgressError::Denied(error.to_string()))?;
+        let host = target.authority().parse().map_err(|_| EgressError::Denied(format!("{target} is no host name")))?;
+        request.headers_mut().insert(header::HOST, host);
+        request.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+
+        let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+            .max_buf_size(HEADER_BYTES)
+            .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
+            .await?;
+        // Gone with the answer's body, or with this future where the caller gives up.
+        let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "outgoing connection");
+            }
+        }));
+        let response = timeout(first_byte, sender.send_request(request))
+            .await
+            .map_err(|_| EgressError::Timeout { what: "the far side", limit: first_byte })??;
+        Ok(response.map(|body| EgressBody::new(body, budget, IDLE, connection)))
+    }
+
+    /// The checked addresses of a host.
+    ///
+    /// # Errors
+    /// [`EgressError::Denied`] where there are addresses and none of them may be reached.
+    pub async fn addresses(&self, host: &Host) -> Result<Vec<IpAddr>, EgressError> {
+        let found = match host {
+            Host::Ipv4(address) => vec![IpAddr::V4(*address)],
+            Host::Ipv6(address) => vec![IpAddr::V6(*address)],
+            Host::Domain(name) => match timeout(RESOLVE, self.0.resolver.resolve(name)).await {
+                Ok(Ok(found)) if !found.is_empty() => found,
+                Ok(Ok(_)) => return Err(EgressError::Resolve(name.clone(), io::ErrorKind::NotFound.into())),
+                Ok(Err(error)) => return Err(EgressError::Resolve(name.clone(), error)),
+                Err(_) => return Err(EgressError::Timeout { what: "looking up the host's name", limit: RESOLVE }),
+            },
+        };
+        let mut allowed = Vec::new();
+        for address in &found {
+            let address = address::canonical(*address);
+            if address::may_connect(address, &self.0.policy.allow_private) {
+                allowed.push(address);
+            } else {
+                // The address itself is for the operator: what names resolve to inside is none of a tenant's business.
+                tracing::warn!(%host, %address, "egress refused: not a public address; `egress_allow_private` would allow it");
+            }
+        }
+        allowed.truncate(ADDRESSES);
+        if allowed.is_empty() {
+            return Err(EgressError::Denied(format!(
+                "{host} is a private, loopback, link-local or otherwise special address: an operator would have to add its \
+                 network to the setting `egress_allow_private` (KAIZEN_EGRESS_ALLOW_PRIVATE)"
+            )));
+        }
+        Ok(allowed)
+    }
+
+    async fn encrypt(&self, target: &Target, stream: TcpStream) -> Result<impl Stream + use<>, EgressError> {
+        use rustls::pki_types::ServerName;
+        let name = match &target.host {
+            Host::Domain(name) => ServerName::try_from(name.clone())
+                .map_err(|_| EgressError::Denied(format!("`{name}` is no name that a certificate can be for")))?,
+            Host::Ipv4(address) => ServerName::from(IpAddr::V4(*address)),
+            Host::Ipv6(address) => ServerName::from(IpAddr::V6(*address)),
+        };
+        let connector =
+            self.0.tls.get_or_try_init(connector).await.map_err(|e| EgressError::Tls(target.to_string(), e))?;
+        match timeout(CONNECT, connector.connect(name, stream)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(EgressError::Tls(target.to_string(), error)),
+            Err(_) => Err(EgressError::Timeout { what: "the TLS handshake", limit: CONNECT }),
+        }
+    }
+}
+
+/// TLS with the machine's own roots (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured).
+async fn connector() -> io::Result<TlsConnector> {
+    let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs).await?;
+    for error in &found.errors {
+        tracing::warn!(%error, "a root certificate of this machine cannot be read");
+    }
+    let mut roots = rustls::RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        return Err(io::Error::other(
+            "this machine has no root certificates: install `ca-certificates` or set SSL_CERT_FILE",
+        ));
+    }
+    let mut config =
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+async fn connect(target: &Target, addresses: &[IpAddr]) -> Result<TcpStream, EgressError> {
+    let connecting = async {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for address in addresses {
+            match TcpStream::connect(SocketAddr::new(*address, target.port)).await {
+                Ok(stream) => {
+                    stream.set_nodelay(true).ok();
+                    return Ok(stream);
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(EgressError::Connect(target.to_string(), last))
+    };
+    match timeout(CONNECT, connecting).await {
+        Ok(result) => result,
+        Err(_) => Err(EgressError::Timeout { what: "connecting", limit: CONNECT }),
+    }
+}
+
+#[cfg(test)]
+mod tests;
