@@ -1,6 +1,7 @@
 //! Every setting, validated once: `kaizen.toml`, then `KAIZEN_…` environment variables, then flags.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -78,6 +79,8 @@ pub struct Config {
     pub log: String,
     /// Lines of JSON in place of text; by the terminal if absent.
     pub log_json: Option<bool>,
+    /// The settings that were given by someone, by name.
+    given: BTreeSet<&'static str>,
 }
 
 /// A setting that cannot be used: names it, where it was set, and what to change.
@@ -94,7 +97,7 @@ fn fault(source_name: impl Into<String>, message: impl Into<String>) -> ConfigEr
 
 /// Values by name with where each came from, so that an error can say so.
 #[derive(Default)]
-struct Layers(std::collections::BTreeMap<&'static str, (String, String)>);
+struct Layers(BTreeMap<&'static str, (String, String)>);
 
 impl Layers {
     fn set(&mut self, name: &str, value: String, source: String) -> Result<(), ConfigError> {
@@ -248,7 +251,13 @@ impl Config {
             audit_dir,
             log,
             log_json,
+            given: layers.0.keys().copied().collect(),
         })
+    }
+
+    /// Whether someone gave this setting, rather than leave it at its default.
+    pub fn is_set(&self, name: &str) -> bool {
+        self.given.contains(name)
     }
 
     /// Whether browsers reach this server over TLS: then the cookie is `Secure` and named `__Host-kaizen`.

@@ -1,0 +1,59 @@
+//! What the demo prints: a line a step, a progress bar, a table.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::cli::print;
+
+/// Tells the story on standard output.
+pub struct Screen {
+    begun: Instant,
+}
+
+impl Screen {
+    /// Begins.
+    #[expect(clippy::new_without_default, reason = "it begins to count time, which a default would hide")]
+    pub fn new() -> Self {
+        Self { begun: Instant::now() }
+    }
+
+    /// A heading.
+    ///
+    /// # Errors
+    /// If nobody reads standard output any more.
+    pub fn part(&self, title: &str) -> anyhow::Result<()> {
+        print(&format!("\n{title}"))
+    }
+
+    /// A step that held.
+    ///
+    /// # Errors
+    /// If nobody reads standard output any more.
+    pub fn held(&self, what: &str) -> anyhow::Result<()> {
+        print(&format!("  ✓ {what}"))
+    }
+
+    /// More about the last step.
+    ///
+    /// # Errors
+    /// If nobody reads standard output any more.
+    pub fn detail(&self, what: &str) -> anyhow::Result<()> {
+        print(&format!("      {what}"))
+    }
+
+    /// A progress bar; without a terminal, nothing.
+    pub fn bar(&self, what: &str) -> ProgressBar {
+        let bar = ProgressBar::new(100).with_message(what.to_owned());
+        if let Ok(style) = ProgressStyle::with_template("  {spinner} [{bar:32}] {pos:>3}% {msg}") {
+            bar.set_style(style.progress_chars("━╸ "));
+        }
+        bar.enable_steady_tick(Duration::from_millis(80));
+        bar
+    }
+
+    /// Seconds since the beginning.
+    pub fn seconds(&self) -> f64 {
+        self.begun.elapsed().as_secs_f64()
+    }
+}
