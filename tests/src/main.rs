@@ -1,1 +1,22 @@
-fn main() {}
+//! Black-box tests: the real `kaizen` against real servers (PostgreSQL, Redis, an OpenID provider), one file for each area.
+//! `tests/run` starts what they need. A test has a server, a database and tenants of its own, and waits for conditions,
+//! never for time.
+#![cfg(test)]
+
+/// Makes of each `async fn name(backend: Backend)` two tests, `name::sqlite` and `name::postgres`.
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {$(
+        mod $name {
+            #[tokio::test]
+            async fn sqlite() {
+                super::$name(crate::harness::Backend::Sqlite).await;
+            }
+            #[tokio::test]
+            async fn postgres() {
+                super::$name(crate::harness::Backend::Postgres).await;
+            }
+        }
+    )*};
+}
+
+mod harness;

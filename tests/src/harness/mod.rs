@@ -1,0 +1,25 @@
+//! What the tests are written with: servers of ours, stand-ins for the far sides, and clients.
+
+mod canvas;
+mod client;
+mod database;
+mod gateway;
+mod oidc;
+mod server;
+mod sse;
+mod stub;
+mod tcp;
+mod wait;
+mod world;
+
+pub use canvas::{Canvas, node};
+pub use client::{Answer, Client};
+pub use database::{Backend, Database, Direct};
+pub use gateway::{Gateway, KEY};
+pub use oidc::{Browser, CLIENT_ID, CLIENT_SECRET, Page, Provider};
+pub use server::{Ran, Server, Setup};
+pub use sse::{Event, Events};
+pub use stub::{Reply, Seen, Stub};
+pub use tcp::{Proxy, Redis, free_port};
+pub use wait::{eventually, within};
+pub use world::{PASSWORD, Person, Tenant, World, agent, id};
