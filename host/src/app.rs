@@ -62,7 +62,8 @@ impl App {
         let bus = Bus::local();
         let secrets = Secrets::load(&config, &clock)?;
         let authz = Authz::new()?;
-        let policy = egress::Policy { allow: config.egress_allow.clone(), allow_private: config.egress_allow_private.clone() };
+        let policy =
+            egress::Policy { allow: config.egress_allow.clone(), allow_private: config.egress_allow_private.clone() };
         let egress = egress::Client::new(policy, Arc::new(egress::SystemResolver));
         let plugins = Plugins::new(&config)?;
         let identity = Identity::new(&config, &clock, &store).await?;

@@ -294,3 +294,80 @@ fn default_data_dir() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("XDG_DATA_HOME").or_else(|| set("HOME").map(|home| home.join(".local/share"))).map(|base| base.join("kaizen"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(environment: &[(&str, &str)]) -> Result<Config, String> {
+        let environment = environment.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let base = [("KAIZEN_DATA_DIR".to_owned(), "/tmp/kaizen-config-test".to_owned())];
+        Config::load(None, base.into_iter().chain(environment), []).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults_hold() {
+        let config = load(&[]).unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.ops_listen.to_string(), "127.0.0.1:9090");
+        assert_eq!(config.database_url, "sqlite:/tmp/kaizen-config-test/kaizen.db");
+        assert_eq!(config.public_url.as_str(), "http://127.0.0.1:8080/");
+        assert!(config.egress_allow_private.is_empty() && config.cors_origins.is_empty() && !config.is_set("listen"));
+    }
+
+    #[test]
+    fn an_unknown_setting_names_the_nearest() {
+        let error = load(&[("KAIZEN_LISTN", "127.0.0.1:1")]).unwrap_err();
+        assert_eq!(error, "KAIZEN_LISTN: unknown setting `listn`; did you mean `listen`?");
+        assert!(!load(&[("KAIZEN_QQQQQQQQQQ", "1")]).unwrap_err().contains("did you mean"));
+    }
+
+    #[test]
+    fn a_bad_value_names_the_setting_and_its_shape() {
+        for (key, value, expected) in [
+            ("KAIZEN_LISTEN", "8080", "host:port"),
+            ("KAIZEN_DATABASE_URL", "mysql://x", "sqlite:PATH or postgres://"),
+            ("KAIZEN_REDIS_URL", "localhost", "redis://HOST:PORT"),
+            ("KAIZEN_PUBLIC_URL", "studio.example.com", "https://studio.example.com"),
+            ("KAIZEN_EGRESS_ALLOW_PRIVATE", "10.0.0.0/8,nowhere", "`nowhere` is not a network"),
+            ("KAIZEN_CORS_ORIGINS", "https://app.example.com/", "is not an origin"),
+            ("KAIZEN_MASTER_KEY", "abc", "64 hexadecimal digits"),
+            ("KAIZEN_DATABASE_CONNECTIONS", "0", "from 2 to 1000"),
+            ("KAIZEN_LOG_FORMAT", "xml", "text or json"),
+        ] {
+            let error = load(&[(key, value)]).unwrap_err();
+            assert!(error.starts_with(key) && error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let error = load(&[("KAIZEN_DATABASE_URL", "mysql://root:hunter2@db/x")]).unwrap_err();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn flags_go_before_the_environment_and_the_environment_before_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("kaizen.toml");
+        let text = "listen = \"127.0.0.1:1\"\nops_listen = \"127.0.0.1:1\"\ncors_origins = [\"https://a.example\", \"https://b.example\"]\n";
+        std::fs::write(&file, format!("{text}data_dir = \"/tmp/x\"\n")).unwrap();
+        let environment = [("KAIZEN_LISTEN", "127.0.0.1:2"), ("KAIZEN_OPS_LISTEN", "127.0.0.1:2")];
+        let environment = environment.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let flags = [("listen".to_owned(), "127.0.0.1:3".to_owned())];
+        let config = Config::load(Some(&file), environment, flags).unwrap();
+        assert_eq!((config.listen.port(), config.ops_listen.port()), (3, 2));
+        assert_eq!(config.cors_origins, ["https://a.example", "https://b.example"]);
+    }
+
+    #[test]
+    fn a_file_that_is_named_must_be_there_and_hold_up() {
+        let missing = Config::load(Some(Path::new("/nonexistent/kaizen.toml")), [], []).unwrap_err().to_string();
+        assert!(missing.starts_with("/nonexistent/kaizen.toml: "), "{missing}");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("kaizen.toml");
+        std::fs::write(&file, "database-url = \"sqlite:x\"\n").unwrap();
+        let error = Config::load(Some(&file), [], []).unwrap_err().to_string();
+        assert!(error.ends_with("unknown setting `database-url`; did you mean `database_url`?"), "{error}");
+    }
+}

@@ -4,9 +4,9 @@ pub mod serve;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, SETTINGS};
 
 /// Kaizen Studio's control plane: agents drawn together, permitted in Cedar, deployed through sandboxed plugins.
 #[derive(Debug, Parser)]
@@ -83,7 +83,8 @@ enum Command {
 /// # Errors
 /// What to tell the person, in one line.
 pub fn run() -> anyhow::Result<()> {
-    let cli = Cli::parse();
+    let matches = Cli::command().after_long_help(settings_help()).get_matches();
+    let cli = Cli::from_arg_matches(&matches)?;
     if matches!(cli.command, Command::Openapi) {
         return print(&crate::api::openapi::document().to_pretty_json()?);
     }
@@ -97,6 +98,13 @@ pub fn run() -> anyhow::Result<()> {
             Command::Openapi => Ok(()),
         }
     })
+}
+
+/// All settings, for `kaizen --help`.
+fn settings_help() -> String {
+    let lines = SETTINGS.iter().map(|s| format!("  {:<22} {}\n", s.name, s.help));
+    let head = "Settings, as keys of kaizen.toml or as KAIZEN_… variables (KAIZEN_DATABASE_URL); flags go first, then variables:\n";
+    std::iter::once(head.to_owned()).chain(lines).collect()
 }
 
 async fn migrate(config: &Config) -> anyhow::Result<()> {
