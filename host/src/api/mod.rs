@@ -1,6 +1,7 @@
 //! Routes, one resource a file.
 
 pub mod agents;
+pub mod auth;
 pub mod extract;
 pub mod guard;
 pub mod health;
@@ -21,6 +22,7 @@ use crate::app::App;
 /// Every documented route.
 fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::base())
+        .merge(auth::router())
         .merge(organizations::router())
         .merge(workspaces::router())
         .merge(agents::router())

@@ -10,6 +10,7 @@ use axum::{
 };
 use serde::Serialize;
 
+use super::auth::Choice;
 pub use crate::domain::fault::Fault;
 use crate::{identity::AuthError, store::StoreError};
 
@@ -35,6 +36,9 @@ pub struct ProblemBody {
     /// For denials: why, and which policies decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub denial: Option<serde_json::Value>,
+    /// For sign-ins that several organizations could take: which.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub organizations: Vec<Choice>,
 }
 
 macro_rules! problems {
@@ -105,6 +109,8 @@ pub struct Problem {
     pub errors: Vec<Fault>,
     /// Why a policy refused.
     pub denial: Option<serde_json::Value>,
+    /// Which organizations there are to choose from.
+    pub organizations: Vec<Choice>,
     /// Further headers, e.g. `Retry-After`.
     pub headers: HeaderMap,
 }
@@ -115,7 +121,14 @@ pub type Result<T> = std::result::Result<T, Problem>;
 impl Problem {
     /// A problem of this type with a detail.
     pub fn new(kind: ProblemType, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), errors: Vec::new(), denial: None, headers: HeaderMap::new() }
+        Self {
+            kind,
+            detail: detail.into(),
+            errors: Vec::new(),
+            denial: None,
+            organizations: Vec::new(),
+            headers: HeaderMap::new(),
+        }
     }
 
     /// There is no such thing, or it is another tenant's: the two are not told apart.
@@ -223,6 +236,7 @@ impl IntoResponse for Problem {
             request_id: request_id(),
             errors: self.errors,
             denial: self.denial,
+            organizations: self.organizations,
         };
         let mut response = (status, Json(body)).into_response();
         response.headers_mut().extend(self.headers);

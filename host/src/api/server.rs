@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use axum::Router;
+use axum::{Router, extract::ConnectInfo, http::Request};
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto::Builder, graceful::GracefulShutdown},
@@ -11,6 +12,7 @@ use hyper_util::{
 };
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 /// Open connections at the most, each way in.
 const CONNECTIONS: usize = 10_000;
@@ -48,8 +50,8 @@ pub async fn serve(listener: TcpListener, router: Router, stopping: Cancellation
             accepted = listener.accept() => accepted,
             () = stopping.cancelled() => break,
         };
-        let stream = match stream {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match stream {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file handles, most likely: waiting a little lets some be closed.
                 tracing::warn!(%error, "accepting a connection failed");
@@ -58,7 +60,10 @@ pub async fn serve(listener: TcpListener, router: Router, stopping: Cancellation
             }
         };
         drop(stream.set_nodelay(true));
-        let service = TowerToHyperService::new(router.clone());
+        let service = TowerToHyperService::new(router.clone().map_request(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(peer));
+            request
+        }));
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {

@@ -1,5 +1,6 @@
 //! The command line, one command a file.
 
+pub mod admin;
 pub mod serve;
 
 use std::path::PathBuf;
@@ -72,6 +73,7 @@ impl Settings {
 enum Command {
     /// Run the server
     Serve(serve::Serve),
+    Admin(admin::AdminCommand),
     /// Bring the database up to this version, and stop
     Migrate,
     /// Print the OpenAPI document
@@ -94,6 +96,7 @@ pub fn run() -> anyhow::Result<()> {
     runtime.block_on(async {
         match cli.command {
             Command::Serve(serve) => serve.run(config).await,
+            Command::Admin(admin) => admin.run(&config).await,
             Command::Migrate => migrate(&config).await,
             Command::Openapi => Ok(()),
         }

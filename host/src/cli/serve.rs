@@ -85,7 +85,7 @@ async fn upkeep(app: App, handle: metrics_exporter_prometheus::PrometheusHandle)
         if now >= hourly {
             hourly = now + chrono::TimeDelta::hours(1);
             if let Err(error) = forget(&app, now - chrono::TimeDelta::hours(24)).await {
-                tracing::warn!(%error, "forgetting old idempotency keys failed; tried again in an hour");
+                tracing::warn!(%error, "forgetting old idempotency keys and sessions failed; tried again in an hour");
             }
         }
     }
@@ -94,7 +94,8 @@ async fn upkeep(app: App, handle: metrics_exporter_prometheus::PrometheusHandle)
 async fn forget(app: &App, before: chrono::DateTime<chrono::Utc>) -> Result<(), crate::store::StoreError> {
     let mut tx = app.store.begin().await?;
     crate::store::idempotency::forget(&mut tx, before).await?;
-    tx.commit().await
+    tx.commit().await?;
+    app.identity.sweep(&app.store, &app.clock).await
 }
 
 impl Serve {

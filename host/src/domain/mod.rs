@@ -2,8 +2,10 @@
 
 pub mod agent;
 pub mod audit;
+pub mod email;
 pub mod fault;
 pub mod id;
 pub mod principal;
 pub mod role;
 pub mod tenancy;
+pub mod user;

@@ -1,25 +1,67 @@
 //! Sign-in, sessions and tokens.
+//!
+//! Who is asking is asked of the database with every request, in one query: a removed role, user or session is felt at
+//! once. What a token or a cookie proves is only which session to look for.
 
-use http::{HeaderMap, Method};
+pub mod browser;
+mod key;
+pub mod login;
+pub mod organization;
+pub mod password;
+mod secret;
+pub mod session;
+mod throttle;
+mod token;
 
+use std::sync::Arc;
+
+use http::{HeaderMap, Method, header};
+use tokio::sync::Semaphore;
+
+use self::{
+    browser::Origins,
+    key::SigningKey,
+    password::Passwords,
+    secret::Opaque,
+    session::{COARSE, live_at},
+    throttle::Throttle,
+    token::Tokens,
+};
 use crate::{
     clock::Clock,
     config::Config,
-    domain::principal::Principal,
-    store::{Store, StoreError},
+    domain::{
+        id::{OrganizationId, UserId},
+        principal::Principal,
+    },
+    store::{
+        Connection, Store, StoreError,
+        sessions::{self, Seen},
+        signing_keys::PublicJwk,
+    },
 };
 
-/// Sign-in, sessions and tokens.
+/// Sign-in, sessions and tokens. Cheap to clone.
 #[derive(Clone)]
-pub struct Identity {}
+pub struct Identity(Arc<Parts>);
 
-impl Identity {
-    /// Loads or makes this host's signing key.
-    ///
-    /// # Errors
-    /// If the key cannot be read, made or published.
-    pub async fn new(_config: &Config, _clock: &Clock, _store: &Store) -> anyhow::Result<Self> {
-        Ok(Self {})
+/// The parts, once each.
+pub struct Parts {
+    tokens: Tokens,
+    /// Hashing and comparing.
+    pub passwords: Passwords,
+    /// Limits on attempts.
+    throttle: Throttle,
+    /// Whose pages may use the cookie.
+    pub origins: Origins,
+    /// Sessions being written down as seen.
+    touching: Arc<Semaphore>,
+}
+
+impl std::ops::Deref for Identity {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
     }
 }
 
@@ -37,18 +79,156 @@ pub enum AuthError {
     Store(#[from] StoreError),
 }
 
+/// Why tokens could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// Signing failed: a defect.
+    #[error("signing an access token failed: {0}")]
+    Sign(#[from] jsonwebtoken::errors::Error),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 impl Identity {
-    /// Who is asking, as of now.
+    /// Loads or makes this host's signing key, and tells the other hosts.
+    ///
+    /// # Errors
+    /// If the key cannot be read, made or published.
+    pub async fn new(config: &Config, clock: &Clock, store: &Store) -> anyhow::Result<Self> {
+        let key = SigningKey::load(&config.data_dir, clock)?;
+        let issuer = config.public_url.as_str().trim_end_matches('/').to_owned();
+        let tokens = Tokens::new(key, issuer);
+        tokens.publish(store, clock).await?;
+        Ok(Self(Arc::new(Parts {
+            tokens,
+            passwords: Passwords::new(clock)?,
+            throttle: Throttle::new(clock),
+            origins: Origins::new(config),
+            touching: Arc::new(Semaphore::new(4)),
+        })))
+    }
+
+    /// Who is asking, as of now: by bearer token, or by the cookie. One query.
     ///
     /// # Errors
     /// As [`AuthError`].
     pub async fn authenticate(
         &self,
-        _store: &Store,
-        _clock: &Clock,
-        _method: &Method,
-        _headers: &HeaderMap,
+        store: &Store,
+        clock: &Clock,
+        method: &Method,
+        headers: &HeaderMap,
     ) -> Result<Principal, AuthError> {
-        Err(AuthError::Unauthenticated)
+        let seen = match headers.get(header::AUTHORIZATION) {
+            Some(value) => {
+                let (scheme, token) = value.to_str().unwrap_or_default().split_once(' ').unwrap_or_default();
+                if !scheme.eq_ignore_ascii_case("bearer") {
+                    return Err(AuthError::Unauthenticated);
+                }
+                self.by_token(store, clock, token.trim()).await?
+            }
+            None => {
+                let cookie = browser::cookie(headers, browser::SESSION_COOKIE).ok_or(AuthError::Unauthenticated)?;
+                if !self.origins.admit(method, headers) {
+                    return Err(AuthError::Origin);
+                }
+                let secret = Opaque::parse("", cookie).ok_or(AuthError::Unauthenticated)?;
+                sessions::by_cookie(&mut store.read().await?, &secret.hash(), live_at(clock.now())).await?
+            }
+        };
+        let Seen { principal, last_seen_at } = seen.ok_or(AuthError::Unauthenticated)?;
+        if clock.now() - last_seen_at > COARSE {
+            self.touch(store, clock, &principal);
+        }
+        Ok(principal)
+    }
+
+    /// Who a bearer token belongs to, as of now: for sockets that send it as a message.
+    ///
+    /// # Errors
+    /// As [`AuthError`].
+    async fn by_token(&self, store: &Store, clock: &Clock, token: &str) -> Result<Option<Seen>, AuthError> {
+        let claims = self.tokens.verify(store, clock, token).await?;
+        let mut conn = store.read().await?;
+        Ok(sessions::by_id(&mut conn, claims.org, claims.sub, claims.sid, live_at(clock.now())).await?)
+    }
+
+    /// Writes down that a session is in use, beside the request and never many at once: the next request tries again.
+    fn touch(&self, store: &Store, clock: &Clock, principal: &Principal) {
+        let Some(session) = principal.session_id else { return };
+        let Ok(permit) = self.touching.clone().try_acquire_owned() else { return };
+        let (store, organization, now) = (store.clone(), principal.organization_id, clock.now());
+        tokio::spawn(async move {
+            let _permit = permit;
+            let written = async {
+                let mut tx = store.begin().await?;
+                sessions::touch(&mut tx, organization, session, now).await?;
+                tx.commit().await
+            };
+            if let Err(error) = written.await {
+                tracing::debug!(%error, "a session could not be written down as seen");
+            }
+        });
+    }
+
+    /// An active user as a principal, without a session.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn principal(
+        &self,
+        c: &mut impl Connection,
+        organization: OrganizationId,
+        user: UserId,
+    ) -> Result<Option<Principal>, StoreError> {
+        sessions::principal(c, organization, user).await
+    }
+
+    /// The same principal as of now: what an open socket asks when access may have changed. Nothing where their session
+    /// has ended, or they may not sign in any more.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn again(
+        &self,
+        c: &mut impl Connection,
+        clock: &Clock,
+        principal: &Principal,
+    ) -> Result<Option<Principal>, StoreError> {
+        let (organization, user) = (principal.organization_id, principal.user_id);
+        match principal.session_id {
+            None => sessions::principal(c, organization, user).await,
+            Some(session) => {
+                let seen = sessions::by_id(c, organization, user, session, live_at(clock.now())).await?;
+                Ok(seen.map(|seen| seen.principal))
+            }
+        }
+    }
+
+    /// The public keys of all hosts: `/.well-known/jwks.json`.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn jwks(&self, store: &Store, clock: &Clock) -> Result<Vec<PublicJwk>, StoreError> {
+        self.tokens.jwks(store, clock).await
+    }
+
+    /// Whether a client may make one more request that needs no sign-in and costs something.
+    ///
+    /// # Errors
+    /// How long to wait.
+    pub fn visit(&self, client: Option<std::net::IpAddr>) -> Result<(), std::time::Duration> {
+        self.throttle.visit(client)
+    }
+
+    /// Forgets sessions, tokens and keys that ended a week ago. To be called now and then, by any host.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn sweep(&self, store: &Store, clock: &Clock) -> Result<(), StoreError> {
+        let mut tx = store.begin().await?;
+        sessions::sweep(&mut tx, clock.now() - chrono::TimeDelta::days(7)).await?;
+        tx.commit().await
     }
 }

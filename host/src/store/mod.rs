@@ -7,7 +7,11 @@ pub mod agents;
 pub mod audit;
 mod db;
 pub mod idempotency;
+pub mod memberships;
 pub mod organizations;
+pub mod sessions;
+pub mod signing_keys;
+pub mod users;
 pub mod versions;
 pub mod workspaces;
 

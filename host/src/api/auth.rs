@@ -1,0 +1,295 @@
+//! `/api/v1/auth`: signing in by password, exchanging refresh tokens, signing out; and the keys that others verify with.
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use axum::{
+    Json,
+    extract::{ConnectInfo, FromRequestParts, State},
+    http::{HeaderValue, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    extract::{Caller, Input},
+    problem::{Problem, ProblemType, Result, request_id},
+};
+use crate::{
+    app::App,
+    bus::Hint,
+    domain::{
+        email::Email,
+        id::{OrganizationId, PolicyVersionId, WorkspaceId},
+        role::Role,
+        user::User,
+    },
+    identity::{
+        IssueError,
+        browser::{SESSION_COOKIE, set_cookie},
+        login::{Attempt, LoginError},
+        password::PasswordError,
+        session::{self, Refreshed, SignedIn},
+    },
+    store::{organizations, signing_keys::PublicJwk, users},
+};
+
+/// The routes of this file.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(login))
+        .routes(routes!(refresh))
+        .routes(routes!(logout))
+        .routes(routes!(me))
+        .routes(routes!(jwks))
+}
+
+/// Who knocks, before anybody has signed in.
+pub struct Visitor {
+    /// The connection's far end: behind a proxy, the proxy.
+    pub address: Option<IpAddr>,
+    /// As the browser names itself.
+    pub user_agent: String,
+}
+
+impl<S: Sync> FromRequestParts<S> for Visitor {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> std::result::Result<Self, Infallible> {
+        let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+        let user_agent =
+            parts.headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        Ok(Self { address, user_agent: user_agent.to_owned() })
+    }
+}
+
+impl Visitor {
+    /// Refuses a client that asks too often.
+    ///
+    /// # Errors
+    /// 429 with `Retry-After`.
+    pub fn admit(&self, app: &App) -> Result<()> {
+        app.identity.visit(self.address).map_err(limited)
+    }
+}
+
+/// 429 with `Retry-After` in whole seconds.
+fn limited(wait: Duration) -> Problem {
+    let seconds = wait.as_secs() + 1;
+    Problem::new(ProblemType::RateLimited, format!("Too many attempts; try again in {seconds} s."))
+        .with_header(header::RETRY_AFTER, HeaderValue::from(seconds))
+}
+
+impl From<PasswordError> for Problem {
+    fn from(error: PasswordError) -> Self {
+        match error {
+            PasswordError::Busy => {
+                Self::new(ProblemType::Unavailable, "Too many sign-ins right now; try again shortly.")
+                    .with_header(header::RETRY_AFTER, HeaderValue::from_static("2"))
+            }
+            PasswordError::Failed(error) => Self::internal(error),
+        }
+    }
+}
+
+impl From<IssueError> for Problem {
+    fn from(error: IssueError) -> Self {
+        match error {
+            IssueError::Store(error) => error.into(),
+            IssueError::Sign(error) => Self::internal(error),
+        }
+    }
+}
+
+impl From<LoginError> for Problem {
+    fn from(error: LoginError) -> Self {
+        match error {
+            LoginError::Credentials => {
+                Self::new(ProblemType::Credentials, "The e-mail address or the password is not right.")
+            }
+            LoginError::Several(organizations) => {
+                let detail = "Several organizations know you by this address and password: choose one of `organizations` and \
+                              send its id as `organization_id`.";
+                let organizations = organizations.into_iter().map(|(id, name)| Choice { id, name }).collect();
+                Self { organizations, ..Self::conflict(detail) }
+            }
+            LoginError::Limited(wait) => limited(wait),
+            LoginError::Password(error) => error.into(),
+            LoginError::Issue(error) => error.into(),
+        }
+    }
+}
+
+/// An organization to choose.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct Choice {
+    /// Send it as `organization_id`.
+    pub id: OrganizationId,
+    /// For people.
+    pub name: String,
+}
+
+/// Who signs in.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    /// Case does not matter.
+    email: Email,
+    #[schema(value_type = String, format = Password)]
+    password: SecretString,
+    /// Where, for those whom several organizations know.
+    organization_id: Option<OrganizationId>,
+}
+
+/// A refresh token to exchange.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Refresh {
+    /// As it was handed out last.
+    #[schema(value_type = String, format = Password)]
+    refresh_token: SecretString,
+}
+
+/// What a sign-in hands out (RFC 6749, section 5.1).
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Tokens {
+    /// A JWT for `Authorization: Bearer`.
+    access_token: String,
+    /// `Bearer`.
+    token_type: &'static str,
+    /// Of the access token, in seconds.
+    expires_in: i64,
+    /// Good for one exchange at `/api/v1/auth/refresh`.
+    refresh_token: String,
+}
+
+/// The answer to a sign-in, with the session's cookie where it began one.
+fn answer(signed_in: &SignedIn) -> Response {
+    let tokens = Tokens {
+        access_token: signed_in.access_token.expose_secret().to_owned(),
+        token_type: "Bearer",
+        expires_in: signed_in.expires_in,
+        refresh_token: signed_in.refresh_token.expose_secret().to_owned(),
+    };
+    let mut response = Json(tokens).into_response();
+    if let Some(cookie) = session_cookie(signed_in) {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    response
+}
+
+/// `Set-Cookie` for a session that has just begun.
+pub fn session_cookie(signed_in: &SignedIn) -> Option<HeaderValue> {
+    let cookie = signed_in.cookie.as_ref()?;
+    Some(set_cookie(SESSION_COOKIE, cookie.expose_secret(), session::LIFETIME.num_seconds()))
+}
+
+/// Sign in by password
+///
+/// Answers tokens and sets the session cookie. Where several organizations know this address and password, 409 lists them.
+#[utoipa::path(post, path = "/api/v1/auth/login", tag = "Sign-in", security(()),
+    request_body = Login, responses((status = OK, body = Tokens)))]
+async fn login(State(app): State<App>, visitor: Visitor, input: Input<Login>) -> Result<Response> {
+    let request_id = request_id();
+    let attempt = Attempt {
+        email: &input.body.email,
+        password: &input.body.password,
+        organization: input.body.organization_id,
+        client: visitor.address,
+        user_agent: &visitor.user_agent,
+        request_id: &request_id,
+    };
+    let signed_in = app.identity.login(&app.store, &app.clock, attempt).await?;
+    app.bus.publish(Hint::Audit { organization: signed_in.organization_id });
+    Ok(answer(&signed_in))
+}
+
+/// Exchange a refresh token
+///
+/// Answers new tokens; the one sent is used up. One that was used before ends the session, unless it was within the last
+/// ten seconds: then the answer is the same again.
+#[utoipa::path(post, path = "/api/v1/auth/refresh", tag = "Sign-in", security(()),
+    request_body = Refresh, responses((status = OK, body = Tokens)))]
+async fn refresh(State(app): State<App>, visitor: Visitor, input: Input<Refresh>) -> Result<Response> {
+    visitor.admit(&app)?;
+    let refused = || Problem::new(ProblemType::Credentials, "The refresh token is not valid any more: sign in again.");
+    match app.identity.refresh(&app.store, &app.clock, &input.body.refresh_token, &request_id()).await? {
+        Refreshed::Tokens(signed_in) => Ok(answer(&signed_in)),
+        Refreshed::Refused => Err(refused()),
+        Refreshed::Reused { organization_id } => {
+            app.bus.publish(Hint::Access { organization: organization_id });
+            app.bus.publish(Hint::Audit { organization: organization_id });
+            Err(refused())
+        }
+    }
+}
+
+/// Sign out
+///
+/// Ends the session: its access token, refresh token and cookie are of no use from then on.
+#[utoipa::path(post, path = "/api/v1/auth/logout", tag = "Sign-in", responses((status = NO_CONTENT)))]
+async fn logout(State(app): State<App>, Caller(caller): Caller) -> Result<Response> {
+    if let Some(session) = caller.session_id {
+        let of = (caller.organization_id, caller.user_id, session);
+        app.identity.sign_out(&app.store, &app.clock, of, &request_id()).await?;
+        app.bus.publish(Hint::Access { organization: caller.organization_id });
+        app.bus.publish(Hint::Audit { organization: caller.organization_id });
+    }
+    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, set_cookie(SESSION_COOKIE, "", 0))]).into_response())
+}
+
+/// A role one holds.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct HeldRole {
+    /// The role.
+    role: Role,
+    /// Where; everywhere in the organization if null.
+    workspace_id: Option<WorkspaceId>,
+}
+
+/// Who one is.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Me {
+    user: User,
+    organization: Choice,
+    roles: Vec<HeldRole>,
+    /// The tenant policies in force; null: the platform's only.
+    policy_version_id: Option<PolicyVersionId>,
+}
+
+/// Read who one is
+#[utoipa::path(get, path = "/api/v1/auth/me", tag = "Sign-in", responses((status = OK, body = Me)))]
+async fn me(State(app): State<App>, Caller(caller): Caller) -> Result<Json<Me>> {
+    let mut conn = app.store.read().await?;
+    let gone = || Problem::from(crate::identity::AuthError::Unauthenticated);
+    let user = users::get(&mut conn, caller.organization_id, caller.user_id).await?.ok_or_else(gone)?;
+    let organization = organizations::get(&mut conn, caller.organization_id).await?.ok_or_else(gone)?;
+    let roles = caller.grants.iter().map(|grant| HeldRole { role: grant.role, workspace_id: grant.workspace });
+    Ok(Json(Me {
+        user,
+        organization: Choice { id: organization.id, name: organization.name },
+        roles: roles.collect(),
+        policy_version_id: caller.policy_version,
+    }))
+}
+
+/// A JSON Web Key Set (RFC 7517).
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct KeySet {
+    keys: Vec<PublicJwk>,
+}
+
+/// Keys that access tokens are signed with
+///
+/// Of all hosts. Tokens are of type `at+jwt`, signed with RS256, for the audience `kaizen`.
+#[utoipa::path(get, path = "/.well-known/jwks.json", tag = "Sign-in", security(()),
+    responses((status = OK, body = KeySet)))]
+async fn jwks(State(app): State<App>) -> Result<Response> {
+    let keys = app.identity.jwks(&app.store, &app.clock).await?;
+    Ok(([(header::CACHE_CONTROL, "public, max-age=300")], Json(KeySet { keys })).into_response())
+}

@@ -1,0 +1,116 @@
+//! People of an organization, and the roles they hold.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use sqlx::types::Json;
+
+use super::{
+    fault::Fault,
+    id::{MembershipId, OrganizationId, UserId, WorkspaceId},
+    role::Role,
+};
+
+/// A person within one organization, as stored and as shown; the password's hash is never among it.
+#[derive(Debug, Clone, Serialize, sqlx::FromRow, utoipa::ToSchema)]
+pub struct User {
+    /// Their id.
+    pub id: UserId,
+    /// Whose they are.
+    pub organization_id: OrganizationId,
+    /// Lower-cased e-mail address, unique in the organization.
+    pub email: String,
+    /// For people.
+    pub name: String,
+    /// Whether they may sign in.
+    pub active: bool,
+    /// May create organizations and manage what all tenants share.
+    pub platform_administrator: bool,
+    /// Whether they can sign in by password.
+    pub has_password: bool,
+    /// Visible to policies as `principal.attributes`: strings, numbers, booleans and lists of strings.
+    #[schema(value_type = Object)]
+    pub attributes: Json<Map<String, Value>>,
+    /// When.
+    pub created_at: DateTime<Utc>,
+    /// Last change.
+    pub updated_at: DateTime<Utc>,
+    /// Counts changes; the ETag.
+    #[serde(skip)]
+    pub revision: i64,
+}
+
+/// A role held by a user, as stored and as shown.
+#[derive(Debug, Clone, Serialize, sqlx::FromRow, utoipa::ToSchema)]
+pub struct Membership {
+    /// Its id.
+    pub id: MembershipId,
+    /// Whose it is.
+    pub organization_id: OrganizationId,
+    /// Who holds the role.
+    pub user_id: UserId,
+    /// Where; everywhere in the organization if null.
+    pub workspace_id: Option<WorkspaceId>,
+    /// The role.
+    pub role: Role,
+    /// When.
+    pub created_at: DateTime<Utc>,
+    /// Last change.
+    pub updated_at: DateTime<Utc>,
+    /// Counts changes; the ETag.
+    #[serde(skip)]
+    pub revision: i64,
+}
+
+/// Bytes of attributes, as JSON, at the most: they are read with every request.
+const ATTRIBUTES_BYTES: usize = 8 * 1024;
+
+/// Checks attributes: at most 64 with names of letters, digits and `_` (Cedar's identifiers), 8 KiB in all.
+pub fn attributes(pointer: &str, attributes: &Map<String, Value>, faults: &mut Vec<Fault>) {
+    if attributes.len() > 64 {
+        faults.push(Fault::new(pointer, "at most 64 attributes"));
+    }
+    for (name, value) in attributes {
+        let at = || format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1"));
+        let first = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+        if !first || name.len() > 63 || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            faults
+                .push(Fault::new(at(), "a name has 1 to 63 letters, digits or _, and begins with none of the digits"));
+        }
+        let good = match value {
+            Value::String(_) | Value::Bool(_) | Value::Number(_) => true,
+            Value::Array(items) => items.iter().all(Value::is_string),
+            Value::Null | Value::Object(_) => false,
+        };
+        if !good {
+            faults.push(Fault::new(at(), "a string, a number, true, false or a list of strings"));
+        }
+    }
+    if serde_json::to_string(attributes).map_or(usize::MAX, |text| text.len()) > ATTRIBUTES_BYTES {
+        faults.push(Fault::new(pointer, "at most 8 KiB of JSON"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn faults(value: Value) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        attributes("/attributes", value.as_object().unwrap(), &mut faults);
+        faults
+    }
+
+    #[test]
+    fn attributes_are_plain_values_and_small() {
+        assert!(faults(json!({ "team": "core", "level": 3, "remote": true, "teams": ["a", "b"] })).is_empty());
+        assert_eq!(faults(json!({ "nested": { "a": 1 } }))[0].pointer, "/attributes/nested");
+        assert_eq!(faults(json!({ "mixed": ["a", 1] })).len(), 1);
+        assert_eq!(faults(json!({ "nothing": null })).len(), 1);
+        assert_eq!(faults(json!({ "a/b": "c" }))[0].pointer, "/attributes/a~1b");
+        assert_eq!(faults(json!({ "1st": "c" })).len(), 1);
+        assert_eq!(faults(json!({ "long": "x".repeat(9000) })).len(), 1);
+    }
+}

@@ -1,0 +1,272 @@
+//! Sessions: one for each sign-in. An access token, a refresh token and the cookie all belong to one, and end with it.
+//!
+//! A refresh token is exchanged for the next one (RFC 9700, section 4.14.2). Whoever presents one that was exchanged
+//! before either lost the answer a moment ago, shares it with another tab, or stole it: for ten seconds they are given
+//! the same successor again, after that the session ends. The successor is derived from the token and a stored salt, so
+//! that it can be given again although it is stored nowhere.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+
+use super::{Identity, secret::Opaque, token};
+use crate::{
+    audit::{self, Record},
+    clock::Clock,
+    domain::{
+        audit::Outcome,
+        id::{OrganizationId, SessionId, UserId},
+    },
+    store::{
+        Store, StoreError, Tx,
+        sessions::{self, NewSession},
+    },
+};
+
+/// A session ends after this long, however busy.
+pub const LIFETIME: TimeDelta = TimeDelta::days(30);
+/// And after this long without use.
+pub const IDLE: TimeDelta = TimeDelta::days(14);
+/// Written down as seen at most this often.
+pub const COARSE: TimeDelta = TimeDelta::minutes(10);
+/// How long an exchanged refresh token still gives its successor.
+const GRACE: TimeDelta = TimeDelta::seconds(10);
+/// What refresh tokens begin with, so that scanners for leaked secrets know them.
+pub const REFRESH_PREFIX: &str = "kzr_";
+/// Bytes of a user agent that are kept.
+const USER_AGENT: usize = 200;
+
+/// How somebody proved who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// By password.
+    Password,
+    /// At an identity provider.
+    Sso,
+}
+
+impl Method {
+    /// As stored and audited.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Method::Password => "password",
+            Method::Sso => "sso",
+        }
+    }
+}
+
+/// What a sign-in hands out, once.
+pub struct SignedIn {
+    /// In which organization.
+    pub organization_id: OrganizationId,
+    /// Who.
+    pub user_id: UserId,
+    /// The session.
+    pub session_id: SessionId,
+    /// A JWT.
+    pub access_token: SecretString,
+    /// Seconds.
+    pub expires_in: i64,
+    /// Opaque.
+    pub refresh_token: SecretString,
+    /// The cookie's value; a refresh leaves the cookie as it is.
+    pub cookie: Option<SecretString>,
+}
+
+/// A session that was begun in a transaction, to be handed out once that has committed.
+pub struct Begun {
+    organization_id: OrganizationId,
+    user_id: UserId,
+    /// The session.
+    pub session_id: SessionId,
+    refresh: Opaque,
+    cookie: Opaque,
+}
+
+/// What came of a refresh token.
+pub enum Refreshed {
+    /// It was good.
+    Tokens(SignedIn),
+    /// It is none of ours, has ended, or its user may not sign in.
+    Refused,
+    /// It was exchanged long before: the session has ended now.
+    Reused {
+        /// Whose.
+        organization_id: OrganizationId,
+    },
+}
+
+impl Identity {
+    /// Begins a session for a user, and records the sign-in: call it last, right before the commit.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn begin(
+        &self,
+        tx: &mut Tx,
+        clock: &Clock,
+        (organization_id, user_id): (OrganizationId, UserId),
+        how: &SignIn<'_>,
+    ) -> Result<Begun, StoreError> {
+        let now = clock.now();
+        let session_id: SessionId = clock.id();
+        let (refresh, cookie) = (Opaque::random(clock), Opaque::random(clock));
+        let session = NewSession {
+            id: session_id,
+            organization_id,
+            user_id,
+            method: how.method.as_str(),
+            cookie_hash: &cookie.hash(),
+            user_agent: cut(how.user_agent),
+            created_at: now,
+            expires_at: now + LIFETIME,
+        };
+        sessions::insert(tx, &session).await?;
+        sessions::insert_refresh(tx, &refresh.hash(), (organization_id, session_id), now, now + IDLE).await?;
+        let mut details = json!({ "request_id": how.request_id, "method": how.method.as_str() });
+        if let (Some(connection), Some(details)) = (how.connection, details.as_object_mut()) {
+            details.insert("connection_id".into(), json!(connection));
+        }
+        let event = Record {
+            organization_id,
+            actor: format!("user/{user_id}"),
+            action: "auth.login",
+            target: format!("session/{session_id}"),
+            outcome: Outcome::Success,
+            details,
+        };
+        audit::record(tx, clock, event).await?;
+        Ok(Begun { organization_id, user_id, session_id, refresh, cookie })
+    }
+
+    /// Hands out what a committed session is used with.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn hand_out(&self, store: &Store, clock: &Clock, begun: Begun) -> Result<SignedIn, super::IssueError> {
+        let Begun { organization_id, user_id, session_id, refresh, cookie } = begun;
+        let cookie = Some(cookie.reveal(""));
+        self.tokens.publish(store, clock).await?;
+        let access_token = self.tokens.issue(clock, (organization_id, user_id, session_id))?.into();
+        let (expires_in, refresh_token) = (token::LIFETIME.num_seconds(), refresh.reveal(REFRESH_PREFIX));
+        Ok(SignedIn { organization_id, user_id, session_id, access_token, expires_in, refresh_token, cookie })
+    }
+
+    /// Exchanges a refresh token.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn refresh(
+        &self,
+        store: &Store,
+        clock: &Clock,
+        presented: &SecretString,
+        request_id: &str,
+    ) -> Result<Refreshed, super::IssueError> {
+        let Some(presented) = Opaque::parse(REFRESH_PREFIX, presented.expose_secret()) else {
+            return Ok(Refreshed::Refused);
+        };
+        let now = clock.now();
+        let mut tx = store.begin().await?;
+        let Some(token) = sessions::lock_refresh(&mut tx, &presented.hash()).await? else {
+            return Ok(Refreshed::Refused);
+        };
+        let (organization_id, session_id) = (token.organization_id, token.session_id);
+        let Some(user_id) = sessions::user_of(&mut tx, organization_id, session_id).await? else {
+            return Ok(Refreshed::Refused);
+        };
+        let live = sessions::by_id(&mut tx, organization_id, user_id, session_id, live_at(now)).await?.is_some();
+        if !live || token.expires_at <= now {
+            return Ok(Refreshed::Refused);
+        }
+        let successor = match (token.used_at, token.salt) {
+            (None, _) => {
+                let salt = clock.bytes::<32>();
+                let successor = presented.derive(&salt);
+                sessions::use_refresh(&mut tx, &presented.hash(), &salt, now).await?;
+                sessions::insert_refresh(&mut tx, &successor.hash(), (organization_id, session_id), now, now + IDLE)
+                    .await?;
+                sessions::touch(&mut tx, organization_id, session_id, now).await?;
+                successor
+            }
+            (Some(used_at), Some(salt)) if now - used_at <= GRACE => presented.derive(&salt),
+            _ => {
+                sessions::revoke(&mut tx, organization_id, session_id, now).await?;
+                let event = Record {
+                    organization_id,
+                    actor: format!("user/{user_id}"),
+                    action: "auth.refresh",
+                    target: format!("session/{session_id}"),
+                    outcome: Outcome::Denied,
+                    details: json!({ "request_id": request_id, "reason": "a refresh token was used again; the session was ended" }),
+                };
+                audit::record(&mut tx, clock, event).await?;
+                tx.commit().await?;
+                tracing::warn!(%organization_id, %session_id, "a refresh token was used again; the session was ended");
+                return Ok(Refreshed::Reused { organization_id });
+            }
+        };
+        tx.commit().await?;
+        self.tokens.publish(store, clock).await?;
+        let access_token = self.tokens.issue(clock, (organization_id, user_id, session_id))?.into();
+        Ok(Refreshed::Tokens(SignedIn {
+            organization_id,
+            user_id,
+            session_id,
+            access_token,
+            expires_in: token::LIFETIME.num_seconds(),
+            refresh_token: successor.reveal(REFRESH_PREFIX),
+            cookie: None,
+        }))
+    }
+
+    /// Ends the session a user signs out of. Tells whether it was live.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn sign_out(
+        &self,
+        store: &Store,
+        clock: &Clock,
+        (organization_id, user_id, session_id): (OrganizationId, UserId, SessionId),
+        request_id: &str,
+    ) -> Result<bool, StoreError> {
+        let mut tx = store.begin().await?;
+        if !sessions::revoke(&mut tx, organization_id, session_id, clock.now()).await? {
+            return Ok(false);
+        }
+        let event = Record {
+            organization_id,
+            actor: format!("user/{user_id}"),
+            action: "auth.logout",
+            target: format!("session/{session_id}"),
+            outcome: Outcome::Success,
+            details: json!({ "request_id": request_id }),
+        };
+        audit::record(&mut tx, clock, event).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+}
+
+/// The circumstances of a sign-in, for the session and the audit trail.
+pub struct SignIn<'a> {
+    /// How.
+    pub method: Method,
+    /// By which identity connection.
+    pub connection: Option<uuid::Uuid>,
+    /// As the browser names itself.
+    pub user_agent: &'a str,
+    /// The request's.
+    pub request_id: &'a str,
+}
+
+/// Now, and since when a session must have been seen to be live now.
+pub fn live_at(now: DateTime<Utc>) -> (DateTime<Utc>, DateTime<Utc>) {
+    (now, now - IDLE)
+}
+
+/// At most [`USER_AGENT`] bytes, at a character's boundary.
+fn cut(user_agent: &str) -> &str {
+    user_agent.get(..user_agent.floor_char_boundary(USER_AGENT)).unwrap_or_default()
+}

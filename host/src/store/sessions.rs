@@ -1,0 +1,311 @@
+//! Sessions, refresh tokens and signing keys; and the one query that every request asks: who is this, as of now?
+
+use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
+use sqlx::types::Json;
+
+use super::{Connection, StoreError, Tx};
+use crate::{
+    domain::{
+        id::{OrganizationId, PolicyVersionId, SessionId, UserId, WorkspaceId},
+        principal::Principal,
+        role::{Grant, Role},
+    },
+    on,
+};
+
+/// One row for each role; the rest repeats.
+#[derive(sqlx::FromRow)]
+struct Row {
+    session_id: Option<SessionId>,
+    last_seen_at: DateTime<Utc>,
+    organization_id: OrganizationId,
+    user_id: UserId,
+    email: String,
+    name: String,
+    attributes: Json<Box<RawValue>>,
+    platform_administrator: bool,
+    policy_version_id: Option<PolicyVersionId>,
+    role: Option<Role>,
+    workspace_id: Option<WorkspaceId>,
+}
+
+/// A principal, and when their session was last written down as seen.
+pub struct Seen {
+    /// Who.
+    pub principal: Principal,
+    /// To within minutes.
+    pub last_seen_at: DateTime<Utc>,
+}
+
+fn seen(rows: Vec<Row>) -> Result<Option<Seen>, StoreError> {
+    let mut rows = rows.into_iter();
+    let Some(row) = rows.next() else { return Ok(None) };
+    let grant = |role: Option<Role>, workspace| role.map(|role| Grant { role, workspace });
+    let attributes = serde_json::from_str(row.attributes.0.get())
+        .map_err(|error| StoreError::Database(sqlx::Error::Decode(error.into())))?;
+    let mut grants: Vec<Grant> = grant(row.role, row.workspace_id).into_iter().collect();
+    grants.extend(rows.filter_map(|row| grant(row.role, row.workspace_id)));
+    let principal = Principal {
+        user_id: row.user_id,
+        organization_id: row.organization_id,
+        email: row.email,
+        name: row.name,
+        grants,
+        attributes,
+        platform_administrator: row.platform_administrator,
+        session_id: row.session_id,
+        policy_version: row.policy_version_id,
+    };
+    Ok(Some(Seen { principal, last_seen_at: row.last_seen_at }))
+}
+
+macro_rules! principal_by {
+    ($condition:literal) => {
+        concat!(
+            "SELECT s.id AS session_id, s.last_seen_at, u.organization_id, u.id AS user_id, u.email, u.name, u.attributes,
+                    u.platform_administrator, o.policy_version_id, m.role, m.workspace_id
+             FROM sessions s
+             JOIN users u ON u.organization_id = s.organization_id AND u.id = s.user_id
+             JOIN organizations o ON o.id = s.organization_id
+             LEFT JOIN memberships m ON m.user_id = u.id AND m.organization_id = u.organization_id
+             WHERE s.revoked_at IS NULL AND s.expires_at > $1 AND s.last_seen_at > $2 AND u.active AND ",
+            $condition
+        )
+    };
+}
+
+/// Whose session this is, if it is live at `now`, was seen after `idle`, and its user may sign in.
+///
+/// # Errors
+/// As the database says.
+pub async fn by_id(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    user: UserId,
+    session: SessionId,
+    (now, idle): (DateTime<Utc>, DateTime<Utc>),
+) -> Result<Option<Seen>, StoreError> {
+    let sql = principal_by!("s.id = $3 AND s.organization_id = $4 AND s.user_id = $5");
+    seen(on!(c, |c| {
+        sqlx::query_as(sql).bind(now).bind(idle).bind(session).bind(organization).bind(user).fetch_all(c).await?
+    }))
+}
+
+/// As [`by_id`], by the SHA-256 of the cookie's secret.
+///
+/// # Errors
+/// As the database says.
+pub async fn by_cookie(
+    c: &mut impl Connection,
+    hash: &[u8],
+    (now, idle): (DateTime<Utc>, DateTime<Utc>),
+) -> Result<Option<Seen>, StoreError> {
+    let sql = principal_by!("s.cookie_hash = $3");
+    seen(on!(c, |c| sqlx::query_as(sql).bind(now).bind(idle).bind(hash).fetch_all(c).await?))
+}
+
+/// An active user as a principal, without a session.
+///
+/// # Errors
+/// As the database says.
+pub async fn principal(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    user: UserId,
+) -> Result<Option<Principal>, StoreError> {
+    // The two columns of a session that is not there.
+    let sql =
+        "SELECT NULL AS session_id, u.updated_at AS last_seen_at, u.organization_id, u.id AS user_id, u.email, u.name,
+                      u.attributes, u.platform_administrator, o.policy_version_id, m.role, m.workspace_id
+               FROM users u
+               JOIN organizations o ON o.id = u.organization_id
+               LEFT JOIN memberships m ON m.user_id = u.id AND m.organization_id = u.organization_id
+               WHERE u.organization_id = $1 AND u.id = $2 AND u.active";
+    let rows = on!(c, |c| sqlx::query_as(sql).bind(organization).bind(user).fetch_all(c).await?);
+    Ok(seen(rows)?.map(|seen| seen.principal))
+}
+
+/// A new session.
+pub struct NewSession<'a> {
+    /// Its id.
+    pub id: SessionId,
+    /// Whose.
+    pub organization_id: OrganizationId,
+    /// Whose.
+    pub user_id: UserId,
+    /// `password` or `sso`.
+    pub method: &'a str,
+    /// SHA-256 of the cookie's secret.
+    pub cookie_hash: &'a [u8],
+    /// As the browser names itself, for people.
+    pub user_agent: &'a str,
+    /// Now.
+    pub created_at: DateTime<Utc>,
+    /// When it ends, however busy.
+    pub expires_at: DateTime<Utc>,
+}
+
+/// Begins a session.
+///
+/// # Errors
+/// As the database says.
+pub async fn insert(tx: &mut Tx, session: &NewSession<'_>) -> Result<(), StoreError> {
+    let sql = "INSERT INTO sessions (id, organization_id, user_id, method, cookie_hash, user_agent, created_at, last_seen_at, expires_at)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8)";
+    on!(tx, |c| sqlx::query(sql)
+        .bind(session.id)
+        .bind(session.organization_id)
+        .bind(session.user_id)
+        .bind(session.method)
+        .bind(session.cookie_hash)
+        .bind(session.user_agent)
+        .bind(session.created_at)
+        .bind(session.expires_at)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// Writes down that a session was in use.
+///
+/// # Errors
+/// As the database says.
+pub async fn touch(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    id: SessionId,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE sessions SET last_seen_at = $3 WHERE organization_id = $1 AND id = $2 AND last_seen_at < $3";
+    on!(tx, |c| sqlx::query(sql).bind(organization).bind(id).bind(now).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+/// Ends a session. Tells whether it was live.
+///
+/// # Errors
+/// As the database says.
+pub async fn revoke(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    id: SessionId,
+    now: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    let sql = "UPDATE sessions SET revoked_at = $3 WHERE organization_id = $1 AND id = $2 AND revoked_at IS NULL";
+    Ok(on!(tx, |c| sqlx::query(sql).bind(organization).bind(id).bind(now).execute(c).await?.rows_affected()) == 1)
+}
+
+/// Ends a user's sessions, but for one to be kept. Tells how many.
+///
+/// # Errors
+/// As the database says.
+pub async fn revoke_user(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    user: UserId,
+    keep: Option<SessionId>,
+    now: DateTime<Utc>,
+) -> Result<u64, StoreError> {
+    let sql = "UPDATE sessions SET revoked_at = $3
+               WHERE organization_id = $1 AND user_id = $2 AND revoked_at IS NULL AND id <> $4";
+    let keep = keep.unwrap_or(SessionId(uuid::Uuid::nil()));
+    Ok(on!(tx, |c| {
+        sqlx::query(sql).bind(organization).bind(user).bind(now).bind(keep).execute(c).await?.rows_affected()
+    }))
+}
+
+/// A refresh token as stored, with whose session it belongs to.
+#[derive(Debug, sqlx::FromRow)]
+pub struct RefreshToken {
+    /// Whose.
+    pub organization_id: OrganizationId,
+    /// Which session's.
+    pub session_id: SessionId,
+    /// When it ends.
+    pub expires_at: DateTime<Utc>,
+    /// When it was exchanged first.
+    pub used_at: Option<DateTime<Utc>>,
+    /// Makes its successor.
+    pub salt: Option<Vec<u8>>,
+}
+
+/// Adds a refresh token to a session.
+///
+/// # Errors
+/// As the database says.
+pub async fn insert_refresh(
+    tx: &mut Tx,
+    hash: &[u8],
+    (organization, session): (OrganizationId, SessionId),
+    now: DateTime<Utc>,
+    expires_at: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO refresh_tokens (hash, organization_id, session_id, created_at, expires_at) VALUES ($1, $2, $3, $4, $5)";
+    on!(tx, |c| sqlx::query(sql)
+        .bind(hash)
+        .bind(organization)
+        .bind(session)
+        .bind(now)
+        .bind(expires_at)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// A refresh token by the SHA-256 of its secret, locked until the transaction ends.
+///
+/// # Errors
+/// As the database says.
+pub async fn lock_refresh(tx: &mut Tx, hash: &[u8]) -> Result<Option<RefreshToken>, StoreError> {
+    let sql = match tx {
+        Tx::Sqlite(_) => {
+            "SELECT organization_id, session_id, expires_at, used_at, salt FROM refresh_tokens WHERE hash = $1"
+        }
+        Tx::Postgres(_) => {
+            "SELECT organization_id, session_id, expires_at, used_at, salt FROM refresh_tokens WHERE hash = $1 FOR UPDATE"
+        }
+    };
+    Ok(on!(tx, |c| sqlx::query_as(sql).bind(hash).fetch_optional(c).await)?)
+}
+
+/// Marks a refresh token as exchanged.
+///
+/// # Errors
+/// As the database says.
+pub async fn use_refresh(tx: &mut Tx, hash: &[u8], salt: &[u8], now: DateTime<Utc>) -> Result<(), StoreError> {
+    let sql = "UPDATE refresh_tokens SET used_at = $3, salt = $2 WHERE hash = $1";
+    on!(tx, |c| sqlx::query(sql).bind(hash).bind(salt).bind(now).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+/// Whose session this is, whatever its state.
+///
+/// # Errors
+/// As the database says.
+pub async fn user_of(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    id: SessionId,
+) -> Result<Option<UserId>, StoreError> {
+    let sql = "SELECT user_id FROM sessions WHERE organization_id = $1 AND id = $2";
+    Ok(on!(c, |c| sqlx::query_scalar(sql).bind(organization).bind(id).fetch_optional(c).await)?)
+}
+
+/// Forgets what ended before `before`: sessions with their tokens, refresh tokens, signing keys.
+///
+/// # Errors
+/// As the database says.
+pub async fn sweep(tx: &mut Tx, before: DateTime<Utc>) -> Result<(), StoreError> {
+    let statements = [
+        "DELETE FROM refresh_tokens WHERE expires_at < $1",
+        "DELETE FROM sessions WHERE expires_at < $1",
+        "DELETE FROM signing_keys WHERE expires_at < $1",
+    ];
+    for sql in statements {
+        on!(tx, |c| sqlx::query(sql).bind(before).execute(c).await.map(drop))?;
+    }
+    Ok(())
+}

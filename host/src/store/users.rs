@@ -1,0 +1,243 @@
+//! People of an organization.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{Connection, StoreError, Tx};
+use crate::{
+    domain::{
+        email::Email,
+        id::{OrganizationId, UserId},
+        user::User,
+    },
+    on,
+};
+
+macro_rules! columns {
+    ($before:literal, $after:literal) => {
+        concat!(
+            $before,
+            " id, organization_id, email, name, active, platform_administrator,
+              password_hash IS NOT NULL AS has_password, attributes, created_at, updated_at, revision ",
+            $after
+        )
+    };
+}
+
+/// Adds a user, with a password's hash (PHC string) if there is one.
+///
+/// # Errors
+/// [`StoreError::Duplicate`] if the organization has someone of this address.
+pub async fn insert(tx: &mut Tx, user: &User, password_hash: Option<&str>) -> Result<(), StoreError> {
+    let sql = "INSERT INTO users (id, organization_id, email, name, password_hash, active, platform_administrator, attributes,
+                                  created_at, updated_at, revision)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9, 1)";
+    on!(tx, |c| sqlx::query(sql)
+        .bind(user.id)
+        .bind(user.organization_id)
+        .bind(&user.email)
+        .bind(&user.name)
+        .bind(password_hash)
+        .bind(user.active)
+        .bind(user.platform_administrator)
+        .bind(&user.attributes)
+        .bind(user.created_at)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// One user.
+///
+/// # Errors
+/// As the database says.
+pub async fn get(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    id: UserId,
+) -> Result<Option<User>, StoreError> {
+    let sql = columns!("SELECT", "FROM users WHERE organization_id = $1 AND id = $2");
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(id).fetch_optional(c).await)?)
+}
+
+/// The user of this address.
+///
+/// # Errors
+/// As the database says.
+pub async fn by_email(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    email: &Email,
+) -> Result<Option<User>, StoreError> {
+    let sql = columns!("SELECT", "FROM users WHERE organization_id = $1 AND email = $2");
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(email.as_str()).fetch_optional(c).await)?)
+}
+
+/// Users after `after`, oldest first.
+///
+/// # Errors
+/// As the database says.
+pub async fn list(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    after: Uuid,
+    limit: i64,
+) -> Result<Vec<User>, StoreError> {
+    let sql = columns!("SELECT", "FROM users WHERE organization_id = $1 AND id > $2 ORDER BY id LIMIT $3");
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(after).bind(limit).fetch_all(c).await)?)
+}
+
+/// Changes the name, attributes and whether they may sign in, of a user still at `user.revision`; and the password
+/// where a hash is given. Returns the user as they are then.
+///
+/// # Errors
+/// [`StoreError::Stale`] if they changed meanwhile.
+pub async fn update(tx: &mut Tx, user: &User, password_hash: Option<&str>) -> Result<User, StoreError> {
+    let sql = columns!(
+        "UPDATE users SET name = $4, active = $5, attributes = $6, password_hash = COALESCE($7, password_hash),
+                updated_at = $8, revision = revision + 1
+         WHERE organization_id = $1 AND id = $2 AND revision = $3 RETURNING",
+        ""
+    );
+    let updated = on!(tx, |c| sqlx::query_as(sql)
+        .bind(user.organization_id)
+        .bind(user.id)
+        .bind(user.revision)
+        .bind(&user.name)
+        .bind(user.active)
+        .bind(&user.attributes)
+        .bind(password_hash)
+        .bind(user.updated_at)
+        .fetch_optional(c)
+        .await)?;
+    updated.ok_or(StoreError::Stale)
+}
+
+/// Removes a user with their memberships, sessions and linked accounts.
+///
+/// # Errors
+/// [`StoreError::Stale`] if they changed meanwhile.
+pub async fn delete(tx: &mut Tx, user: &User) -> Result<(), StoreError> {
+    let sql = "DELETE FROM users WHERE organization_id = $1 AND id = $2 AND revision = $3";
+    let deleted = on!(tx, |c| {
+        sqlx::query(sql).bind(user.organization_id).bind(user.id).bind(user.revision).execute(c).await?.rows_affected()
+    });
+    if deleted == 1 { Ok(()) } else { Err(StoreError::Stale) }
+}
+
+/// What signing in by password needs to know of one user.
+#[derive(sqlx::FromRow)]
+pub struct Credential {
+    /// Whose.
+    pub organization_id: OrganizationId,
+    /// For choosing among several.
+    pub organization_name: String,
+    /// Who.
+    pub user_id: UserId,
+    /// Whether they may sign in.
+    pub active: bool,
+    /// PHC string; absent for those who sign in elsewhere only.
+    pub password_hash: Option<String>,
+}
+
+/// Organizations that one address is tried in at a sign-in that names none.
+pub const SAME_ADDRESS: i64 = 8;
+
+/// The users of this address, in one organization or in all: signing in is how the organization is found out.
+///
+/// # Errors
+/// As the database says.
+pub async fn credentials(
+    c: &mut impl Connection,
+    email: &Email,
+    organization: Option<OrganizationId>,
+) -> Result<Vec<Credential>, StoreError> {
+    macro_rules! sql {
+        ($condition:literal) => {
+            concat!(
+                "SELECT u.organization_id, o.name AS organization_name, u.id AS user_id, u.active, u.password_hash
+                 FROM users u JOIN organizations o ON o.id = u.organization_id
+                 WHERE u.email = $1 ",
+                $condition,
+                " ORDER BY u.active DESC, u.id LIMIT $2"
+            )
+        };
+    }
+    Ok(match organization {
+        None => on!(c, |c| sqlx::query_as(sql!("")).bind(email.as_str()).bind(SAME_ADDRESS).fetch_all(c).await?),
+        Some(organization) => on!(c, |c| {
+            sqlx::query_as(sql!("AND u.organization_id = $3"))
+                .bind(email.as_str())
+                .bind(SAME_ADDRESS)
+                .bind(organization)
+                .fetch_all(c)
+                .await?
+        }),
+    })
+}
+
+/// The hash of one user's password.
+///
+/// # Errors
+/// As the database says.
+pub async fn password_hash(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    id: UserId,
+) -> Result<Option<String>, StoreError> {
+    let sql = "SELECT password_hash FROM users WHERE organization_id = $1 AND id = $2";
+    let found: Option<Option<String>> =
+        on!(c, |c| sqlx::query_scalar(sql).bind(organization).bind(id).fetch_optional(c).await?);
+    Ok(found.flatten())
+}
+
+/// Whether a user may sign in, and the hash of their password, locked until the transaction ends.
+///
+/// # Errors
+/// As the database says.
+pub async fn lock(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    id: UserId,
+) -> Result<Option<(bool, Option<String>)>, StoreError> {
+    let sql = match tx {
+        Tx::Sqlite(_) => "SELECT active, password_hash FROM users WHERE organization_id = $1 AND id = $2",
+        Tx::Postgres(_) => {
+            "SELECT active, password_hash FROM users WHERE organization_id = $1 AND id = $2 FOR NO KEY UPDATE"
+        }
+    };
+    Ok(on!(tx, |c| sqlx::query_as(sql).bind(organization).bind(id).fetch_optional(c).await)?)
+}
+
+/// Replaces a hash by one of the same password with newer parameters; nobody's edit, so the revision stays.
+///
+/// # Errors
+/// As the database says.
+pub async fn rehash(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    id: UserId,
+    (old, new): (&str, &str),
+) -> Result<(), StoreError> {
+    let sql = "UPDATE users SET password_hash = $4 WHERE organization_id = $1 AND id = $2 AND password_hash = $3";
+    on!(tx, |c| sqlx::query(sql).bind(organization).bind(id).bind(old).bind(new).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+/// Sets the password of a user, whatever their revision: for the command line.
+///
+/// # Errors
+/// As the database says.
+pub async fn set_password(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    id: UserId,
+    hash: &str,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE users SET password_hash = $3, updated_at = $4, revision = revision + 1
+               WHERE organization_id = $1 AND id = $2";
+    on!(tx, |c| sqlx::query(sql).bind(organization).bind(id).bind(hash).bind(now).execute(c).await.map(drop))?;
+    Ok(())
+}
