@@ -6,27 +6,68 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use serde::Deserialize;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
-    guard::change,
+    guard::{actor, change},
+    idempotency::{Claimed, Once},
     page::{Listed, Page, cursor},
-    problem::{Problem, Result},
+    problem::{Problem, Result, request_id},
 };
 use crate::{
     app::App,
     authz::{Action, Context, Kind, Resource},
     bus::Hint,
-    domain::{fault, id::OrganizationId, principal::Principal, tenancy::Organization},
+    domain::{
+        email::Email,
+        fault,
+        id::{OrganizationId, UserId},
+        principal::Principal,
+        tenancy::Organization,
+    },
+    identity::organization::{self, OrganizationError},
     store::organizations,
 };
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(read, update, remove))
+    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(read, update, remove))
+}
+
+/// A new organization with its first owner.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewOrganization {
+    /// For people.
+    name: String,
+    /// Who manages it at first.
+    owner: NewOwner,
+}
+
+/// The first owner of a new organization.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewOwner {
+    email: Email,
+    /// What stands before the `@` if absent.
+    #[serde(default)]
+    name: String,
+    /// Absent for one who will sign in elsewhere.
+    #[schema(value_type = Option<String>, format = Password)]
+    password: Option<SecretString>,
+}
+
+/// The new organization and its first owner.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct CreatedOrganization {
+    #[serde(flatten)]
+    organization: Organization,
+    /// The first owner.
+    owner_id: UserId,
 }
 
 /// What to change; what is absent stays.
@@ -45,6 +86,48 @@ async fn find(app: &App, caller: &Principal, id: OrganizationId, action: Action)
     let resource = Resource::new(Kind::Organization, id, id, organization.name.clone());
     app.require(caller, action, &resource, &Context::default()).await?;
     Ok(organization)
+}
+
+/// Create an organization
+///
+/// For platform administrators. It has a workspace named `Default`, and its owner can sign in at once.
+#[utoipa::path(post, path = "/api/v1/organizations", tag = "Organizations", request_body = NewOrganization,
+    responses((status = CREATED, body = CreatedOrganization)))]
+async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<NewOrganization>) -> Result<Response> {
+    let within = Resource::organization(caller.organization_id);
+    app.require(&caller, Action::OrganizationCreate, &within, &Context::default()).await?;
+    let NewOrganization { name, owner } = input.body;
+    let new = organization::NewOrganization {
+        name: &name,
+        owner: &owner.email,
+        owner_name: &owner.name,
+        password: owner.password.as_ref(),
+        platform_administrator: false,
+        actor: &actor(&caller),
+        request_id: &request_id(),
+    };
+    let hash = organization::prepare(&app.identity.passwords, &app.clock, &new).await?;
+    let mut tx = app.store.begin().await?;
+    let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {
+        Claimed::Fresh(once) => once,
+        Claimed::Answered(response) => return Ok(response),
+    };
+    let (organization, owner_id) = organization::create(&mut tx, &app.clock, &new, hash.as_deref()).await?;
+    let (id, revision) = (organization.id, organization.revision);
+    let response = once.created(&mut tx, &CreatedOrganization { organization, owner_id }, revision).await?;
+    let details = json!({ "name": name, "owner": owner.email });
+    change(&app, tx, &caller, Action::OrganizationCreate, format!("organization/{id}"), details).await?;
+    Ok(response)
+}
+
+impl From<OrganizationError> for Problem {
+    fn from(error: OrganizationError) -> Self {
+        match error {
+            OrganizationError::Invalid(faults) => Self::invalid(faults),
+            OrganizationError::Password(error) => error.into(),
+            OrganizationError::Store(error) => error.into(),
+        }
+    }
 }
 
 /// List organizations

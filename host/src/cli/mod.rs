@@ -1,6 +1,7 @@
 //! The command line, one command a file.
 
 pub mod admin;
+pub mod demo;
 pub mod serve;
 
 use std::path::PathBuf;
@@ -73,6 +74,11 @@ impl Settings {
 enum Command {
     /// Run the server
     Serve(serve::Serve),
+    /// Play the story of the product against a server of its own
+    Demo(demo::Demo),
+    /// Run the demo's gateway
+    #[command(hide = true)]
+    DemoGateway(demo::gateway::DemoGateway),
     Admin(admin::AdminCommand),
     /// Bring the database up to this version, and stop
     Migrate,
@@ -90,15 +96,22 @@ pub fn run() -> anyhow::Result<()> {
     if matches!(cli.command, Command::Openapi) {
         return print(&crate::api::openapi::document().to_pretty_json()?);
     }
-    let config = cli.settings.load()?;
+    if let Command::DemoGateway(gateway) = cli.command {
+        return runtime()?.block_on(gateway.run());
+    }
+    let mut config = cli.settings.load()?;
+    if matches!(cli.command, Command::Demo(_)) && !config.is_set("log") {
+        // The story is what there is to read.
+        config.log = "warn".to_owned();
+    }
     crate::telemetry::logs(&config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         match cli.command {
             Command::Serve(serve) => serve.run(config).await,
+            Command::Demo(demo) => demo.run(config).await,
             Command::Admin(admin) => admin.run(&config).await,
             Command::Migrate => migrate(&config).await,
-            Command::Openapi => Ok(()),
+            Command::Openapi | Command::DemoGateway(_) => Ok(()),
         }
     })
 }
@@ -108,6 +121,10 @@ fn settings_help() -> String {
     let lines = SETTINGS.iter().map(|s| format!("  {:<22} {}\n", s.name, s.help));
     let head = "Settings, as keys of kaizen.toml or as KAIZEN_… variables (KAIZEN_DATABASE_URL); flags go first, then variables:\n";
     std::iter::once(head.to_owned()).chain(lines).collect()
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }
 
 async fn migrate(config: &Config) -> anyhow::Result<()> {

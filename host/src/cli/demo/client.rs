@@ -48,7 +48,8 @@ impl Person {
         // No proxy: everything the demo talks to is on this machine.
         let http = reqwest::Client::builder().no_proxy().build()?;
         let mut person = Self { name, base: base.to_owned(), token: String::new(), http };
-        let signed_in = person.post("/api/v1/auth/login", &json!({ "email": email, "password": password })).await?.ok()?;
+        let signed_in =
+            person.post("/api/v1/auth/login", &json!({ "email": email, "password": password })).await?.ok()?;
         person.token = text(&signed_in, "/access_token")?.to_owned();
         Ok(person)
     }

@@ -54,9 +54,9 @@ impl DemoGateway {
         axum::serve(listener, router)
             .with_graceful_shutdown(async {
                 // The demo holds the other end of standard input: it ends when the demo does, however that ends.
-                let parent = tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink());
+                let (mut input, mut nowhere) = (tokio::io::stdin(), tokio::io::sink());
                 tokio::select! {
-                    _ = parent => {}
+                    _ = tokio::io::copy(&mut input, &mut nowhere) => {}
                     _ = crate::cli::serve::stop_asked() => {}
                 }
             })
@@ -87,7 +87,8 @@ async fn register(State(fleet): State<Fleet>, request: Request) -> Response {
         return (StatusCode::PAYLOAD_TOO_LARGE, Json(json!({ "error": "too large" }))).into_response();
     };
     let (Some(key), Ok(body)) = (key, serde_json::from_slice::<Value>(&body)) else {
-        return (StatusCode::BAD_REQUEST, Json(json!({ "error": "expected JSON and an Idempotency-Key" }))).into_response();
+        return (StatusCode::BAD_REQUEST, Json(json!({ "error": "expected JSON and an Idempotency-Key" })))
+            .into_response();
     };
     let id = format!("reg-{key}");
     let mut agents = fleet.agents.lock();

@@ -14,9 +14,9 @@ use tokio::{
     process::{Child, Command},
 };
 
-use self::{client::Person, screen::Screen, story::Story};
+use self::{screen::Screen, story::Story};
 use super::serve::{Role, Running, stop_asked};
-use crate::{clock::Clock, config::Config, identity::organization};
+use crate::{clock::Clock, config::Config};
 
 /// Play the story: sign in, draw together, deploy, be refused, read the audit trail
 #[derive(Debug, Args)]
@@ -77,8 +77,10 @@ impl Demo {
         let base = format!("http://{}", running.address);
         screen.part("A server, its plugins and a gateway")?;
         screen.held(&format!("kaizen on {base}, {database}, up after {:.1} s", screen.seconds()))?;
-        screen.held(&format!("a gateway on {}, a process of its own that speaks the Nexus protocol", gateway.address))?;
-        let story = Story { screen: &screen, app: &running.app, base: &base, gateway: &gateway.address, key: &gateway.key };
+        screen
+            .held(&format!("a gateway on {}, a process of its own that speaks the Nexus protocol", gateway.address))?;
+        let story =
+            Story { screen: &screen, app: &running.app, base: &base, gateway: &gateway.address, key: &gateway.key };
         let played = story.play().await;
         let people = match played {
             Ok(people) => people,
@@ -94,7 +96,10 @@ impl Demo {
             screen.detail(&format!("Docs    {base}/api/docs"))?;
             screen.detail(&format!("Metrics http://{}/metrics", running.ops_address))?;
             for person in &people {
-                screen.detail(&format!("Sign in {} / {}   ({}, {})", person.email, person.password, person.name, person.role))?;
+                screen.detail(&format!(
+                    "Sign in {} / {}   ({}, {})",
+                    person.email, person.password, person.name, person.role
+                ))?;
             }
             screen.part("The server stays up. Ctrl-C ends it.")?;
             stop_asked().await?;

@@ -7,10 +7,13 @@ use serde_json::{Value, json};
 
 use super::{
     client::{Canvas, Person, text},
-    organization,
     screen::Screen,
 };
-use crate::app::App;
+use crate::{
+    app::App,
+    domain::email::Email,
+    identity::organization::{NewOrganization, create_organization},
+};
 
 /// Everyone and everything in it.
 pub struct Story<'a> {
@@ -74,20 +77,26 @@ impl Story<'_> {
             password: hex::encode(self.app.clock.bytes::<9>()),
         };
         let (owner, developer) = (sign_in("Ada", "owner"), sign_in("Ben", "developer"));
-        let new = organization::NewOrganization {
-            name: format!("Aurora Labs {tag}"),
-            owner_email: owner.email.clone(),
-            owner_name: Some(owner.name.to_owned()),
-            password: Some(SecretString::from(owner.password.clone())),
+        let (store, clock, passwords) = (&self.app.store, &self.app.clock, &self.app.identity.passwords);
+        let new = NewOrganization {
+            name: &format!("Aurora Labs {tag}"),
+            owner: &Email::parse(&owner.email)?,
+            owner_name: owner.name,
+            password: Some(&SecretString::from(owner.password.clone())),
             platform_administrator: false,
+            actor: "system",
+            request_id: "",
         };
-        organization::create(self.app, new).await.context("creating the organization")?;
-        let ada = Person::sign_in(self.base, owner.name, &owner.email, &owner.password).await.context("Ada signs in")?;
+        create_organization(store, clock, passwords, &new).await.context("creating the organization")?;
+        let ada =
+            Person::sign_in(self.base, owner.name, &owner.email, &owner.password).await.context("Ada signs in")?;
         let user = json!({ "email": developer.email, "name": developer.name, "password": developer.password });
         let user = ada.post("/api/v1/users", &user).await?.ok().context("Ada adds Ben")?;
         let membership = json!({ "user_id": text(&user, "/id")?, "role": developer.role });
         ada.post("/api/v1/memberships", &membership).await?.ok().context("Ada makes Ben a developer")?;
-        let ben = Person::sign_in(self.base, developer.name, &developer.email, &developer.password).await.context("Ben signs in")?;
+        let ben = Person::sign_in(self.base, developer.name, &developer.email, &developer.password)
+            .await
+            .context("Ben signs in")?;
         self.screen.held(&format!("organization Aurora Labs {tag}, with Ada (owner) and Ben (developer)"))?;
         self.screen.held("both signed in by password; their requests carry RS256 tokens")?;
         Ok((vec![owner, developer], ada, ben))
@@ -158,11 +167,14 @@ impl Story<'_> {
         while let Some(chunk) = stream.next().await {
             buffer.push_str(std::str::from_utf8(&chunk?)?);
             while let Some((line, rest)) = buffer.split_once('\n') {
-                if let Some(event) = line.strip_prefix("data:").and_then(|data| serde_json::from_str::<Value>(data).ok()) {
+                if let Some(event) =
+                    line.strip_prefix("data:").and_then(|data| serde_json::from_str::<Value>(data).ok())
+                {
                     if let Some(percent) = event.get("percent").and_then(Value::as_u64) {
                         bar.set_position(percent);
                     }
-                    if let Some(message) = event.get("message").or_else(|| event.get("status")).and_then(Value::as_str) {
+                    if let Some(message) = event.get("message").or_else(|| event.get("status")).and_then(Value::as_str)
+                    {
                         bar.set_message(message.to_owned());
                     }
                 }
@@ -172,11 +184,24 @@ impl Story<'_> {
         bar.finish_and_clear();
         let deployment = ben.get(&format!("/api/v1/deployments/{id}")).await?.ok()?;
         let status = text(&deployment, "/status")?;
-        ensure!(status == "active", "the deployment ended as {status}: {}", deployment.get("error").unwrap_or(&Value::Null));
+        ensure!(
+            status == "active",
+            "the deployment ended as {status}: {}",
+            deployment.get("error").unwrap_or(&Value::Null)
+        );
         let registration = text(&deployment, "/registration_id")?;
-        self.screen.held(&format!("deployed: {}", deployment.get("endpoint").and_then(Value::as_str).unwrap_or(registration)))?;
-        let health: Value = reqwest::Client::builder().no_proxy().build()?
-            .get(format!("{}/health", self.gateway)).send().await?.json().await?;
+        self.screen.held(&format!(
+            "deployed: {}",
+            deployment.get("endpoint").and_then(Value::as_str).unwrap_or(registration)
+        ))?;
+        let health: Value = reqwest::Client::builder()
+            .no_proxy()
+            .build()?
+            .get(format!("{}/health", self.gateway))
+            .send()
+            .await?
+            .json()
+            .await?;
         ensure!(health.get("agents") == Some(&json!(1)), "the gateway does not know the agent: {health}");
         self.screen.held("the gateway itself says that it serves 1 agent")
     }
@@ -190,9 +215,18 @@ impl Story<'_> {
         ada.post(&format!("/api/v1/policies/{set}/activate"), &json!({ "version": number })).await?.ok()?;
         self.screen.held("Ada put a Cedar policy in force: only owners deploy to production")?;
         let refused = ben.post(&format!("/api/v1/agents/{agent}/deploy"), &json!({ "gateway_id": production })).await?;
-        ensure!(refused.status == 403, "Ben's deployment to production was answered with {}: {}", refused.status, refused.body);
+        ensure!(
+            refused.status == 403,
+            "Ben's deployment to production was answered with {}: {}",
+            refused.status,
+            refused.body
+        );
         let detail = text(&refused.body, "/detail")?;
-        ensure!(refused.body.to_string().contains("production-is-for-owners"), "the denial does not name the policy: {}", refused.body);
+        ensure!(
+            refused.body.to_string().contains("production-is-for-owners"),
+            "the denial does not name the policy: {}",
+            refused.body
+        );
         self.screen.held("Ben tries to deploy to production, and is told why not:")?;
         self.screen.detail(&format!("403 {detail}"))
     }
@@ -215,7 +249,9 @@ impl Story<'_> {
                 field(event, "hash").get(..12).unwrap_or_default(),
             ))?;
         }
-        let has = |action: &str, outcome: &str| events.iter().any(|e| field(e, "action") == action && field(e, "outcome") == outcome);
+        let has = |action: &str, outcome: &str| {
+            events.iter().any(|e| field(e, "action") == action && field(e, "outcome") == outcome)
+        };
         ensure!(has("agent.deploy", "success"), "the trail does not tell of the deployment");
         ensure!(has("agent.deploy", "denied"), "the trail does not tell of the denial");
         let verified = ada.get("/api/v1/audit/verify").await?.ok()?;
