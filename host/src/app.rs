@@ -59,7 +59,7 @@ impl App {
     pub async fn build(config: Config, clock: Clock) -> anyhow::Result<Self> {
         let store = connect(&config).await?;
         store.migrate().await?;
-        let bus = Bus::local();
+        let bus = Bus::connect(config.redis_url.as_deref(), &clock)?;
         let secrets = Secrets::load(&config, &clock)?;
         let authz = Authz::new()?;
         let policy =
@@ -91,6 +91,7 @@ impl App {
     /// Begins what runs beside the requests; `work` also runs jobs and delivers audit events.
     pub fn start(&self, work: bool) {
         let _ = work;
+        self.bus.start(&self.stopping, &self.tasks);
     }
 }
 

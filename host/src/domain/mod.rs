@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod audit;
+pub mod canvas;
 pub mod email;
 pub mod fault;
 pub mod id;

@@ -5,6 +5,7 @@
 
 pub mod agents;
 pub mod audit;
+pub mod canvas;
 mod db;
 pub mod idempotency;
 pub mod memberships;

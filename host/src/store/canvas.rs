@@ -1,0 +1,394 @@
+//! Canvases: the journal, its snapshots, and tickets for sockets.
+//!
+//! A canvas's row in `canvases` is the lock that orders its messages: [`advance`] moves its sequence on from the one that
+//! the writer has seen, and fails if another host was quicker.
+
+use std::sync::LazyLock;
+
+use chrono::{DateTime, Utc};
+
+use super::{Connection, StoreError, Tx};
+use crate::{
+    domain::{
+        canvas::{Graph, Limits, Op},
+        id::{CanvasId, OrganizationId, SessionId, UserId},
+    },
+    on,
+};
+
+/// One stored message.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct Entry {
+    /// Its place in the canvas's order, from 1, without gaps.
+    pub sequence: i64,
+    /// `user/{id}`.
+    pub actor: String,
+    /// Whose `reference` it is.
+    pub client: String,
+    /// What the client calls the message.
+    #[sqlx(rename = "ref")]
+    pub reference: Option<String>,
+    /// The operations: a JSON array as text.
+    pub ops: String,
+    /// When it was stored.
+    pub created_at: DateTime<Utc>,
+}
+
+/// What an open room asks about once a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
+pub struct Watch {
+    /// The canvas's last sequence; 0 before the first message.
+    pub sequence: i64,
+    /// The revision of its agent: what policies see of it may have changed.
+    pub agent_revision: i64,
+    /// The organization's last audit event: whatever was changed, it was told there.
+    pub audit_sequence: i64,
+}
+
+/// Where the canvas, its agent and the organization's audit trail stand; absent if there is no such canvas.
+///
+/// # Errors
+/// As the database says.
+pub async fn watch(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    canvas: CanvasId,
+) -> Result<Option<Watch>, StoreError> {
+    let sql = "SELECT COALESCE(c.sequence, 0) AS sequence, a.revision AS agent_revision, COALESCE(h.sequence, 0) AS audit_sequence
+               FROM agents a
+               LEFT JOIN canvases c ON c.organization_id = a.organization_id AND c.id = a.canvas_id
+               LEFT JOIN audit_heads h ON h.organization_id = a.organization_id
+               WHERE a.organization_id = $1 AND a.canvas_id = $2";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(canvas).fetch_optional(c).await)?)
+}
+
+/// The last sequence, with the canvas locked against other writers until the transaction ends; absent before the first
+/// message.
+///
+/// # Errors
+/// As the database says.
+pub async fn lock(tx: &mut Tx, organization: OrganizationId, canvas: CanvasId) -> Result<Option<i64>, StoreError> {
+    let sql = match tx {
+        Tx::Sqlite(_) => "SELECT sequence FROM canvases WHERE organization_id = $1 AND id = $2",
+        Tx::Postgres(_) => "SELECT sequence FROM canvases WHERE organization_id = $1 AND id = $2 FOR UPDATE",
+    };
+    Ok(on!(tx, |c| sqlx::query_scalar(sql).bind(organization).bind(canvas).fetch_optional(c).await)?)
+}
+
+/// Moves the sequence from `from` to `to` and keeps the canvas locked until the transaction ends. `false` if the
+/// sequence is not `from`, or there is no row yet.
+///
+/// # Errors
+/// As the database says.
+pub async fn advance(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    canvas: CanvasId,
+    (from, to): (i64, i64),
+    now: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    let sql =
+        "UPDATE canvases SET sequence = $4, updated_at = $5 WHERE organization_id = $1 AND id = $2 AND sequence = $3";
+    Ok(on!(tx, |c| {
+        sqlx::query(sql).bind(organization).bind(canvas).bind(from).bind(to).bind(now).execute(c).await?.rows_affected()
+    }) == 1)
+}
+
+/// Makes the canvas's row if it is not there.
+///
+/// # Errors
+/// [`StoreError::Reference`] if no agent of the organization has this canvas.
+pub async fn create(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    canvas: CanvasId,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO canvases (id, organization_id, sequence, created_at, updated_at) VALUES ($1, $2, 0, $3, $3)
+               ON CONFLICT (id) DO NOTHING";
+    on!(tx, |c| sqlx::query(sql).bind(canvas).bind(organization).bind(now).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+/// How many rows one statement adds, largest first: few texts to prepare, few round trips.
+const CHUNKS: [usize; 3] = [64, 8, 1];
+const COLUMNS: usize = 8;
+
+static APPEND: LazyLock<[String; 3]> = LazyLock::new(|| {
+    CHUNKS.map(|rows| {
+        let row = |row: usize| {
+            let places: Vec<String> = (1..=COLUMNS).map(|column| format!("${}", row * COLUMNS + column)).collect();
+            format!("({})", places.join(", "))
+        };
+        let rows: Vec<String> = (0..rows).map(row).collect();
+        let into = "INSERT INTO canvas_ops (canvas_id, organization_id, sequence, actor, client, ref, ops, created_at) VALUES ";
+        format!("{into}{}", rows.join(", "))
+    })
+});
+
+/// Appends messages to the journal. Their sequences must be those that [`advance`] went over.
+///
+/// # Errors
+/// As the database says.
+pub async fn append(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    canvas: CanvasId,
+    mut entries: &[Entry],
+) -> Result<(), StoreError> {
+    for (size, sql) in CHUNKS.into_iter().zip(APPEND.iter()) {
+        while let Some((chunk, rest)) = entries.split_at_checked(size) {
+            on!(tx, |c| {
+                let mut query = sqlx::query(sql.as_str());
+                for entry in chunk {
+                    query = query
+                        .bind(canvas)
+                        .bind(organization)
+                        .bind(entry.sequence)
+                        .bind(&entry.actor)
+                        .bind(&entry.client)
+                        .bind(&entry.reference)
+                        .bind(&entry.ops)
+                        .bind(entry.created_at);
+                }
+                query.execute(c).await.map(drop)
+            })?;
+            entries = rest;
+        }
+    }
+    Ok(())
+}
+
+/// Messages after `after`, in their order, at most `limit`.
+///
+/// # Errors
+/// As the database says.
+pub async fn tail(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    canvas: CanvasId,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Entry>, StoreError> {
+    let sql = "SELECT sequence, actor, client, ref, ops, created_at FROM canvas_ops
+               WHERE organization_id = $1 AND canvas_id = $2 AND sequence > $3 ORDER BY sequence LIMIT $4";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(canvas).bind(after).bind(limit).fetch_all(c).await)?)
+}
+
+/// How many messages after `after` are still in the journal, and how many characters their operations have.
+///
+/// # Errors
+/// As the database says.
+pub async fn tail_size(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    canvas: CanvasId,
+    after: i64,
+) -> Result<(i64, i64), StoreError> {
+    let sql = "SELECT COUNT(*), CAST(COALESCE(SUM(LENGTH(ops)), 0) AS BIGINT) FROM canvas_ops
+               WHERE organization_id = $1 AND canvas_id = $2 AND sequence > $3";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(canvas).bind(after).fetch_one(c).await)?)
+}
+
+/// Sequence, actor, client and reference of the messages after `after` that have a reference.
+///
+/// # Errors
+/// As the database says.
+pub async fn references(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    canvas: CanvasId,
+    after: i64,
+) -> Result<Vec<(i64, String, String, String)>, StoreError> {
+    let sql = "SELECT sequence, actor, client, ref FROM canvas_ops
+               WHERE organization_id = $1 AND canvas_id = $2 AND sequence > $3 AND ref IS NOT NULL ORDER BY sequence";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(canvas).bind(after).fetch_all(c).await)?)
+}
+
+/// The latest snapshot: up to which sequence, and the graph as JSON.
+///
+/// # Errors
+/// As the database says.
+pub async fn snapshot(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    canvas: CanvasId,
+) -> Result<Option<(i64, String)>, StoreError> {
+    let sql = "SELECT sequence, graph FROM canvas_snapshots WHERE organization_id = $1 AND canvas_id = $2";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(canvas).fetch_optional(c).await)?)
+}
+
+/// Keeps the graph as it is at `sequence`, unless a later one is kept, and forgets the messages up to `forget`.
+///
+/// # Errors
+/// As the database says.
+pub async fn compact(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    canvas: CanvasId,
+    (sequence, graph): (i64, &str),
+    forget: i64,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let keep = "INSERT INTO canvas_snapshots (canvas_id, organization_id, sequence, graph, created_at) VALUES ($1, $2, $3, $4, $5)
+                ON CONFLICT (canvas_id) DO UPDATE
+                SET sequence = excluded.sequence, graph = excluded.graph, created_at = excluded.created_at
+                WHERE canvas_snapshots.sequence < excluded.sequence";
+    on!(tx, |c| {
+        sqlx::query(keep)
+            .bind(canvas)
+            .bind(organization)
+            .bind(sequence)
+            .bind(graph)
+            .bind(now)
+            .execute(c)
+            .await
+            .map(drop)
+    })?;
+    let sql = "DELETE FROM canvas_ops WHERE organization_id = $1 AND canvas_id = $2 AND sequence <= $3";
+    on!(tx, |c| sqlx::query(sql)
+        .bind(organization)
+        .bind(canvas)
+        .bind(forget.min(sequence))
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// Messages read at once while a graph is put together.
+const STEP: i64 = 256;
+/// A snapshot that is replaced while it is read is read again; more often than this it is a defect.
+const TRIES: usize = 8;
+
+/// What [`load`] found.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The last sequence.
+    pub sequence: i64,
+    /// The graph at that sequence.
+    pub graph: Graph,
+    /// Up to where the snapshot went.
+    pub snapshot: i64,
+    /// Bytes of the operations since.
+    pub tail_bytes: usize,
+}
+
+/// The graph as of now: the latest snapshot and what was stored since.
+///
+/// # Errors
+/// As the database says; [`StoreError::Database`] if the journal has a gap or cannot be read: a defect.
+pub async fn load(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    canvas: CanvasId,
+) -> Result<Loaded, StoreError> {
+    'again: for _ in 0..TRIES {
+        let mut loaded = Loaded::default();
+        if let Some((sequence, text)) = snapshot(c, organization, canvas).await? {
+            loaded.graph = serde_json::from_str(&text).map_err(unreadable)?;
+            loaded.sequence = sequence;
+            loaded.snapshot = sequence;
+        }
+        loop {
+            let entries = tail(c, organization, canvas, loaded.sequence, STEP).await?;
+            let last = i64::try_from(entries.len()).is_ok_and(|count| count < STEP);
+            for entry in entries {
+                if entry.sequence != loaded.sequence + 1 {
+                    // A newer snapshot was made between the two statements, and what it covers forgotten.
+                    continue 'again;
+                }
+                replay(&mut loaded.graph, &entry)?;
+                loaded.sequence = entry.sequence;
+                loaded.tail_bytes += entry.ops.len();
+            }
+            if last {
+                return Ok(loaded);
+            }
+        }
+    }
+    Err(unreadable(format!("the journal of canvas {canvas} has a gap")))
+}
+
+/// The graph and its sequence as of now, for whoever cuts a version; empty before the first message.
+///
+/// # Errors
+/// As [`load`].
+pub async fn graph(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    canvas: CanvasId,
+) -> Result<(i64, Graph), StoreError> {
+    let loaded = load(c, organization, canvas).await?;
+    Ok((loaded.sequence, loaded.graph))
+}
+
+/// Applies a stored message to the graph before it.
+///
+/// # Errors
+/// [`StoreError::Database`] if it does not apply, which it did once: a defect, or an edited database.
+pub fn replay(graph: &mut Graph, entry: &Entry) -> Result<(), StoreError> {
+    let ops: Vec<Op> = serde_json::from_str(&entry.ops).map_err(unreadable)?;
+    graph.apply(&ops, &Limits::REPLAY).map(drop).map_err(unreadable)
+}
+
+fn unreadable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
+    StoreError::Database(sqlx::Error::Decode(error.into()))
+}
+
+/// Whom a ticket lets in, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
+pub struct Ticket {
+    /// Where.
+    pub organization_id: OrganizationId,
+    /// To which canvas.
+    pub canvas_id: CanvasId,
+    /// Whom.
+    pub user_id: UserId,
+    /// The sign-in it was issued to.
+    pub session_id: Option<SessionId>,
+}
+
+/// Keeps a ticket by its SHA-256, and forgets those that nobody came with.
+///
+/// # Errors
+/// [`StoreError::Reference`] if the canvas or the user is not the organization's.
+pub async fn issue_ticket(
+    tx: &mut Tx,
+    hash: &[u8],
+    ticket: &Ticket,
+    now: DateTime<Utc>,
+    expires_at: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let sweep = "DELETE FROM canvas_tickets WHERE expires_at < $1";
+    on!(tx, |c| sqlx::query(sweep).bind(now).execute(c).await.map(drop))?;
+    let sql = "INSERT INTO canvas_tickets (hash, organization_id, canvas_id, user_id, session_id, expires_at)
+               VALUES ($1, $2, $3, $4, $5, $6)";
+    on!(tx, |c| sqlx::query(sql)
+        .bind(hash)
+        .bind(ticket.organization_id)
+        .bind(ticket.canvas_id)
+        .bind(ticket.user_id)
+        .bind(ticket.session_id)
+        .bind(expires_at)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// Takes a ticket, so that it cannot be taken again on any host. The one query that does not name an organization: the
+/// ticket tells it, as a session's cookie does.
+///
+/// # Errors
+/// As the database says.
+pub async fn redeem_ticket(
+    tx: &mut Tx,
+    hash: &[u8],
+    canvas: CanvasId,
+    now: DateTime<Utc>,
+) -> Result<Option<Ticket>, StoreError> {
+    let sql = "DELETE FROM canvas_tickets WHERE hash = $1 AND canvas_id = $2 AND expires_at > $3
+               RETURNING organization_id, canvas_id, user_id, session_id";
+    Ok(on!(tx, |c| sqlx::query_as(sql).bind(hash).bind(canvas).bind(now).fetch_optional(c).await)?)
+}
