@@ -65,7 +65,11 @@ async fn two_clients_edit_at_once_and_converge(backend: Backend) {
     for step in 0..40 {
         ada.ops(&format!("a{step}"), json!([moved("shared", step)])).await;
         ben.ops(&format!("b{step}"), json!([moved("shared", 1000 + step)])).await;
-        ada.ops(&format!("an{step}"), json!([put(&format!("ada-{step}"), step), edge(&format!("ae-{step}"), "shared", &format!("ada-{step}"))])).await;
+        ada.ops(
+            &format!("an{step}"),
+            json!([put(&format!("ada-{step}"), step), edge(&format!("ae-{step}"), "shared", &format!("ada-{step}"))]),
+        )
+        .await;
         ben.ops(&format!("bn{step}"), json!([put(&format!("ben-{step}"), step)])).await;
     }
     let last = base + 160;
@@ -100,7 +104,11 @@ async fn what_was_acknowledged_survives_the_kill(backend: Backend) {
         for (id, _) in &acknowledged {
             assert!(after.nodes.contains_key(id), "{id} was acknowledged and is gone");
         }
-        assert_eq!(after.nodes.contains_key("half"), after.nodes.contains_key("other half"), "operations of one frame are one");
+        assert_eq!(
+            after.nodes.contains_key("half"),
+            after.nodes.contains_key("other half"),
+            "operations of one frame are one"
+        );
     }
 }
 
@@ -180,7 +188,8 @@ async fn presence_is_passed_on_and_not_stored(backend: Backend) {
     let mut ada = team.join(&team.ada).await;
     let mut ben = team.join(&team.ben).await;
     ada.send(json!({ "type": "presence", "cursor": { "x": 3, "y": 4 }, "selection": ["a"] })).await;
-    let seen = ben.until("Ada's cursor", |frame| frame["type"] == "presence" && frame.to_string().contains("\"x\":3")).await;
+    let seen =
+        ben.until("Ada's cursor", |frame| frame["type"] == "presence" && frame.to_string().contains("\"x\":3")).await;
     assert!(seen.to_string().contains(&team.ada.id), "it says whose: {seen}");
     let seq = ada.commit("1", json!([put("a", 1)])).await;
     ben.reach(seq).await;

@@ -61,7 +61,7 @@ fn sample(document: &Value, schema: &Value) -> Value {
     }
     let kind = schema["type"].as_str().or_else(|| schema["type"].get(0).and_then(Value::as_str)).unwrap_or("object");
     match kind {
-        "string" if schema["format"] == "uuid" => json!(uuid::Uuid::now_v7()),
+        "string" if schema["format"] == "uuid" => json!(crate::harness::fresh_id()),
         "string" if schema["format"] == "email" => json!("someone@else.test"),
         "string" => json!("text"),
         "integer" | "number" => json!(1),
@@ -86,10 +86,10 @@ async fn one_of_everything(tenant: &Tenant, gateway: &Gateway) -> BTreeMap<&'sta
     let gateway_id = tenant.gateway(gateway, "west").await;
     let deployed = owner.post(&format!("{agents}/deploy"), json!({ "gateway_id": gateway_id })).await.ok(202);
     let text = |value: &Value| value.as_str().expect("an id").to_owned();
-    let sink = json!({ "name": "archive", "plugin": "webhook", "config": { "url": format!("{}/events", gateway.stub.url) } });
+    let sink = json!({ "name": "archive", "plugin": "webhook", "config": { "url": format!("{}/events", gateway.stub.url) }, "secrets": { "signing-key": "0123456789abcdef" } });
     let connection = json!({
         "name": "company", "plugin": "oidc", "config": { "issuer": gateway.stub.url, "client_id": "kaizen" },
-        "secrets": { "client_secret": "secret" },
+        "secrets": { "client-secret": "secret" },
     });
     let policy = crate::policies::create(owner, "permit (principal, action, resource) when { false };").await;
     BTreeMap::from([
@@ -117,7 +117,9 @@ fn aimed(path: &str, ids: &BTreeMap<&'static str, String>) -> Option<String> {
             filled = true;
             match (part, parts.last().map(String::as_str)) {
                 (_, Some("versions")) => "1".to_owned(),
-                (_, Some(kind)) => ids.get(kind).unwrap_or_else(|| panic!("{path}: make one of {kind} in one_of_everything")).clone(),
+                (_, Some(kind)) => {
+                    ids.get(kind).unwrap_or_else(|| panic!("{path}: make one of {kind} in one_of_everything")).clone()
+                }
                 _ => panic!("{path}"),
             }
         } else {
@@ -148,7 +150,8 @@ async fn another_tenants_id_is_not_found_on_any_route(backend: Backend) {
         let answer = theirs.owner.request(method.clone(), &path, body.clone(), &[]).await;
         answer.problem(404, "not_found");
         // An id that nobody has is answered no differently.
-        let nobody = ids.values().fold(path.clone(), |path, id| path.replace(id, &uuid::Uuid::now_v7().to_string()));
+        let nobody =
+            ids.values().fold(path.clone(), |path, id| path.replace(id, &crate::harness::fresh_id().to_string()));
         theirs.owner.request(method.clone(), &nobody, body, &[]).await.problem(404, "not_found");
         if method == Method::GET {
             let own = status(&ours.owner, &method, &path).await;
@@ -226,7 +229,11 @@ async fn every_route_needs_a_caller(backend: Backend) {
         if PUBLIC.iter().any(|public| path.starts_with(public)) {
             continue;
         }
-        let path: String = path.split('/').map(|part| if part.starts_with('{') { "0192aaaa-bbbb-7ccc-8ddd-eeeeffff0000" } else { part }).collect::<Vec<_>>().join("/");
+        let path: String = path
+            .split('/')
+            .map(|part| if part.starts_with('{') { "0192aaaa-bbbb-7ccc-8ddd-eeeeffff0000" } else { part })
+            .collect::<Vec<_>>()
+            .join("/");
         for caller in [&nobody, &forged] {
             caller.request(method.clone(), &path, body.clone(), &[]).await.problem(401, "unauthenticated");
         }

@@ -19,4 +19,20 @@ macro_rules! on_both {
     )*};
 }
 
+mod audit;
+mod bad_input;
+mod canvas;
+mod canvas_hosts;
+mod canvas_limits;
+mod delivery;
+mod demo;
+mod deployments;
 mod harness;
+mod isolation;
+mod jobs;
+mod operations;
+mod policies;
+mod resources;
+mod roles;
+mod signin;
+mod sso;

@@ -45,7 +45,7 @@ async fn kinds(tenant: &Tenant) -> Vec<Kind> {
         kind("/api/v1/gateways", gateway.body("west"), json!({ "name": "renamed" })),
         kind(
             "/api/v1/audit-sinks",
-            json!({ "name": "archive", "plugin": "webhook", "config": { "url": format!("{}/events", gateway.stub.url) } }),
+            json!({ "name": "archive", "plugin": "webhook", "config": { "url": format!("{}/events", gateway.stub.url) }, "secrets": { "signing-key": "0123456789abcdef" } }),
             json!({ "name": "renamed" }),
         ),
         kind(
@@ -53,7 +53,7 @@ async fn kinds(tenant: &Tenant) -> Vec<Kind> {
             json!({
                 "name": "company", "plugin": "oidc",
                 "config": { "issuer": gateway.stub.url, "client_id": "kaizen" },
-                "secrets": { "client_secret": "not-to-be-read-back" },
+                "secrets": { "client-secret": "not-to-be-read-back" },
             }),
             json!({ "name": "renamed" }),
         ),

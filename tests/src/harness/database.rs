@@ -40,7 +40,7 @@ impl Database {
         match backend {
             Backend::Sqlite => Self { backend, url: format!("sqlite:{}", dir.join("kaizen.db").display()), name: None },
             Backend::Postgres => {
-                let name = format!("kztest_{}", uuid::Uuid::new_v4().simple());
+                let name = format!("kztest_{}", super::fresh_id().simple());
                 let options = cluster();
                 let mut connection =
                     PgConnection::connect_with(&options).await.expect("the PostgreSQL of KZTEST_POSTGRES_URL");
@@ -84,11 +84,16 @@ impl Database {
 impl Direct {
     /// Runs statements that take no parameters; returns how many rows the last one changed.
     pub async fn execute(&mut self, sql: &str) -> u64 {
+        self.try_execute(sql).await.expect("statement")
+    }
+
+    /// The same where the database may refuse.
+    pub async fn try_execute(&mut self, sql: &str) -> sqlx::Result<u64> {
         let sql = AssertSqlSafe(sql.to_owned());
-        match self {
-            Direct::Sqlite(c) => sqlx::raw_sql(sql).execute(c).await.expect("statement").rows_affected(),
-            Direct::Postgres(c) => sqlx::raw_sql(sql).execute(c).await.expect("statement").rows_affected(),
-        }
+        Ok(match self {
+            Direct::Sqlite(c) => sqlx::raw_sql(sql).execute(c).await?.rows_affected(),
+            Direct::Postgres(c) => sqlx::raw_sql(sql).execute(c).await?.rows_affected(),
+        })
     }
 
     /// The single number that a query answers.

@@ -33,7 +33,7 @@ impl Gateway {
             "name": name,
             "plugin": "nexus",
             "config": { "api_url": self.stub.url },
-            "secrets": { "api_key": KEY },
+            "secrets": { "api-key": KEY },
             "environment": "staging",
             "labels": { "region": "eu" },
         })

@@ -17,9 +17,15 @@ pub use client::{Answer, Client};
 pub use database::{Backend, Database, Direct};
 pub use gateway::{Gateway, KEY};
 pub use oidc::{Browser, CLIENT_ID, CLIENT_SECRET, Page, Provider};
-pub use server::{Ran, Server, Setup};
+pub use server::{Server, Setup};
 pub use sse::{Event, Events};
 pub use stub::{Reply, Seen, Stub};
 pub use tcp::{Proxy, Redis, free_port};
 pub use wait::{eventually, within};
 pub use world::{PASSWORD, Person, Tenant, World, agent, id};
+
+/// An id that nothing has.
+#[expect(clippy::disallowed_methods, reason = "the tests have no `Clock`")]
+pub fn fresh_id() -> uuid::Uuid {
+    uuid::Uuid::now_v7()
+}

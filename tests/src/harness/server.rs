@@ -213,6 +213,11 @@ impl Server {
     /// `SIGTERM`, and how it ended.
     pub async fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
+        self.stop_status().await
+    }
+
+    /// How it ended, once it has been asked to.
+    pub async fn stop_status(&mut self) -> ExitStatus {
         within("the server stops", self.child.wait()).await.expect("its end")
     }
 

@@ -24,6 +24,8 @@ pub struct Seen {
     pub path: String,
     pub headers: HeaderMap,
     pub body: Value,
+    /// The body's bytes, for signatures over them.
+    pub raw: Bytes,
 }
 
 /// What is answered.
@@ -118,7 +120,7 @@ async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let text = || Value::String(String::from_utf8_lossy(&bytes).into_owned());
     let body = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap_or_else(|_| text()) };
     let path = parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
-    let seen = Seen { method: parts.method.to_string(), path, headers: parts.headers, body };
+    let seen = Seen { method: parts.method.to_string(), path, headers: parts.headers, body, raw: bytes.clone() };
     inner.seen.lock().expect("lock").push(seen.clone());
     let fault = if parts.method.is_safe() { None } else { inner.faults.lock().expect("lock").pop_front() };
     let reply = match fault {

@@ -14,8 +14,8 @@ use super::eventually;
 
 /// A port on loopback that nobody listens on, below those that the system hands out by itself.
 pub fn free_port() -> u16 {
-    let bytes = *uuid::Uuid::new_v4().as_bytes();
-    let start = u16::from_be_bytes([bytes[0], bytes[1]]) % 9000;
+    let bytes = *super::fresh_id().as_bytes();
+    let start = u16::from_be_bytes([bytes[14], bytes[15]]) % 9000;
     (0..9000u16)
         .map(|step| 11_000 + (start + step) % 9000)
         .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())

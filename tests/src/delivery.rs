@@ -1,0 +1,160 @@
+//! Audit events reach the sinks, in order, at least once, and never in the way of a request.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::harness::{Backend, Reply, Seen, Stub, Tenant, World, eventually, id};
+
+on_both!(
+    events_reach_a_webhook_in_order_and_signed,
+    a_sink_that_is_away_gets_everything_later,
+    events_reach_a_file,
+    a_sink_is_checked
+);
+
+const SIGNING_KEY: &str = "signing-key-that-must-not-leak";
+
+async fn receiver() -> Stub {
+    Stub::start(|_| Reply::Status(204)).await
+}
+
+async fn sink(tenant: &Tenant, receiver: &Stub) -> String {
+    let body = json!({
+        "name": "siem", "plugin": "webhook", "config": { "url": format!("{}/events", receiver.url) },
+        "secrets": { "signing-key": SIGNING_KEY },
+    });
+    id(&tenant.owner.create("/api/v1/audit-sinks", body).await)
+}
+
+/// The events that arrived, one for each id, in the order of their first arrival.
+fn arrived(seen: &[Seen]) -> Vec<Value> {
+    let mut known = BTreeSet::new();
+    let events = seen.iter().flat_map(|seen| seen.body["events"].as_array().cloned().unwrap_or_default());
+    events.filter(|event| known.insert(event["id"].to_string())).collect()
+}
+
+fn sequences(events: &[Value]) -> Vec<i64> {
+    events.iter().map(|event| event["sequence"].as_i64().expect("sequence")).collect()
+}
+
+/// HMAC-SHA256 (RFC 2104), in hexadecimal.
+fn hmac(key: &[u8], message: &[u8]) -> String {
+    let mut block = [0u8; 64];
+    block[..key.len()].copy_from_slice(key);
+    let pad = |with: u8| block.iter().map(|byte| byte ^ with).collect::<Vec<_>>();
+    let inner = Sha256::new().chain_update(pad(0x36)).chain_update(message).finalize();
+    hex::encode(Sha256::new().chain_update(pad(0x5c)).chain_update(inner).finalize())
+}
+
+async fn events_reach_a_webhook_in_order_and_signed(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let receiver = receiver().await;
+    sink(&tenant, &receiver).await;
+    for number in 0..5 {
+        tenant.workspace(&format!("workspace {number}")).await;
+    }
+    let trail = tenant.owner.all("/api/v1/audit/events").await;
+    let last = trail.iter().rfind(|event| event["action"] == "workspace.create").expect("the last one")["sequence"]
+        .as_i64()
+        .expect("a number");
+    let events = receiver
+        .until("the last event arrives", |seen| {
+            let events = arrived(seen);
+            (sequences(&events).last() >= Some(&last)).then_some(events)
+        })
+        .await;
+    let numbers = sequences(&events);
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "in order and without gaps: {numbers:?}");
+    for event in &events {
+        let own = trail.iter().find(|own| own["id"] == event["id"]).unwrap_or_else(|| panic!("not ours: {event}"));
+        for name in ["sequence", "actor", "action", "target", "outcome", "hash"] {
+            assert_eq!(event[name], own[name], "{event}");
+        }
+    }
+    for seen in receiver.seen() {
+        let signature = seen.headers["kaizen-signature"].to_str().expect("text");
+        let (time, given) = signature.strip_prefix("t=").and_then(|s| s.split_once(",v1=")).expect("t=…,v1=…");
+        let message = [time.as_bytes(), b".", &seen.raw].concat();
+        assert_eq!(given, hmac(SIGNING_KEY.as_bytes(), &message));
+        assert!(!format!("{:?}", seen.headers).contains(SIGNING_KEY));
+    }
+}
+
+async fn a_sink_that_is_away_gets_everything_later(backend: Backend) {
+    let mut world = World::start(backend).await;
+    let mut tenant = world.tenant("acme").await;
+    let receiver = receiver().await;
+    receiver.next([Reply::Status(503), Reply::Cut, Reply::TooMany(1)]);
+    let sink = sink(&tenant, &receiver).await;
+    // Requests do not wait for it.
+    for number in 0..3 {
+        tenant.workspace(&format!("workspace {number}")).await;
+    }
+    let delivered = |last: i64| {
+        let receiver = &receiver;
+        async move {
+            let through = |seen: &[Seen]| (sequences(&arrived(&seen[3..])).last() >= Some(&last)).then_some(());
+            receiver.until("the last event arrives", |seen| if seen.len() > 3 { through(seen) } else { None }).await;
+        }
+    };
+    let last = tenant.owner.all("/api/v1/audit/events").await.len();
+    delivered(i64::try_from(last).expect("few")).await;
+
+    // A killed server goes on where it was.
+    tenant.workspace("last words").await;
+    world.server.kill().await;
+    world.again().await;
+    tenant.owner.client = tenant.owner.at(&world.server.url);
+    tenant.workspace("after").await;
+    let last = tenant.owner.all("/api/v1/audit/events").await.len();
+    delivered(i64::try_from(last).expect("few")).await;
+    let events = arrived(&receiver.seen());
+    let mut numbers = sequences(&events);
+    numbers.sort_unstable();
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "no gap: {numbers:?}");
+
+    // What is deleted gets nothing more.
+    tenant.owner.delete(&format!("/api/v1/audit-sinks/{sink}")).await.ok(204);
+}
+
+async fn events_reach_a_file(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let body = json!({ "name": "archive", "plugin": "file", "config": { "name": "acme" } });
+    tenant.owner.create("/api/v1/audit-sinks", body).await;
+    for number in 0..3 {
+        tenant.workspace(&format!("workspace {number}")).await;
+    }
+    let trail = tenant.owner.all("/api/v1/audit/events").await;
+    let folder = world.setup.data_dir().join("audit");
+    let lines: Vec<Value> = eventually("the events are in the file", || async {
+        let file = std::fs::read_dir(&folder)
+            .ok()?
+            .filter_map(Result::ok)
+            .find(|entry| entry.file_name().to_string_lossy().starts_with("acme-"))?;
+        let text = std::fs::read_to_string(file.path()).ok()?;
+        let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        (lines.last()?["sequence"] == trail.last()?["sequence"]).then_some(lines)
+    })
+    .await;
+    let numbers = sequences(&lines);
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
+    assert_eq!(lines.last().expect("one")["hash"], trail.last().expect("one")["hash"]);
+}
+
+async fn a_sink_is_checked(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let receiver = receiver().await;
+    let check = format!("/api/v1/audit-sinks/{}/check", sink(&tenant, &receiver).await);
+    tenant.owner.post(&check, json!({})).await.ok(200);
+    // The dispatcher may send something at the same time: enough faults for both.
+    receiver.next(std::iter::repeat_n(Reply::Status(404), 50));
+    let refused = tenant.owner.post(&check, json!({})).await;
+    assert!([422, 502].contains(&refused.status) && refused.text.contains("404"), "{}", refused.text);
+    let body = json!({ "name": "bad", "plugin": "file", "config": { "name": "../../etc/passwd" } });
+    tenant.owner.post("/api/v1/audit-sinks", body).await.fault("/config/name");
+}

@@ -1,0 +1,238 @@
+//! Signing in by password, tokens that others can verify, refresh, the cookie, and signing out.
+
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, jwk::JwkSet};
+use reqwest::{Method, header::SET_COOKIE};
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Backend, Client, PASSWORD, Person, Tenant, World};
+
+on_both!(
+    a_password_signs_in_and_a_wrong_one_does_not,
+    the_access_token_verifies_by_the_published_keys,
+    a_refresh_token_is_exchanged_once,
+    a_refresh_token_used_again_later_ends_the_session,
+    the_cookie_signs_in_and_changes_only_from_our_own_pages,
+    signing_out_ends_everything,
+    a_person_who_is_disabled_or_gets_a_new_password_is_out,
+    attempts_are_limited,
+);
+
+async fn try_login(client: &Client, email: &str, password: &str) -> Answer {
+    client.post("/api/v1/auth/login", json!({ "email": email, "password": password })).await
+}
+
+async fn tokens(world: &World, tenant: &Tenant) -> Value {
+    try_login(&world.client(), &tenant.owner.email, PASSWORD).await.ok(200)
+}
+
+fn text(of: &Value, name: &str) -> String {
+    of[name].as_str().unwrap_or_else(|| panic!("{name}: {of}")).to_owned()
+}
+
+async fn a_password_signs_in_and_a_wrong_one_does_not(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let client = world.client();
+    let answer = try_login(&client, &tenant.owner.email.to_uppercase(), PASSWORD).await;
+    let tokens = answer.ok(200);
+    assert_eq!(tokens["token_type"], "Bearer");
+    assert!(tokens["expires_in"].as_i64().is_some_and(|s| (60..=3600).contains(&s)), "{tokens}");
+    let me = client.bearing(&text(&tokens, "access_token")).get("/api/v1/auth/me").await.ok(200);
+    assert_eq!(me["user"]["email"], tenant.owner.email);
+    assert_eq!(me["organization"]["id"], tenant.id);
+    assert!(!me.to_string().contains("argon2"), "{me}");
+
+    let wrong = try_login(&client, &tenant.owner.email, "wrong horse battery staple").await;
+    let nobody = try_login(&client, "nobody@acme.test", PASSWORD).await;
+    let (wrong, nobody) = (wrong.problem(401, "invalid_credentials"), nobody.problem(401, "invalid_credentials"));
+    assert_eq!(wrong["detail"], nobody["detail"], "which of the two was wrong is not told");
+    try_login(&client, "not an address", PASSWORD).await.fault("/email");
+    for header in ["Bearer", "Bearer x", "Basic b3duZXI6cHc=", "bearer a.b.c"] {
+        let answer = client.request(Method::GET, "/api/v1/auth/me", None, &[("authorization", header)]).await;
+        answer.problem(401, "unauthenticated");
+    }
+    let log = world.server.log();
+    assert!(!log.contains(PASSWORD) && !log.contains("wrong horse"), "a password is in the log");
+}
+
+async fn the_access_token_verifies_by_the_published_keys(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let keys = world.client().get("/.well-known/jwks.json").await;
+    let keys: JwkSet = serde_json::from_str(&keys.text).expect("a JWK set");
+    let token = tenant.owner.token.clone().expect("signed in");
+    let header = decode_header(&token).expect("a JWT");
+    assert_eq!(header.alg, Algorithm::RS256);
+    let key = keys.find(header.kid.as_deref().expect("kid")).expect("the key is published");
+    let mut validation = Validation::new(Algorithm::RS256);
+    validation.set_audience(&["kaizen"]);
+    validation.set_issuer(&[&world.server.url]);
+    validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
+    let claims =
+        decode::<Value>(&token, &DecodingKey::from_jwk(key).expect("a key"), &validation).expect("it verifies").claims;
+    assert_eq!(claims["sub"], tenant.owner.id);
+    let published = serde_json::to_string(&keys).expect("JSON");
+    assert!(!published.contains("\"d\":"), "the private part is not published: {published}");
+
+    // Forgeries: another key, no signature, the public key as an HMAC secret, another body.
+    let (head, rest) = token.split_once('.').expect("three parts");
+    let (body, signature) = rest.split_once('.').expect("three parts");
+    let flipped: String = signature.chars().rev().collect();
+    let encode =
+        |value: Value| base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, value.to_string());
+    let mut other = claims.clone();
+    other["sub"] = json!(crate::harness::fresh_id());
+    let none = encode(json!({ "alg": "none", "typ": "at+jwt", "kid": header.kid }));
+    let hmac = encode(json!({ "alg": "HS256", "typ": "at+jwt", "kid": header.kid }));
+    for forged in [
+        format!("{head}.{body}.{flipped}"),
+        format!("{head}.{body}."),
+        format!("{none}.{body}."),
+        format!("{hmac}.{body}.{signature}"),
+        format!("{head}.{}.{signature}", encode(other)),
+    ] {
+        world.client().bearing(&forged).get("/api/v1/auth/me").await.problem(401, "unauthenticated");
+    }
+}
+
+async fn refresh(client: &Client, token: &str) -> Answer {
+    client.post("/api/v1/auth/refresh", json!({ "refresh_token": token })).await
+}
+
+async fn a_refresh_token_is_exchanged_once(backend: Backend) {
+    let mut world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let client = world.client();
+    let first = text(&tokens(&world, &tenant).await, "refresh_token");
+    // Two tabs at once get the same successor: neither is thrown out.
+    let (one, two) = tokio::join!(refresh(&client, &first), refresh(&client, &first));
+    let (one, two) = (one.ok(200), two.ok(200));
+    let second = text(&one, "refresh_token");
+    assert_ne!(second, first, "it rotates");
+    assert_eq!(second, text(&two, "refresh_token"));
+    client.bearing(&text(&one, "access_token")).get("/api/v1/auth/me").await.ok(200);
+    let third = text(&refresh(&client, &second).await.ok(200), "refresh_token");
+    for bad in ["", "kzr_", "kzr_AAAA", &third[..third.len() - 2]] {
+        refresh(&client, bad).await.problem(401, "invalid_credentials");
+    }
+    // It outlives the server.
+    world.server.kill().await;
+    world.again().await;
+    refresh(&world.client(), &third).await.ok(200);
+}
+
+async fn a_refresh_token_used_again_later_ends_the_session(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let client = world.client();
+    let begun = tokens(&world, &tenant).await;
+    let stolen = text(&begun, "refresh_token");
+    let next = refresh(&client, &stolen).await.ok(200);
+    // An hour passes.
+    let mut direct = world.setup.database.direct().await;
+    direct.execute("UPDATE refresh_tokens SET used_at = '2024-01-01T00:00:00+00:00' WHERE used_at IS NOT NULL").await;
+    refresh(&client, &stolen).await.problem(401, "invalid_credentials");
+    refresh(&client, &text(&next, "refresh_token")).await.problem(401, "invalid_credentials");
+    client.bearing(&text(&next, "access_token")).get("/api/v1/auth/me").await.problem(401, "unauthenticated");
+    // Only that session: the owner's other one is untouched, and can read what happened.
+    let events = tenant.owner.all("/api/v1/audit/events").await;
+    assert!(events.iter().any(|e| e["action"] == "auth.refresh" && e["outcome"] == "denied"), "{events:?}");
+}
+
+async fn the_cookie_signs_in_and_changes_only_from_our_own_pages(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let answer = try_login(&world.client(), &tenant.owner.email, PASSWORD).await;
+    let set = answer.headers.get(SET_COOKIE).expect("a cookie").to_str().expect("text").to_owned();
+    assert!(set.starts_with("__Host-kaizen="), "{set}");
+    for part in ["HttpOnly", "SameSite=Lax", "Path=/", "Secure"] {
+        assert!(set.contains(part), "{part} is not in {set}");
+    }
+    assert!(!set.contains("Domain"), "{set}");
+    let cookie = set.split(';').next().expect("name and value").to_owned();
+    let client = world.client();
+    let ask = |method: Method, origin: Vec<(&'static str, String)>| {
+        let (client, cookie) = (client.clone(), cookie.clone());
+        async move {
+            let mut headers = vec![("cookie", cookie.as_str())];
+            headers.extend(origin.iter().map(|(name, value)| (*name, value.as_str())));
+            let (path, body) = match method {
+                Method::GET => ("/api/v1/auth/me", None),
+                _ => ("/api/v1/workspaces", Some(json!({ "name": crate::harness::fresh_id().to_string() }))),
+            };
+            client.request(method, path, body, &headers).await
+        }
+    };
+    ask(Method::GET, vec![]).await.ok(200);
+    let own = world.server.url.clone();
+    ask(Method::POST, vec![("origin", own.clone())]).await.ok(201);
+    for evil in ["https://evil.example.com", "null", "http://127.0.0.1:1", ""] {
+        ask(Method::POST, vec![("origin", evil.to_owned())]).await.problem(403, "cross_origin");
+    }
+    ask(Method::POST, vec![]).await.problem(403, "cross_origin");
+    ask(Method::POST, vec![("origin", own), ("sec-fetch-site", "cross-site".into())]).await;
+    assert_eq!(
+        tenant
+            .owner
+            .all("/api/v1/workspaces")
+            .await
+            .iter()
+            .filter(|w| w["name"].as_str().is_some_and(|n| n.len() == 36))
+            .count()
+            % 2,
+        1
+    );
+}
+
+async fn signing_out_ends_everything(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let answer = try_login(&world.client(), &tenant.owner.email, PASSWORD).await;
+    let cookie = answer.header("set-cookie").split(';').next().expect("a cookie").to_owned();
+    let begun = answer.ok(200);
+    let session = world.client().bearing(&text(&begun, "access_token"));
+    let out = session.post("/api/v1/auth/logout", json!({})).await;
+    assert!(out.header("set-cookie").contains("Max-Age=0"), "{out:?}");
+    out.ok(204);
+    session.get("/api/v1/auth/me").await.problem(401, "unauthenticated");
+    refresh(&world.client(), &text(&begun, "refresh_token")).await.problem(401, "invalid_credentials");
+    let by_cookie = world.client().request(Method::GET, "/api/v1/auth/me", None, &[("cookie", &cookie)]).await;
+    by_cookie.problem(401, "unauthenticated");
+    tenant.owner.get("/api/v1/auth/me").await.ok(200);
+}
+
+async fn a_person_who_is_disabled_or_gets_a_new_password_is_out(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let Person { id, email, client } = tenant.person("ada", "developer").await;
+    let one = format!("/api/v1/users/{id}");
+    tenant.owner.patch(&one, json!({ "password": "another good password" })).await.ok(200);
+    client.get("/api/v1/auth/me").await.problem(401, "unauthenticated");
+    try_login(&world.client(), &email, PASSWORD).await.problem(401, "invalid_credentials");
+    let client = world.client().login(&email, "another good password").await;
+    tenant.owner.patch(&one, json!({ "active": false })).await.ok(200);
+    client.get("/api/v1/auth/me").await.problem(401, "unauthenticated");
+    try_login(&world.client(), &email, "another good password").await.problem(401, "invalid_credentials");
+    tenant.owner.patch(&one, json!({ "active": true })).await.ok(200);
+    world.client().login(&email, "another good password").await.get("/api/v1/auth/me").await.ok(200);
+    tenant.owner.patch(&one, json!({ "password": "short" })).await.fault("/password");
+}
+
+async fn attempts_are_limited(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let ada = tenant.person("ada", "viewer").await;
+    let guess = || async { try_login(&world.client(), &ada.email, "a wrong password, again").await.status };
+    let answers = futures::future::join_all((0..12).map(|_| guess())).await;
+    assert!(answers.iter().all(|status| [401, 429, 503].contains(status)), "{answers:?}");
+    let limited = crate::harness::eventually("guessing is refused", || async {
+        let answer = try_login(&world.client(), &ada.email, "a wrong password, again").await;
+        (answer.status == 429).then_some(answer)
+    })
+    .await;
+    assert!(limited.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1), "{limited:?}");
+    limited.problem(429, "rate_limited");
+    // Nobody else is locked out by it, and no open session is.
+    try_login(&world.client(), &tenant.owner.email, PASSWORD).await.ok(200);
+    ada.get("/api/v1/auth/me").await.ok(200);
+}
