@@ -225,11 +225,6 @@ impl Server {
         let id = self.child.id().expect("it runs");
         kill(Pid::from_raw(i32::try_from(id).expect("a process id")), signal).expect("a signal");
     }
-
-    /// `ws://…`
-    pub fn ws(&self) -> String {
-        self.url.replacen("http", "ws", 1)
-    }
 }
 
 impl Drop for Server {
