@@ -27,20 +27,24 @@ impl App {
         }
         metrics::counter!("kaizen_denials_total", "action" => action.as_str()).increment(1);
         if !action.reads() {
-            self.record_denial(caller, action, on, &decision).await?;
+            self.record_denial(caller, action, on, decision.to_json()).await?;
         }
         Err(denied(action, &decision))
     }
 
-    async fn record_denial(
-        &self,
-        caller: &Principal,
-        action: Action,
-        on: &Resource,
-        decision: &Decision,
-    ) -> Result<()> {
+    /// Refuses what is no matter of policies, and records it: a rule of the server's own that a tenant cannot change.
+    ///
+    /// # Errors
+    /// Always: 403 with the reason.
+    pub async fn refuse(&self, caller: &Principal, action: Action, on: &Resource, reason: &str) -> Result<()> {
+        metrics::counter!("kaizen_denials_total", "action" => action.as_str()).increment(1);
+        self.record_denial(caller, action, on, json!({ "allowed": false, "reason": reason })).await?;
+        Err(Problem::new(ProblemType::Denied, reason))
+    }
+
+    async fn record_denial(&self, caller: &Principal, action: Action, on: &Resource, decision: Value) -> Result<()> {
         let mut tx = self.store.begin().await?;
-        let details = json!({ "request_id": request_id(), "decision": decision.to_json() });
+        let details = json!({ "request_id": request_id(), "decision": decision });
         let event = Record {
             organization_id: caller.organization_id,
             actor: actor(caller),

@@ -6,12 +6,14 @@ pub mod extract;
 pub mod guard;
 pub mod health;
 pub mod idempotency;
+pub mod memberships;
 pub mod middleware;
 pub mod openapi;
 pub mod organizations;
 pub mod page;
 pub mod problem;
 pub mod server;
+pub mod users;
 pub mod workspaces;
 
 use axum::{Router, http::Method};
@@ -24,6 +26,8 @@ fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::base())
         .merge(auth::router())
         .merge(organizations::router())
+        .merge(users::router())
+        .merge(memberships::router())
         .merge(workspaces::router())
         .merge(agents::router())
 }

@@ -82,6 +82,26 @@ impl Identity {
         result
     }
 
+    /// Whether this is somebody's password: for changes that ask for it once more. Counts as an attempt to sign in.
+    ///
+    /// # Errors
+    /// As [`LoginError`].
+    pub async fn confirm(
+        &self,
+        email: &Email,
+        client: Option<IpAddr>,
+        password: &SecretString,
+        stored: Option<String>,
+    ) -> Result<bool, LoginError> {
+        self.throttle.attempt(email, client).map_err(LoginError::Limited)?;
+        let verdicts = self.passwords.verify(password, vec![stored]).await?;
+        let right = verdicts.iter().any(|verdict| *verdict != Verdict::Wrong);
+        if !right {
+            self.throttle.failed(email, client);
+        }
+        Ok(right)
+    }
+
     async fn verified(&self, store: &Store, clock: &Clock, attempt: &Attempt<'_>) -> Result<SignedIn, LoginError> {
         let users = users::credentials(&mut store.read().await?, attempt.email, attempt.organization).await?;
         let hashes = users.iter().map(|user| user.password_hash.clone()).collect();

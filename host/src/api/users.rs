@@ -1,0 +1,315 @@
+//! `/api/v1/users`: the people of one's organization.
+
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use sqlx::types::Json as Column;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    auth::Visitor,
+    extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
+    guard::change,
+    idempotency::{Claimed, Once},
+    page::{Item, Listed, Page, visible},
+    problem::{Problem, Result},
+};
+use crate::{
+    app::App,
+    authz::{Action, Context, Kind, Resource},
+    bus::Hint,
+    domain::{
+        email::Email,
+        fault::{self, Fault},
+        id::UserId,
+        principal::Principal,
+        role::Role,
+        user::{self, Membership, User},
+    },
+    identity::password,
+    store::{Tx, memberships, sessions, users},
+};
+
+/// The routes of this file.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(read, update, remove))
+}
+
+/// A new user.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewUser {
+    /// Unique in the organization; case does not matter.
+    email: Email,
+    /// For people.
+    name: String,
+    /// Without one they can only sign in elsewhere.
+    #[schema(value_type = Option<String>, format = Password, min_length = 12, max_length = 128)]
+    password: Option<SecretString>,
+    /// Visible to policies as `principal.attributes`: strings, numbers, booleans and lists of strings.
+    #[serde(default)]
+    attributes: Map<String, Value>,
+    /// Roles in the whole organization.
+    #[serde(default)]
+    roles: Vec<Role>,
+}
+
+/// What to change; what is absent stays. Everyone may change their own name and password.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UserChange {
+    name: Option<String>,
+    /// Whether they may sign in. Disabling ends their sessions.
+    active: Option<bool>,
+    /// A new password. Their sessions end, but for the one that changes its own user's password.
+    #[schema(value_type = Option<String>, format = Password, min_length = 12, max_length = 128)]
+    password: Option<SecretString>,
+    /// Needed to change one's own password.
+    #[schema(value_type = Option<String>, format = Password)]
+    current_password: Option<SecretString>,
+    /// Replaces all attributes.
+    attributes: Option<Map<String, Value>>,
+}
+
+impl Item for User {
+    fn id(&self) -> uuid::Uuid {
+        self.id.0
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::new(Kind::User, self.id, self.organization_id, self.name.clone())
+    }
+}
+
+async fn find(app: &App, caller: &Principal, id: UserId) -> Result<User> {
+    let user = users::get(&mut app.store.read().await?, caller.organization_id, id).await?;
+    user.ok_or_else(|| Problem::not_found("user"))
+}
+
+/// Refuses unless the caller may do this to a user. Policies are told whether the user is an owner; those who manage what
+/// all tenants share are out of a tenant's reach altogether.
+async fn may(app: &App, caller: &Principal, action: Action, user: &User) -> Result<()> {
+    let owner = memberships::is_owner(&mut app.store.read().await?, user.organization_id, user.id).await?;
+    let context = Context { role: owner.then_some(Role::Owner), ..Context::default() };
+    app.require(caller, action, &user.resource(), &context).await?;
+    if user.platform_administrator && !caller.platform_administrator {
+        let detail = "Only a platform administrator may change the account of a platform administrator.";
+        app.refuse(caller, action, &user.resource(), detail).await?;
+    }
+    Ok(())
+}
+
+/// Refuses what would leave the organization without an active owner. [`memberships::lock_owners`] must have been called
+/// before the change.
+///
+/// # Errors
+/// 409.
+pub async fn keep_an_owner(tx: &mut Tx, caller: &Principal) -> Result<()> {
+    if memberships::owners(tx, caller.organization_id).await? == 0 {
+        let detail = "The organization would be left without an active owner: make somebody else an owner first.";
+        return Err(Problem::conflict(detail));
+    }
+    Ok(())
+}
+
+/// Create a user
+#[utoipa::path(post, path = "/api/v1/users", tag = "Users", request_body = NewUser,
+    responses((status = CREATED, body = User)))]
+async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<NewUser>) -> Result<Response> {
+    let mut new = input.body;
+    new.roles.sort();
+    new.roles.dedup();
+    let mut faults = Vec::new();
+    fault::name("/name", &new.name, &mut faults);
+    user::attributes("/attributes", &new.attributes, &mut faults);
+    if let Some(password) = &new.password {
+        password::check("/password", password, &new.email, &mut faults);
+    }
+    Problem::check(faults)?;
+    let organization = Resource::organization(caller.organization_id);
+    app.require(&caller, Action::UserCreate, &organization, &Context::default()).await?;
+    for role in &new.roles {
+        let context = Context { role: Some(*role), ..Context::default() };
+        app.require(&caller, Action::MembershipCreate, &organization, &context).await?;
+    }
+    let hash = match &new.password {
+        Some(password) => Some(app.identity.passwords.hash(&app.clock, password).await?),
+        None => None,
+    };
+    let now = app.clock.now();
+    let user = User {
+        id: app.clock.id(),
+        organization_id: caller.organization_id,
+        email: new.email.into(),
+        name: new.name,
+        active: true,
+        platform_administrator: false,
+        has_password: hash.is_some(),
+        attributes: Column(new.attributes),
+        created_at: now,
+        updated_at: now,
+        revision: 1,
+    };
+    let mut tx = app.store.begin().await?;
+    let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {
+        Claimed::Fresh(once) => once,
+        Claimed::Answered(response) => return Ok(response),
+    };
+    users::insert(&mut tx, &user, hash.as_deref()).await?;
+    for role in &new.roles {
+        let membership = Membership {
+            id: app.clock.id(),
+            organization_id: caller.organization_id,
+            user_id: user.id,
+            workspace_id: None,
+            role: *role,
+            created_at: now,
+            updated_at: now,
+            revision: 1,
+        };
+        memberships::insert(&mut tx, &membership).await?;
+    }
+    let response = once.created(&mut tx, &user, user.revision).await?;
+    let details = json!({ "after": user, "roles": new.roles });
+    change(&app, tx, &caller, Action::UserCreate, format!("user/{}", user.id), details).await?;
+    app.bus.publish(Hint::Access { organization: caller.organization_id });
+    Ok(response)
+}
+
+/// List users
+#[utoipa::path(get, path = "/api/v1/users", tag = "Users", params(Page),
+    responses((status = OK, body = Listed<User>)))]
+async fn list(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    Parameters(page): Parameters<Page>,
+) -> Result<Json<Listed<User>>> {
+    let organization = caller.organization_id;
+    let listed = visible(&app, &caller, Action::UserRead, &page, move |store, after, limit| async move {
+        users::list(&mut store.read().await?, organization, after, limit).await
+    });
+    Ok(Json(listed.await?))
+}
+
+/// Read a user
+#[utoipa::path(get, path = "/api/v1/users/{id}", tag = "Users", params(("id" = UserId, Path)),
+    responses((status = OK, body = User)))]
+async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<UserId>) -> Result<Response> {
+    let user = find(&app, &caller, id).await?;
+    app.require(&caller, Action::UserRead, &user.resource(), &Context::default()).await?;
+    Ok(([etag(user.revision)], Json(user)).into_response())
+}
+
+/// Change a user
+///
+/// Everyone may change their own name, and their own password with the current one. A new password and being disabled end
+/// the user's sessions at once.
+#[utoipa::path(patch, path = "/api/v1/users/{id}", tag = "Users", params(("id" = UserId, Path)),
+    request_body = UserChange, responses((status = OK, body = User)))]
+async fn update(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    visitor: Visitor,
+    PathId(id): PathId<UserId>,
+    if_match: IfMatch,
+    input: Input<UserChange>,
+) -> Result<Response> {
+    let before = find(&app, &caller, id).await?;
+    let wanted = input.body;
+    let oneself = id == caller.user_id;
+    let own_matters =
+        wanted.active.is_none() && wanted.attributes.is_none() && (wanted.password.is_none() || before.has_password);
+    if !(oneself && own_matters) {
+        may(&app, &caller, Action::UserUpdate, &before).await?;
+    }
+    if_match.check(before.revision)?;
+    let mut after = before.clone();
+    after.updated_at = app.clock.now();
+    after.name = wanted.name.unwrap_or(after.name);
+    after.active = wanted.active.unwrap_or(after.active);
+    after.attributes.0 = wanted.attributes.unwrap_or(after.attributes.0);
+    let mut faults = Vec::new();
+    fault::name("/name", &after.name, &mut faults);
+    user::attributes("/attributes", &after.attributes.0, &mut faults);
+    let email = Email::parse(&before.email).map_err(Problem::internal)?;
+    if let Some(password) = &wanted.password {
+        password::check("/password", password, &email, &mut faults);
+        if oneself && before.has_password && wanted.current_password.is_none() {
+            faults.push(Fault::new("/current_password", "needed to change one's own password"));
+        }
+    }
+    Problem::check(faults)?;
+    let hash = match &wanted.password {
+        None => None,
+        Some(password) => {
+            if let (true, Some(current)) = (oneself && before.has_password, &wanted.current_password) {
+                confirm(&app, &before, &email, visitor.address, current).await?;
+            }
+            Some(app.identity.passwords.hash(&app.clock, password).await?)
+        }
+    };
+
+    let mut tx = app.store.begin().await?;
+    let disabled = before.active && !after.active;
+    if disabled {
+        memberships::lock_owners(&mut tx, caller.organization_id).await?;
+    }
+    let user = users::update(&mut tx, &after, hash.as_deref()).await?;
+    let mut ended = 0;
+    if disabled || hash.is_some() {
+        let keep = caller.session_id.filter(|_| oneself && !disabled);
+        ended = sessions::revoke_user(&mut tx, caller.organization_id, id, keep, after.updated_at).await?;
+    }
+    if disabled {
+        keep_an_owner(&mut tx, &caller).await?;
+    }
+    let details =
+        json!({ "before": before, "after": user, "password_changed": hash.is_some(), "sessions_ended": ended });
+    change(&app, tx, &caller, Action::UserUpdate, format!("user/{id}"), details).await?;
+    app.bus.publish(Hint::Access { organization: caller.organization_id });
+    Ok(([etag(user.revision)], Json(user)).into_response())
+}
+
+/// Refuses unless this is the user's password now.
+async fn confirm(
+    app: &App,
+    user: &User,
+    email: &Email,
+    client: Option<std::net::IpAddr>,
+    current: &SecretString,
+) -> Result<()> {
+    let stored = users::password_hash(&mut app.store.read().await?, user.organization_id, user.id).await?;
+    if app.identity.confirm(email, client, current, stored).await? {
+        return Ok(());
+    }
+    Err(Problem::invalid(vec![Fault::new("/current_password", "not the current password")]))
+}
+
+/// Delete a user
+///
+/// With their roles and sessions. What they made stays.
+#[utoipa::path(delete, path = "/api/v1/users/{id}", tag = "Users", params(("id" = UserId, Path)),
+    responses((status = NO_CONTENT)))]
+async fn remove(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<UserId>,
+    if_match: IfMatch,
+) -> Result<StatusCode> {
+    let user = find(&app, &caller, id).await?;
+    may(&app, &caller, Action::UserDelete, &user).await?;
+    if_match.check(user.revision)?;
+    let mut tx = app.store.begin().await?;
+    memberships::lock_owners(&mut tx, caller.organization_id).await?;
+    users::delete(&mut tx, &user).await?;
+    keep_an_owner(&mut tx, &caller).await?;
+    change(&app, tx, &caller, Action::UserDelete, format!("user/{id}"), json!({ "before": user })).await?;
+    app.bus.publish(Hint::Access { organization: caller.organization_id });
+    Ok(StatusCode::NO_CONTENT)
+}
