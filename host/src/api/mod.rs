@@ -14,6 +14,7 @@ pub mod page;
 pub mod problem;
 pub mod server;
 pub mod users;
+pub mod versions;
 pub mod workspaces;
 
 use axum::{Router, http::Method};
@@ -30,6 +31,7 @@ fn routes() -> OpenApiRouter<App> {
         .merge(memberships::router())
         .merge(workspaces::router())
         .merge(agents::router())
+        .merge(versions::router())
 }
 
 /// The whole API with its document, its page and its middleware, ready to serve.

@@ -1,0 +1,161 @@
+//! `/api/v1/agents/{id}/versions`: immutable, numbered, each with a digest.
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{json, value::RawValue};
+use sha2::{Digest, Sha256};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    agents::find,
+    extract::{Caller, Input, Parameters, PathId},
+    guard::change,
+    idempotency::{Claimed, Once},
+    page::{Listed, Page, cursor},
+    problem::{Problem, Result},
+};
+use crate::{
+    app::App,
+    authz::Action,
+    domain::{
+        agent::{Agent, Version},
+        canvas::Graph,
+        fault,
+        id::AgentId,
+    },
+    store::{canvas, versions},
+};
+
+/// The routes of this file.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(read))
+}
+
+/// A new version of what is on the canvas and in the settings now.
+#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewVersion {
+    /// What changed, for people.
+    #[serde(default)]
+    note: String,
+}
+
+/// A version with its workflow.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct FullVersion {
+    #[serde(flatten)]
+    version: Version,
+    /// `kaizen.workflow.v1`: settings and graph, exactly as digested.
+    #[schema(value_type = Object)]
+    workflow: Box<RawValue>,
+}
+
+/// What a gateway gets: `kaizen.workflow.v1`.
+#[derive(Serialize)]
+struct Workflow<'a> {
+    format: &'static str,
+    agent: AgentPart<'a>,
+    settings: &'a RawValue,
+    #[serde(flatten)]
+    graph: &'a Graph,
+    canvas_sequence: i64,
+}
+
+#[derive(Serialize)]
+struct AgentPart<'a> {
+    id: AgentId,
+    name: &'a str,
+    description: &'a str,
+    labels: &'a std::collections::BTreeMap<String, String>,
+}
+
+/// Cut a version
+#[utoipa::path(post, path = "/api/v1/agents/{id}/versions", tag = "Versions", params(("id" = AgentId, Path)),
+    request_body = NewVersion, responses((status = CREATED, body = Version)))]
+async fn create(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<AgentId>,
+    input: Input<NewVersion>,
+) -> Result<Response> {
+    let agent = find(&app, &caller, id, Action::AgentVersion).await?;
+    let mut faults = Vec::new();
+    fault::description("/note", &input.body.note, &mut faults);
+    Problem::check(faults)?;
+    let mut tx = app.store.begin().await?;
+    let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {
+        Claimed::Fresh(once) => once,
+        Claimed::Answered(response) => return Ok(response),
+    };
+    let number = versions::next_number(&mut tx, caller.organization_id, id).await?;
+    let number = number.ok_or_else(|| Problem::not_found("agent"))?;
+    let (sequence, graph) = canvas::graph(&mut tx, caller.organization_id, agent.canvas_id).await?;
+    let text = workflow(&agent, sequence, &graph)?;
+    let version = Version {
+        id: app.clock.id(),
+        agent_id: id,
+        number,
+        digest: hex::encode(Sha256::digest(&text)),
+        note: input.body.note,
+        created_by: caller.user_id,
+        created_at: app.clock.now(),
+    };
+    versions::insert(&mut tx, caller.organization_id, &version, &text).await?;
+    let response = once.created(&mut tx, &version, number).await?;
+    let details = json!({ "version": number, "digest": version.digest, "canvas_sequence": sequence });
+    change(&app, tx, &caller, Action::AgentVersion, format!("agent/{id}"), details).await?;
+    Ok(response)
+}
+
+fn workflow(agent: &Agent, canvas_sequence: i64, graph: &Graph) -> Result<String> {
+    let workflow = Workflow {
+        format: "kaizen.workflow.v1",
+        agent: AgentPart { id: agent.id, name: &agent.name, description: &agent.description, labels: &agent.labels },
+        settings: &agent.settings,
+        graph,
+        canvas_sequence,
+    };
+    serde_json::to_string(&workflow).map_err(Problem::internal)
+}
+
+/// List versions
+#[utoipa::path(get, path = "/api/v1/agents/{id}/versions", tag = "Versions", params(("id" = AgentId, Path), Page),
+    responses((status = OK, body = Listed<Version>)))]
+async fn list(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<AgentId>,
+    Parameters(page): Parameters<Page>,
+) -> Result<Json<Listed<Version>>> {
+    find(&app, &caller, id, Action::AgentRead).await?;
+    let (limit, after) = (page.limit()?, page.after()?);
+    let more = i64::try_from(limit + 1).unwrap_or(i64::MAX);
+    let mut items = versions::list(&mut app.store.read().await?, caller.organization_id, id, after, more).await?;
+    let has_more = items.len() > limit;
+    items.truncate(limit);
+    let next_cursor = items.last().filter(|_| has_more).map(|version| cursor(version.id.0));
+    Ok(Json(Listed { items, next_cursor }))
+}
+
+/// Read a version with its workflow
+#[utoipa::path(get, path = "/api/v1/agents/{id}/versions/{version}", tag = "Versions",
+    params(("id" = AgentId, Path), ("version" = i64, Path)), responses((status = OK, body = FullVersion)))]
+async fn read(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    path: std::result::Result<axum::extract::Path<(uuid::Uuid, i64)>, axum::extract::rejection::PathRejection>,
+) -> Result<Response> {
+    let Ok(axum::extract::Path((id, number))) = path else { return Err(Problem::not_found("version")) };
+    let agent = find(&app, &caller, id.into(), Action::AgentRead).await?;
+    if number < 1 {
+        return Err(Problem::not_found("version"));
+    }
+    let found = versions::get(&mut app.store.read().await?, caller.organization_id, agent.id, Some(number)).await?;
+    let (version, text) = found.ok_or_else(|| Problem::not_found("version"))?;
+    let workflow = RawValue::from_string(text).map_err(Problem::internal)?;
+    Ok(Json(FullVersion { version, workflow }).into_response())
+}
