@@ -65,7 +65,7 @@ impl App {
         let policy =
             egress::Policy { allow: config.egress_allow.clone(), allow_private: config.egress_allow_private.clone() };
         let egress = egress::Client::new(policy, Arc::new(egress::SystemResolver));
-        let plugins = Plugins::new(&config)?;
+        let plugins = Plugins::load(&config, &secrets, egress.clone()).await?;
         let identity = Identity::new(&config, &clock, &store).await?;
         let canvases = Canvases::new();
         let jobs = Jobs::new();

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod audit;
 pub mod canvas;
+pub mod connection;
 pub mod email;
 pub mod fault;
 pub mod id;

@@ -1,6 +1,25 @@
 //! The sandbox: engine, limits, grants, egress, secret injection, bindings. Knows no table and no tenant.
+//!
+//! A call: [`guest::Sandbox::call`] waits for its turn, makes a fresh [`state::State`] from what the call's
+//! [`context::Context`] grants, instantiates, and ends at the first limit of [`limits`]. What goes out passes
+//! [`hooks`](self), which asks [`grants`] and [`secret`], and then [`egress`], which asks [`address`].
 
 pub mod address;
+pub mod bindings;
 pub mod body;
+pub mod cache;
+pub mod context;
 pub mod egress;
+pub mod engine;
+pub mod grants;
+pub mod guest;
+mod hooks;
+pub mod limits;
+pub mod mask;
+mod native;
 pub mod pattern;
+pub mod secret;
+pub mod state;
+mod stdio;
+
+pub use guest::{Fault, Guest, LoadError, Sandbox};

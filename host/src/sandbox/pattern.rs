@@ -47,6 +47,12 @@ impl Scheme {
 #[error("{0}")]
 pub struct PatternError(String);
 
+impl PatternError {
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
 fn fault<T>(message: impl Into<String>) -> Result<T, PatternError> {
     Err(PatternError(message.into()))
 }

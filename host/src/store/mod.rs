@@ -6,6 +6,7 @@
 pub mod agents;
 pub mod audit;
 pub mod canvas;
+pub mod connections;
 mod db;
 pub mod idempotency;
 pub mod memberships;

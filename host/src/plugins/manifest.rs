@@ -1,0 +1,370 @@
+//! The manifest, checked and parsed: what a plugin says of itself.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    domain::{connection::Kind, fault::Fault},
+    sandbox::{
+        grants::{Capability, SecretSlot, Template},
+        guest,
+    },
+};
+
+/// What a manifest gets wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("manifest: {0}")]
+pub struct ManifestError(String);
+
+/// A checked manifest.
+pub struct Manifest {
+    /// Unique among plugins of its kind.
+    pub name: String,
+    /// Semantic version.
+    pub version: String,
+    /// For people.
+    pub title: String,
+    /// For people.
+    pub description: String,
+    /// JSON Schema of the configuration, draft 2020-12.
+    pub schema: Value,
+    /// The secrets a connection supplies.
+    pub slots: Vec<SecretSlot>,
+    /// What it asks for.
+    pub capabilities: Vec<Capability>,
+    validator: jsonschema::Validator,
+}
+
+/// A secret that no connection supplies: the access token of the sign-in under way.
+pub const ACCESS_TOKEN: &str = "access-token";
+
+/// A configuration with more than this has no business in a database row.
+const CONFIG_BYTES: usize = 64 << 10;
+/// A secret may be a key file, not more.
+const SECRET_BYTES: usize = 16 << 10;
+/// Faults told at once.
+const FAULTS: usize = 50;
+
+fn wrong<T>(message: impl Into<String>) -> Result<T, ManifestError> {
+    Err(ManifestError(message.into()))
+}
+
+/// Lower-case words joined by hyphens.
+fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text
+            .split('-')
+            .all(|word| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()))
+}
+
+impl Manifest {
+    /// Checks what `describe` returned.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(said: &guest::Manifest) -> Result<Self, ManifestError> {
+        if !is_name(&said.name) {
+            return wrong(format!("name `{}`: lower-case words joined by hyphens", said.name));
+        }
+        if let Err(error) = semver::Version::parse(&said.version) {
+            return wrong(format!("version `{}`: {error}; expected a semantic version, e.g. 1.0.0", said.version));
+        }
+        if said.title.trim().is_empty() || said.title.len() > 200 || said.description.len() > 4000 {
+            return wrong("title: 1 to 200 bytes; description: at most 4,000");
+        }
+        let schema: Value = match serde_json::from_str(&said.config_schema) {
+            Ok(schema @ Value::Object(_)) => schema,
+            Ok(_) => return wrong("config-schema: expected an object"),
+            Err(error) => return wrong(format!("config-schema: {error}")),
+        };
+        let draft = schema.get("$schema").and_then(Value::as_str).unwrap_or(DRAFT);
+        if draft.trim_end_matches('#') != DRAFT {
+            return wrong(format!("config-schema: `$schema` is {draft}; only draft 2020-12 ({DRAFT}) is understood"));
+        }
+        if let Err(error) = jsonschema::draft202012::meta::validate(&schema) {
+            return wrong(format!("config-schema: {}: {error}", error.instance_path()));
+        }
+        let validator = match jsonschema::draft202012::options().should_validate_formats(true).build(&schema) {
+            Ok(validator) => validator,
+            Err(error) => return wrong(format!("config-schema: {error}")),
+        };
+        let slots = slots(&said.secrets)?;
+        let capabilities = capabilities(&said.capabilities, &slots)?;
+        let manifest = Self {
+            name: said.name.clone(),
+            version: said.version.clone(),
+            title: said.title.clone(),
+            description: said.description.clone(),
+            schema,
+            slots,
+            capabilities,
+            validator,
+        };
+        manifest.properties_exist()?;
+        Ok(manifest)
+    }
+
+    /// A capability that names a property which no configuration can have would never be granted: a slip.
+    fn properties_exist(&self) -> Result<(), ManifestError> {
+        let of_capabilities = self.capabilities.iter().filter_map(|capability| match capability {
+            Capability::Http(template) | Capability::Tcp(template) => Some(template),
+            _ => None,
+        });
+        for template in of_capabilities.chain(self.slots.iter().flat_map(|slot| &slot.hosts)) {
+            for property in template.properties() {
+                if self
+                    .schema
+                    .pointer(&format!("/properties/{}", property.replace('~', "~0").replace('/', "~1")))
+                    .is_none()
+                {
+                    return wrong(format!("`{}` names a property that is not in config-schema", template.source()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a connection of this plugin gets wrong, each fault by its place in the body of the request.
+    pub fn validate<'a>(
+        &self,
+        kind: Kind,
+        config: &Value,
+        secrets: impl Fn(&str) -> Option<&'a str>,
+        names: &[&str],
+    ) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if config.to_string().len() > CONFIG_BYTES {
+            return vec![Fault::new("/config", format!("at most {} KiB", CONFIG_BYTES >> 10))];
+        }
+        for error in self.validator.iter_errors(config).take(FAULTS) {
+            faults.push(Fault::new(format!("/config{}", error.instance_path()), error.to_string()));
+        }
+        for slot in &self.slots {
+            let supplied = !(kind == Kind::IdentityProvider && slot.name == ACCESS_TOKEN);
+            let pointer = format!("/secrets/{}", slot.name);
+            match secrets(&slot.name) {
+                Some(_) if !supplied => {
+                    faults.push(Fault::new(pointer, "is not supplied: it is the access token of each sign-in"))
+                }
+                None if supplied => faults.push(Fault::new(pointer, format!("is needed: {}", slot.description))),
+                Some(value) if value.is_empty() || value.len() > SECRET_BYTES => {
+                    faults.push(Fault::new(pointer, format!("1 to {SECRET_BYTES} bytes")));
+                }
+                Some(value) if !slot.hosts.is_empty() && http::HeaderValue::from_str(value).is_err() => {
+                    faults.push(Fault::new(
+                        pointer,
+                        "goes into a header, so it must not hold line breaks or control characters",
+                    ));
+                }
+                _ => {}
+            }
+        }
+        for name in names {
+            if !self.slots.iter().any(|slot| slot.name == *name) {
+                let known: Vec<&str> =
+                    self.slots.iter().map(|slot| slot.name.as_str()).filter(|name| *name != ACCESS_TOKEN).collect();
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                let pointer = name.replace('~', "~0").replace('/', "~1");
+                faults.push(Fault::new(
+                    format!("/secrets/{pointer}"),
+                    format!("is no secret of this plugin; it has: {known}"),
+                ));
+            }
+        }
+        faults
+    }
+
+    /// As the API shows it.
+    pub fn view(&self, kind: Kind) -> ManifestView {
+        let hosts = |slot: &SecretSlot| slot.hosts.iter().map(|host| host.source().to_owned()).collect();
+        ManifestView {
+            kind,
+            name: self.name.clone(),
+            version: self.version.clone(),
+            title: self.title.clone(),
+            description: self.description.clone(),
+            config_schema: self.schema.clone(),
+            secrets: self
+                .slots
+                .iter()
+                .map(|slot| SecretView {
+                    name: slot.name.clone(),
+                    description: slot.description.clone(),
+                    hosts: hosts(slot),
+                })
+                .collect(),
+            capabilities: self.capabilities.iter().map(CapabilityView::of).collect(),
+        }
+    }
+}
+
+const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
+
+fn slots(said: &[guest::SecretSlot]) -> Result<Vec<SecretSlot>, ManifestError> {
+    let mut names = BTreeSet::new();
+    let mut slots = Vec::new();
+    for slot in said {
+        if !is_name(&slot.name) || !names.insert(&slot.name) {
+            return wrong(format!("secret `{}`: lower-case words joined by hyphens, each once", slot.name));
+        }
+        let hosts = slot.hosts.iter().map(|host| Template::http(host)).collect::<Result<_, _>>();
+        let hosts = hosts.map_err(|error| ManifestError(format!("secret `{}`: {error}", slot.name)))?;
+        slots.push(SecretSlot { name: slot.name.clone(), description: slot.description.clone(), hosts });
+    }
+    Ok(slots)
+}
+
+fn capabilities(said: &[guest::Capability], slots: &[SecretSlot]) -> Result<Vec<Capability>, ManifestError> {
+    said.iter()
+        .map(|capability| match capability {
+            guest::Capability::Http(source) => {
+                Template::http(source).map(Capability::Http).map_err(|error| ManifestError(format!("http: {error}")))
+            }
+            guest::Capability::Tcp(source) => {
+                Template::tcp(source).map(Capability::Tcp).map_err(|error| ManifestError(format!("tcp: {error}")))
+            }
+            guest::Capability::Directory(name) if is_name(name) => Ok(Capability::Directory(name.clone())),
+            guest::Capability::Directory(name) => {
+                wrong(format!("directory `{name}`: lower-case words joined by hyphens"))
+            }
+            guest::Capability::RevealSecret(name) if slots.iter().any(|slot| slot.name == *name) => {
+                Ok(Capability::RevealSecret(name.clone()))
+            }
+            guest::Capability::RevealSecret(name) => wrong(format!("reveal-secret `{name}`: there is no such secret")),
+        })
+        .collect()
+}
+
+/// A plugin as the API shows it.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+#[schema(as = Plugin)]
+pub struct ManifestView {
+    /// What it is for.
+    pub kind: Kind,
+    /// Named by connections as `plugin`.
+    pub name: String,
+    /// Semantic version.
+    pub version: String,
+    /// For people.
+    pub title: String,
+    /// For people.
+    pub description: String,
+    /// JSON Schema, draft 2020-12, of a connection's `config`.
+    #[schema(value_type = Object)]
+    pub config_schema: Value,
+    /// What a connection supplies in `secrets`.
+    pub secrets: Vec<SecretView>,
+    /// What it asks for.
+    pub capabilities: Vec<CapabilityView>,
+}
+
+/// A secret as the API shows it: never a value.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct SecretView {
+    /// Its name.
+    pub name: String,
+    /// What to put there.
+    pub description: String,
+    /// Where requests may carry it.
+    pub hosts: Vec<String>,
+}
+
+/// A capability as the API shows it.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct CapabilityView {
+    /// `http`, `tcp`, `directory` or `reveal_secret`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The places, the folder or the secret.
+    pub value: String,
+}
+
+impl CapabilityView {
+    fn of(capability: &Capability) -> Self {
+        let (kind, value) = match capability {
+            Capability::Http(template) => ("http", template.source()),
+            Capability::Tcp(template) => ("tcp", template.source()),
+            Capability::Directory(name) => ("directory", name.as_str()),
+            Capability::RevealSecret(name) => ("reveal_secret", name.as_str()),
+        };
+        Self { kind, value: value.to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn said() -> guest::Manifest {
+        guest::Manifest {
+            name: "web-hook".into(),
+            version: "1.2.3".into(),
+            title: "Web hook".into(),
+            description: String::new(),
+            config_schema: json!({"type": "object", "additionalProperties": false, "required": ["url"],
+                "properties": {"url": {"type": "string", "format": "uri"}}})
+            .to_string(),
+            secrets: vec![guest::SecretSlot {
+                name: "token".into(),
+                description: "The token".into(),
+                hosts: vec!["{config.url}".into()],
+            }],
+            capabilities: vec![guest::Capability::Http("{config.url}".into())],
+        }
+    }
+
+    #[test]
+    fn a_good_manifest_passes_and_each_slip_is_named() {
+        let good = Manifest::check(&said()).unwrap();
+        assert_eq!(good.view(Kind::AuditSink).capabilities[0].kind, "http");
+        type Spoil = fn(&mut guest::Manifest);
+        let slips: &[(&str, Spoil)] = &[
+            ("name", |m| m.name = "Web".into()),
+            ("name", |m| m.name = "web--hook".into()),
+            ("version", |m| m.version = "1".into()),
+            ("title", |m| m.title.clear()),
+            ("config-schema", |m| m.config_schema = "{".into()),
+            ("config-schema", |m| m.config_schema = "[]".into()),
+            ("config-schema", |m| m.config_schema = json!({"type": "wrong"}).to_string()),
+            ("draft", |m| m.config_schema = json!({"$schema": "http://json-schema.org/draft-07/schema#"}).to_string()),
+            ("config-schema", |m| m.config_schema = json!({"$ref": "https://evil.example/schema"}).to_string()),
+            ("secret", |m| m.secrets[0].name = "T".into()),
+            ("secret", |m| m.secrets.push(m.secrets[0].clone())),
+            ("secret", |m| m.secrets[0].hosts = vec!["nonsense".into()]),
+            ("http", |m| m.capabilities = vec![guest::Capability::Http("ftp://a".into())]),
+            ("{config.other}", |m| m.capabilities = vec![guest::Capability::Http("{config.other}".into())]),
+            ("tcp", |m| m.capabilities = vec![guest::Capability::Tcp("a".into())]),
+            ("directory", |m| m.capabilities = vec![guest::Capability::Directory("../etc".into())]),
+            ("reveal-secret", |m| m.capabilities = vec![guest::Capability::RevealSecret("other".into())]),
+        ];
+        for (named, spoil) in slips {
+            let mut manifest = said();
+            spoil(&mut manifest);
+            let error = Manifest::check(&manifest).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains(named), "expected `{named}` in: {error:?}");
+        }
+    }
+
+    #[test]
+    fn faults_of_a_connection_are_named_by_pointer() {
+        let manifest = Manifest::check(&said()).unwrap();
+        let pointers = |config: Value, token: Option<&str>, names: &[&str]| -> Vec<String> {
+            let token = token.map(str::to_owned);
+            let faults =
+                manifest.validate(Kind::AuditSink, &config, |name| token.as_deref().filter(|_| name == "token"), names);
+            faults.into_iter().map(|fault| fault.pointer).collect()
+        };
+        let good = json!({"url": "https://a.example"});
+        assert!(pointers(good.clone(), Some("t"), &["token"]).is_empty());
+        assert_eq!(pointers(good.clone(), None, &[]), ["/secrets/token"]);
+        assert_eq!(pointers(good.clone(), Some(""), &["token"]), ["/secrets/token"]);
+        assert_eq!(pointers(good.clone(), Some("a\nb"), &["token"]), ["/secrets/token"]);
+        assert_eq!(pointers(good, Some("t"), &["token", "a/b"]), ["/secrets/a~1b"]);
+        assert_eq!(pointers(json!({"url": 1}), Some("t"), &["token"]), ["/config/url"]);
+        assert_eq!(pointers(json!({}), Some("t"), &["token"]), ["/config"]);
+    }
+}

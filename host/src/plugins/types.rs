@@ -1,0 +1,168 @@
+//! What goes into plugins and comes out of them, in the host's own terms.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+pub use crate::sandbox::context::Progress;
+
+/// A connection, ready to be called: its configuration and its secrets in the clear.
+#[derive(Clone)]
+pub struct Binding {
+    /// Opaque to the plugin.
+    pub connection_id: Uuid,
+    /// The plugin's name, among those of its kind.
+    pub plugin: String,
+    /// Valid against the plugin's schema.
+    pub config: Value,
+    /// By name.
+    pub secrets: BTreeMap<String, SecretString>,
+}
+
+/// Which attempt at which piece of work.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// The same for every attempt.
+    pub idempotency_key: String,
+    /// 1 for the first.
+    pub attempt: u32,
+}
+
+/// Why a plugin's call did not succeed. The texts are fit for operators: no secrets, no control characters, bounded.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum PluginError {
+    /// The configuration cannot work, or something was not granted; an operator must change it.
+    #[error("{0}")]
+    Config(String),
+    /// The far side refused this piece of work.
+    #[error("{0}")]
+    Rejected(String),
+    /// Worth another attempt.
+    #[error("{message}")]
+    Unavailable {
+        /// What is not available.
+        message: String,
+        /// Where the far side said how long to wait; at most an hour.
+        retry_after: Option<Duration>,
+    },
+    /// A defect of the plugin, as it says itself.
+    #[error("defect of the plugin: {0}")]
+    Internal(String),
+    /// A trap, a limit or the clock ended the call.
+    #[error("{0}")]
+    Fault(String),
+}
+
+impl PluginError {
+    /// Whether another attempt may succeed without anybody changing anything. A fault may be the far side's slowness, so
+    /// it counts; attempts are limited anyway.
+    pub fn retryable(&self) -> bool {
+        matches!(self, PluginError::Unavailable { .. } | PluginError::Fault(_))
+    }
+
+    /// For metrics and records: `config`, `rejected`, `unavailable`, `internal` or `fault`.
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            PluginError::Config(_) => "config",
+            PluginError::Rejected(_) => "rejected",
+            PluginError::Unavailable { .. } => "unavailable",
+            PluginError::Internal(_) => "internal",
+            PluginError::Fault(_) => "fault",
+        }
+    }
+}
+
+/// The sign-in protocol to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Protocol {
+    /// OpenID Connect.
+    Oidc {
+        /// Exactly as in the tokens.
+        issuer: String,
+        /// `openid` may be missing.
+        scopes: Vec<String>,
+        /// Extra parameters of the authorization request.
+        parameters: Vec<(String, String)>,
+    },
+    /// OAuth 2 without ID tokens.
+    Oauth2 {
+        /// Where people are sent.
+        authorization_endpoint: String,
+        /// Where the code is exchanged.
+        token_endpoint: String,
+        /// What is asked for.
+        scopes: Vec<String>,
+        /// Extra parameters of the authorization request.
+        parameters: Vec<(String, String)>,
+    },
+}
+
+/// What a verified sign-in gave.
+#[derive(Debug, Clone, Default)]
+pub struct IdentityGrant {
+    /// Verified claims of the ID token; none for OAuth 2.
+    pub claims: Option<Value>,
+    /// The userinfo response, where there is one.
+    pub userinfo: Option<Value>,
+}
+
+/// Who signed in, as the provider has them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProviderIdentity {
+    /// Stable within the connection; never empty.
+    pub subject: String,
+    /// As the provider has it.
+    pub email: Option<String>,
+    /// Whether the provider vouches for it.
+    pub email_verified: bool,
+    /// The name to show.
+    pub name: Option<String>,
+    /// As the provider names them.
+    pub groups: Vec<String>,
+    /// Visible to policies.
+    pub attributes: Map<String, Value>,
+}
+
+/// What is deployed.
+#[derive(Debug, Clone)]
+pub struct Release {
+    /// The same again must give the same registration.
+    pub deployment_id: Uuid,
+    /// Which agent.
+    pub agent_id: Uuid,
+    /// For people.
+    pub agent_name: String,
+    /// Its number.
+    pub version: u32,
+    /// Where to.
+    pub environment: String,
+    /// `kaizen.workflow.v1`, the exact text that was digested.
+    pub workflow: String,
+    /// SHA-256 of it, hexadecimal.
+    pub digest: String,
+}
+
+/// How a target calls what was deployed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// The target's own id.
+    pub id: String,
+    /// Where it is reached.
+    pub endpoint: Option<String>,
+}
+
+/// What became of a registration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetState {
+    /// Not there yet, and what it waits for.
+    Pending(String),
+    /// It serves.
+    Active,
+    /// It will not become active, and why.
+    Failed(String),
+    /// The target knows nothing of it.
+    Gone,
+}

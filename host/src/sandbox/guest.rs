@@ -1,0 +1,243 @@
+//! A loaded component, and one call of it: a fresh instance, within limits, under grants.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::Semaphore, time::timeout};
+use wasmtime::{
+    Engine, Store, Trap,
+    component::{Component, InstancePre, Linker},
+};
+
+use super::{
+    bindings::{self, common},
+    cache::Cache,
+    context::Context,
+    egress, engine,
+    grants::Grants,
+    limits::{Exceeded, Limits},
+    secret::Vault,
+    state::{self, State},
+};
+
+/// The manifest as the component gave it.
+pub use common::exports::kaizen::plugin::manifest::{Capability, Manifest, SecretSlot};
+
+/// How long a call waits for its turn.
+const QUEUE: Duration = Duration::from_secs(10);
+/// Calls of one plugin at once.
+const CALLS_EACH: usize = 16;
+/// Calls of one plugin that may wait; more are refused at once.
+const WAITING: usize = 256;
+
+/// Why a component cannot be loaded: says what is wrong with it.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The bytes are no component, or one for something newer.
+    #[error("not a WebAssembly component that this server can run: {0}")]
+    Component(String),
+    /// It imports what is not offered.
+    #[error("it imports `{0}`, which this server does not offer")]
+    Import(String),
+    /// It imports HTTP without asking for it.
+    #[error("it imports `{0}` but its manifest asks for no `http` capability: ask for the hosts it needs")]
+    Http(String),
+    /// It does not export what its kind must.
+    #[error("it does not implement the interface of its kind: {0}")]
+    World(String),
+    /// `describe` failed.
+    #[error("`describe` failed: {0}")]
+    Describe(Fault),
+}
+
+/// Why a call ended without a result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// A trap: a defect of the plugin.
+    #[error("the plugin failed: {0}")]
+    Trap(String),
+    /// A limit.
+    #[error("the plugin was stopped: {0}")]
+    Limit(String),
+    /// What was granted is not there.
+    #[error("{0}")]
+    Setup(String),
+    /// Too many calls at once.
+    #[error("too many calls of this plugin at once")]
+    Busy,
+}
+
+/// Loads and runs components.
+#[derive(Clone)]
+pub struct Sandbox {
+    engine: Engine,
+    cache: Arc<Cache>,
+    /// Without and with `wasi:http`.
+    plain: Arc<Linker<State>>,
+    http: Arc<Linker<State>>,
+    egress: egress::Client,
+    calls: Arc<Semaphore>,
+}
+
+/// A component, linked and ready to be instantiated.
+#[derive(Clone)]
+pub struct Guest {
+    /// Ready to be instantiated; the kind's own bindings wrap it.
+    pub pre: InstancePre<State>,
+    /// What it said of itself.
+    pub manifest: Arc<Manifest>,
+    calls: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+}
+
+impl Sandbox {
+    /// A sandbox that keeps what it compiles in `cache`, and whose guests go out through `egress`.
+    ///
+    /// # Errors
+    /// If the machine cannot reserve the address space.
+    pub fn new(cache: Cache, egress: egress::Client) -> wasmtime::Result<Self> {
+        let engine = engine::build()?;
+        let mut plain = Linker::new(&engine);
+        state::add_to_linker(&mut plain)?;
+        bindings::add_to_linker(&mut plain)?;
+        let mut http = plain.clone();
+        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut http)?;
+        Ok(Self {
+            engine,
+            cache: Arc::new(cache),
+            plain: Arc::new(plain),
+            http: Arc::new(http),
+            egress,
+            calls: Arc::new(Semaphore::new(usize::try_from(engine::CALLS).unwrap_or(usize::MAX))),
+        })
+    }
+
+    /// Compiles, or finds compiled before. Takes up to seconds: not for an async thread.
+    ///
+    /// # Errors
+    /// [`LoadError::Component`].
+    pub fn compile(&self, wasm: &[u8]) -> Result<Component, LoadError> {
+        let wrong = |error: wasmtime::Error| LoadError::Component(first_line(&error));
+        self.cache.component(&self.engine, wasm).map_err(wrong)
+    }
+
+    /// Lets a component describe itself, with nothing granted, and links it for what it asks for.
+    ///
+    /// # Errors
+    /// What is wrong with the component.
+    pub async fn load(&self, name: &str, component: &Component) -> Result<Guest, LoadError> {
+        let kind = component.component_type();
+        let imports: Vec<&str> = kind.imports(&self.engine).map(|(name, _)| name).collect();
+        if let Some(import) = imports.iter().find(|name| !name.starts_with("wasi:") && !name.starts_with("kaizen:")) {
+            return Err(LoadError::Import((*import).to_owned()));
+        }
+        let manifest = self.describe(name, component).await?;
+        let asks_http = manifest.capabilities.iter().any(|c| matches!(c, Capability::Http(_)));
+        if let (false, Some(import)) = (asks_http, imports.iter().find(|name| name.starts_with("wasi:http/"))) {
+            return Err(LoadError::Http((*import).to_owned()));
+        }
+        let linker = if asks_http { &self.http } else { &self.plain };
+        let pre = linker.instantiate_pre(component).map_err(|error| LoadError::World(chain(&error)))?;
+        Ok(Guest {
+            pre,
+            manifest: Arc::new(manifest),
+            calls: Arc::new(Semaphore::new(CALLS_EACH)),
+            waiting: Arc::new(Semaphore::new(CALLS_EACH + WAITING)),
+        })
+    }
+
+    async fn describe(&self, name: &str, component: &Component) -> Result<Manifest, LoadError> {
+        // `wasi:http` may be there already: with nothing granted, every request is refused.
+        let pre = self.http.instantiate_pre(component).map_err(|error| LoadError::World(chain(&error)))?;
+        let pre = common::DescribedPre::new(pre).map_err(|error| LoadError::World(chain(&error)))?;
+        let grants = Grants::default();
+        let vault = Vault::new(&grants, &Default::default());
+        let context =
+            Context::new(name.to_owned(), "describe".into(), grants, vault, Limits::describe(), self.egress.clone());
+        self.run(Arc::new(context), |mut store| async move {
+            let result = async {
+                let instance = pre.instantiate_async(&mut store).await?;
+                instance.kaizen_plugin_manifest().call_describe(&mut store).await
+            };
+            let result = result.await;
+            (store, result)
+        })
+        .await
+        .map_err(LoadError::Describe)
+    }
+
+    /// A context for a call under these grants; the way out is this sandbox's.
+    pub fn context(&self, plugin: &str, connection: String, grants: Grants, vault: Vault, limits: Limits) -> Context {
+        Context::new(plugin.to_owned(), connection, grants, vault, limits, self.egress.clone())
+    }
+
+    /// Calls a guest, when it is its turn. `body` instantiates and calls, and hands the store back.
+    ///
+    /// # Errors
+    /// Where the call ends without a result.
+    pub async fn call<R, F, Fut>(&self, guest: &Guest, context: Arc<Context>, body: F) -> Result<R, Fault>
+    where
+        F: FnOnce(Store<State>) -> Fut + Send,
+        Fut: Future<Output = (Store<State>, wasmtime::Result<R>)> + Send,
+        R: Send,
+    {
+        let _place = guest.waiting.try_acquire().map_err(|_| Fault::Busy)?;
+        let _turn = match timeout(QUEUE, guest.calls.acquire()).await {
+            Ok(Ok(turn)) => turn,
+            _ => return Err(Fault::Busy),
+        };
+        self.run(context, body).await
+    }
+
+    async fn run<R, F, Fut>(&self, context: Arc<Context>, body: F) -> Result<R, Fault>
+    where
+        F: FnOnce(Store<State>) -> Fut + Send,
+        Fut: Future<Output = (Store<State>, wasmtime::Result<R>)> + Send,
+        R: Send,
+    {
+        let _place = match timeout(QUEUE, self.calls.acquire()).await {
+            Ok(Ok(place)) => place,
+            _ => return Err(Fault::Busy),
+        };
+        let wall = context.limits.wall;
+        let running = async {
+            let store = State::store(&self.engine, context.clone()).await.map_err(Fault::Setup)?;
+            let (store, result) = body(store).await;
+            result.map_err(|error| explain(&error, store.data(), &context))
+        };
+        let result = match timeout(wall, Box::pin(running)).await {
+            Ok(result) => result,
+            Err(_) => Err(Fault::Limit(format!("it took longer than {} s", wall.as_secs_f32()))),
+        };
+        context.finish().await;
+        result
+    }
+}
+
+/// Why a call trapped, in words: the limit behind it where there is one.
+fn explain(error: &wasmtime::Error, state: &State, context: &Context) -> Fault {
+    let limits = &context.limits;
+    match (state.limiter.exceeded, error.downcast_ref::<Trap>()) {
+        (Some(Exceeded::Cpu), _) | (_, Some(Trap::Interrupt)) => {
+            Fault::Limit(format!("it computed for longer than {} s", limits.cpu.as_secs_f32()))
+        }
+        (Some(Exceeded::Memory), _) => {
+            Fault::Limit(format!("it wanted more than {} MiB of memory", limits.memory_bytes >> 20))
+        }
+        (Some(Exceeded::Tables), _) => Fault::Limit("its tables are too large".into()),
+        (None, Some(Trap::StackOverflow)) => Fault::Limit("its stack overflowed".into()),
+        (None, _) => {
+            let said = context.last_words();
+            let why = context.for_people(&first_line(error), 300);
+            Fault::Trap(if said.is_empty() { why } else { format!("{why}; it last wrote: {said}") })
+        }
+    }
+}
+
+/// An error without its backtrace: the innermost cause says what happened.
+fn first_line(error: &wasmtime::Error) -> String {
+    error.root_cause().to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+fn chain(error: &wasmtime::Error) -> String {
+    error.chain().map(|cause| cause.to_string()).collect::<Vec<_>>().join(": ")
+}

@@ -1,0 +1,167 @@
+//! Every outgoing request of a guest comes through here: [`wasmtime_wasi_http`] hands it over instead of sending it.
+//!
+//! A guest that follows a redirect makes a new request, so that is checked like the first.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context as Task, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Body, Frame, SizeHint};
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
+
+use super::{body::EgressBody, context::Context, egress::EgressError, mask::Mask, pattern::Target, secret};
+
+/// The hooks of one call.
+pub(super) struct Hooks(pub(super) Arc<Context>);
+
+type Sent = Result<(Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>), Error>;
+
+impl WasiHttpHooks for Hooks {
+    fn send_request(
+        &mut self,
+        request: Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _failure: Box<dyn Future<Output = Result<(), Error>> + Send>,
+    ) -> Box<dyn Future<Output = Sent> + Send> {
+        let context = self.0.clone();
+        Box::new(async move {
+            match send(&context, request, options).await {
+                // The connection belongs to the body, so there is nothing more to drive.
+                Ok(response) => Ok((response, Box::new(async { Ok(()) }) as Box<_>)),
+                Err(error) => {
+                    if error.denied() {
+                        context.deny(&error.to_string());
+                    } else {
+                        tracing::debug!(target: "kaizen::plugin", plugin = context.plugin, connection = context.connection, %error, "request failed");
+                    }
+                    Err(for_guest(error))
+                }
+            }
+        })
+    }
+}
+
+async fn send(
+    context: &Context,
+    request: Request<WasiBody>,
+    options: Option<RequestOptions>,
+) -> Result<Response<WasiBody>, EgressError> {
+    let limits = &context.limits;
+    if context.requests.fetch_add(1, Ordering::Relaxed) >= limits.http_requests {
+        return Err(EgressError::Denied(format!("more than {} requests in one call", limits.http_requests)));
+    }
+    let target = Target::of_uri(request.uri())?;
+    context.grants.http(&target).map_err(EgressError::Denied)?;
+    context.egress.permits(&target)?;
+    if secret::mentions(request.uri().to_string().as_bytes()) {
+        return Err(EgressError::Denied("a secret may only be named in a header's value, not in an address".into()));
+    }
+    let (mut parts, body) = request.into_parts();
+    let injected = context.vault.inject(&mut parts.headers, &target).map_err(EgressError::Denied)?;
+    if context.vault.mask().is_some() {
+        // What is compressed can't be searched.
+        parts.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    let body = collect(context, body, &parts.headers).await?;
+    if secret::mentions(&body) && !context.placeholders_in_arguments {
+        return Err(EgressError::Denied("a secret may only be named in a header's value, not in a body".into()));
+    }
+    let first_byte = options.and_then(|options| options.first_byte_timeout).unwrap_or(limits.wall).min(limits.wall);
+    tracing::debug!(target: "kaizen::plugin", plugin = context.plugin, connection = context.connection, method = %parts.method, %target, injected, "request");
+    let request = Request::from_parts(parts, Full::new(body));
+    let mut response = context.egress.send(request, context.bytes_in.clone(), first_byte).await?;
+    let mask = context.vault.mask();
+    if mask.is_some() {
+        refuse_encoding(response.headers())?;
+    }
+    context.vault.mask_headers(response.headers_mut());
+    Ok(response.map(|body| Answer { body, mask, done: false }.boxed_unsync()))
+}
+
+/// The whole body of a request, before anything of it leaves.
+async fn collect(context: &Context, body: WasiBody, headers: &HeaderMap) -> Result<Bytes, EgressError> {
+    let too_large = || EgressError::TooLarge("request");
+    let limit = usize::try_from(context.limits.http_out_bytes).unwrap_or(usize::MAX);
+    let body = Limited::new(body, limit).collect().await.map_err(|_| too_large())?.to_bytes();
+    let headers: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if !context.bytes_out.take((body.len() + headers) as u64) {
+        return Err(too_large());
+    }
+    Ok(body)
+}
+
+fn refuse_encoding(headers: &HeaderMap) -> Result<(), EgressError> {
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => {
+            Err(EgressError::Encoding(String::from_utf8_lossy(encoding.as_bytes()).into_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// As much of an error as a guest can be told in WASI's terms.
+fn for_guest(error: EgressError) -> Error {
+    match error {
+        EgressError::Target(_) | EgressError::Denied(_) => Error::HttpRequestDenied,
+        EgressError::Resolve(..) => Error::DnsError { rcode: None, info_code: None },
+        EgressError::Connect(..) => Error::ConnectionRefused,
+        EgressError::Tls(..) => Error::TlsCertificateError,
+        EgressError::Timeout { .. } => Error::ConnectionTimeout,
+        EgressError::Http(_) => Error::HttpProtocolError,
+        EgressError::TooLarge("request") => Error::HttpRequestBodySize(None),
+        EgressError::TooLarge(_) => Error::HttpResponseBodySize(None),
+        EgressError::Encoding(encoding) => Error::HttpResponseContentCoding(Some(encoding)),
+    }
+}
+
+/// An answer's body as the guest sees it.
+struct Answer {
+    body: EgressBody,
+    mask: Option<Mask>,
+    done: bool,
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self.get_mut();
+        loop {
+            if this.done {
+                return Poll::Ready(None);
+            }
+            let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
+            let data = match frame {
+                Some(Err(error)) => {
+                    this.done = true;
+                    return Poll::Ready(Some(Err(for_guest(error))));
+                }
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => match &mut this.mask {
+                        Some(mask) => Bytes::from(mask.push(&data)),
+                        None => data,
+                    },
+                    // Trailers are optional in HTTP, and a place to hide things in: they are left out.
+                    Err(_) => continue,
+                },
+                None => {
+                    this.done = true;
+                    this.mask.as_mut().map(|mask| Bytes::from(mask.finish())).unwrap_or_default()
+                }
+            };
+            if !data.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
