@@ -1,13 +1,13 @@
 //! Builds the bundled plugins for wasm32-wasip2 and embeds them, so that the server is one file.
 //!
-//! Every folder `plugins/{identity,deploy,audit}/NAME` with a `Cargo.toml` is one plugin. They are a workspace of their own, built
-//! by a cargo of its own, in release, in `<target>/plugins`. The result is `$OUT_DIR/bundled.rs` with
+//! Every folder `plugins/{identity,deploy,audit}/NAME` with a `Cargo.toml` is one plugin. They are a workspace of their
+//! own, built by a cargo of its own, in release, in `<target>/plugins`. The result is `$OUT_DIR/bundled.rs` with
 //! `pub static BUNDLED: &[(&str /* kind */, &str /* name */, &[u8])]`.
 
 use std::error::Error;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::{env, fs};
 
 const TARGET: &str = "wasm32-wasip2";
@@ -42,7 +42,15 @@ struct Plugin {
     package: String,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    let Err(error) = embed() else { return ExitCode::SUCCESS };
+    for line in error.to_string().lines() {
+        println!("cargo::error={line}");
+    }
+    ExitCode::FAILURE
+}
+
+fn embed() -> Result<(), Box<dyn Error>> {
     let root = Path::new(&env::var("CARGO_MANIFEST_DIR")?).parent().ok_or("host/ has no parent folder")?.to_owned();
     let out = PathBuf::from(env::var("OUT_DIR")?);
     println!("cargo::rerun-if-changed=build.rs");
@@ -87,12 +95,14 @@ fn bundled(root: &Path) -> Result<Vec<Plugin>, Box<dyn Error>> {
     Ok(plugins)
 }
 
-/// `<target>/plugins`, from `<target>/[triple/]<profile>/build/<package>/out`: never the folder that the outer cargo has locked.
+/// `<target>/plugins`, from `<target>/[triple/]<profile>/build/<package>/out`: never the folder that the outer cargo
+/// has locked.
 fn target_folder(out: &Path) -> Result<PathBuf, Box<dyn Error>> {
     Ok(out.ancestors().nth(4).ok_or_else(|| format!("no target folder above {}", out.display()))?.join("plugins"))
 }
 
-/// A command in the plugins' folder (so that rustup picks the same toolchain for all of them) without this build's environment.
+/// A command in the plugins' folder (so that rustup picks the same toolchain for all of them) without this build's
+/// environment.
 fn command(root: &Path, program: &OsStr) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root.join("plugins"));
@@ -122,8 +132,8 @@ fn ensure_target(root: &Path) -> Result<(), Box<dyn Error>> {
         Err(error) => format!("rustup can't be run: {error}"),
     };
     Err(format!(
-        "the bundled plugins need Rust's target {TARGET}, and it could not be added. Run `rustup target add {TARGET}` in {}, \
-         or install that target as your Rust was installed.\n{why}",
+        "the bundled plugins need Rust's target {TARGET}, and it could not be added.\n\
+         Run `rustup target add {TARGET}` in {}, or install that target the way your Rust was installed.\n{why}",
         root.display()
     )
     .into())

@@ -1,8 +1,8 @@
 //! What `wit-bindgen` makes of `wit/`. Plugins use the traits and types of this crate instead.
 //!
-//! A plugin's world is put together from two: what all kinds share, with the manifest, and the kind's own interface. Taking the
-//! worlds of `wit/` whole would define the manifest's exports three times in one crate. The server checks every component
-//! against the worlds of `wit/` when it loads it.
+//! A plugin's world is put together from two: what all kinds share, with the manifest, and the kind's own interface.
+//! Taking the worlds of `wit/` whole would define the manifest's exports three times in one crate. The server checks
+//! every component against the worlds of `wit/` when it loads it.
 #![allow(
     missing_docs,
     unsafe_code,

@@ -12,8 +12,9 @@ use crate::{Call, Error, Plugin, Result, call};
 ///
 /// State, nonce, PKCE, the code exchange and all signature checks stay in the server. It takes the client id from the
 /// configuration property `client_id` and the client secret from the secret named `client-secret`, a slot with
-/// empty `hosts`, so that no request of the plugin can carry it. A manifest without that slot describes public clients. For requests
-/// of its own the plugin declares a slot `access-token` and uses [`Secret::ACCESS_TOKEN`](crate::Secret::ACCESS_TOKEN).
+/// empty `hosts`, so that no request of the plugin can carry it. A manifest without that slot describes public clients.
+/// For requests of its own the plugin declares a slot `access-token` and uses
+/// [`Secret::ACCESS_TOKEN`](crate::Secret::ACCESS_TOKEN).
 pub trait IdentityProvider: Plugin {
     /// Called when a connection is saved and when a sign-in starts.
     ///

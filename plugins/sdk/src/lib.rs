@@ -1,7 +1,7 @@
 //! Write a plugin for Kaizen Studio in Rust.
 //!
-//! A plugin is a WebAssembly component that the server runs in a sandbox. There are three kinds; implement one trait and
-//! call one macro:
+//! A plugin is a WebAssembly component that the server runs in a sandbox. There are three kinds; implement one trait
+//! and call one macro:
 //!
 //! | kind | trait | macro | what it does |
 //! |---|---|---|---|
@@ -108,25 +108,25 @@
 //! `target/wasm32-wasip2/release/` is the plugin. No other tool is needed.
 //!
 //! # What a call is
-//! The server makes a fresh instance for every call and drops it afterwards. Nothing kept in memory survives, no other call
-//! is visible, and functions simply block. Memory, time, requests and log lines are limited; a panic or a limit ends this call and
-//! nothing else. The server may call again with the same work: [`Call::idempotency_key`] is then the same, so hand it
-//! to the far side.
+//! The server makes a fresh instance for every call and drops it afterwards. Nothing kept in memory survives, no other
+//! call is visible, and functions simply block. Memory, time, requests and log lines are limited; a panic or a limit
+//! ends this call and nothing else. The server may call again with the same work: [`Call::idempotency_key`] is then the
+//! same, so hand it to the far side.
 //!
 //! # What a plugin can reach
 //! Nothing that its [`Manifest`] doesn't ask for and the operator doesn't grant. There is no network without
-//! [`Capability::Http`], and then only the hosts named; `{config.NAME}` stands for the connection's own setting, so a plugin
-//! reaches what *its* connection names. Private and loopback addresses are refused unless the operator lists them. Files need
-//! [`Capability::Directory`]; the folder is then at `/NAME`, for `std::fs`.
+//! [`Capability::Http`], and then only the hosts named; `{config.NAME}` stands for the connection's own setting, so a
+//! plugin reaches what *its* connection names. Private and loopback addresses are refused unless the operator lists
+//! them. Files need [`Capability::Directory`]; the folder is then at `/NAME`, for `std::fs`.
 //!
 //! # Secrets
-//! A plugin uses secrets without seeing them: [`Secret`] gives a placeholder for a request header, and the server replaces it on
-//! the way out, only towards the hosts of the [`SecretSlot`]. A plugin that must compute with a secret (a signature) asks for
-//! [`Capability::RevealSecret`] and calls [`Secret::reveal`].
+//! A plugin uses secrets without seeing them: [`Secret`] gives a placeholder for a request header, and the server
+//! replaces it on the way out, only towards the hosts of the [`SecretSlot`]. A plugin that must compute with a secret
+//! (a signature) asks for [`Capability::RevealSecret`] and calls [`Secret::reveal`].
 //!
 //! # Errors
-//! [`Error`] decides what happens next: [`Error::Unavailable`] is tried again, after its `retry_after`; the other three are not.
-//! [`http::Response::success`] and the `?` after [`http::Request::send`] choose for you.
+//! [`Error`] decides what happens next: [`Error::Unavailable`] is tried again, after its `retry_after`; the other three
+//! are not. [`http::Response::success`] and the `?` after [`http::Request::send`] choose for you.
 
 #[doc(hidden)]
 pub mod bindings;
@@ -156,8 +156,10 @@ pub use sink::AuditSink;
 pub use target::DeploymentTarget;
 pub use url::{Url, UrlError};
 
-/// The `log` crate: `debug!`, `info!`, `warn!` and `error!` write to the server's log, with the plugin and connection named.
+/// The `log` crate: `debug!`, `info!`, `warn!` and `error!` write to the server's log, with the plugin and connection
+/// named.
 pub use log;
-/// The `schemars` crate, for `#[derive(JsonSchema)]`; name it with `#[schemars(crate = "schemars")]` after importing it.
+/// The `schemars` crate, for `#[derive(JsonSchema)]`; name it with `#[schemars(crate = "schemars")]` after importing
+/// it.
 pub use schemars;
 pub use serde_json;

@@ -46,7 +46,8 @@ pub struct SecretSlot {
     pub hosts: &'static [&'static str],
 }
 
-/// Something outside the sandbox. In its text `{config.NAME}` stands for the connection's own value of a top-level setting.
+/// Something outside the sandbox. In its text `{config.NAME}` stands for the connection's own value of a top-level
+/// setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Capability {
     /// HTTP to this scheme, host and port, e.g. `https://*.okta.com` or `{config.url}`.

@@ -19,8 +19,8 @@ impl Secret {
         Self { name }
     }
 
-    /// What stands for the secret in a request header: `{{secret:NAME}}`. The server replaces it on the way out. In a URL or
-    /// a body it is refused.
+    /// What stands for the secret in a request header: `{{secret:NAME}}`. The server replaces it on the way out. In a
+    /// URL or a body it is refused.
     pub fn placeholder(self) -> String {
         format!("{{{{secret:{}}}}}", self.name)
     }

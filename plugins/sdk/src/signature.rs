@@ -19,8 +19,8 @@ pub fn hmac_sha256_hex(key: &[u8], parts: &[&[u8]]) -> String {
 }
 
 /// The value of a signature header over a timestamp (Unix seconds) and a body: `t=TIMESTAMP,v1=HEX`, where HEX is
-/// HMAC-SHA256 over `TIMESTAMP.BODY`. The receiver computes the same, compares in constant time, and refuses old timestamps,
-/// so a recorded request can't be replayed later.
+/// HMAC-SHA256 over `TIMESTAMP.BODY`. The receiver computes the same, compares in constant time, and refuses old
+/// timestamps, so a recorded request can't be replayed later.
 pub fn timestamped(key: &[u8], unix_seconds: u64, body: &[u8]) -> String {
     let timestamp = unix_seconds.to_string();
     let hex = hmac_sha256_hex(key, &[timestamp.as_bytes(), b".", body]);

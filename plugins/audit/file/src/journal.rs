@@ -30,8 +30,8 @@ impl Journal {
         self.folder.join(self.file_name())
     }
 
-    /// Appends lines and waits until they are on the disk. A line cut short by a crash is closed first, so that it spoils
-    /// no other.
+    /// Appends lines and waits until they are on the disk. A line cut short by a crash is closed first, so that it
+    /// spoils no other.
     pub fn append(&self, lines: &[u8]) -> Result<()> {
         let path = self.path();
         let began = !exists(&path)?;

@@ -1,8 +1,9 @@
 //! Appends audit events to files in a folder of the server: one JSON object for each event and line.
 //!
-//! The operator offers the folder under the name `audit`; each connection writes files of its own in it, named by its id, so
-//! that connections can't write over each other. A batch counts as stored once it is on the disk (`fsync`). A file that has grown to
-//! `rotate_megabytes` is renamed and a new one begun; nothing is ever deleted, which is the operator's to do.
+//! The operator offers the folder under the name `audit`; each connection writes files of its own in it, named by its
+//! id, so that connections can't write over each other. A batch counts as stored once it is on the disk (`fsync`). A
+//! file that has grown to `rotate_megabytes` is renamed and a new one begun; nothing is ever deleted, which is the
+//! operator's to do.
 
 mod journal;
 

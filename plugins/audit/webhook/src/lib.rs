@@ -1,8 +1,9 @@
 //! Posts audit events to an address of one's own.
 //!
-//! The body is `{"events":[…]}`, the events in order, each as [`Event`] serializes. The header `Kaizen-Signature: t=SECONDS,v1=HEX` has
-//! HMAC-SHA256, with the secret `signing-key`, over `SECONDS.BODY`. A receiver computes the same, compares in constant time, and
-//! refuses timestamps that are more than a few minutes off. `Idempotency-Key` is the same for every attempt at a batch.
+//! The body is `{"events":[…]}`, the events in order, each as [`Event`] serializes. The header `Kaizen-Signature:
+//! t=SECONDS,v1=HEX` has HMAC-SHA256, with the secret `signing-key`, over `SECONDS.BODY`. A receiver computes the same,
+//! compares in constant time, and refuses timestamps that are more than a few minutes off. `Idempotency-Key` is the
+//! same for every attempt at a batch.
 //!
 //! Any 2xx means that all events are stored, unless the body is JSON with `stored`: then that many are, from the first.
 
@@ -16,7 +17,8 @@ use kaizen_plugin::sink::Event;
 use kaizen_plugin::{AuditSink, Call, Capability, Error, Manifest, Plugin, Result, Secret, SecretSlot, Url, log};
 use serde::{Deserialize, Serialize};
 
-/// Shorter keys can be guessed (RFC 2104, section 3, asks for at least the hash's length; half is what services hand out).
+/// Shorter keys can be guessed (RFC 2104, section 3, asks for at least the hash's length; half is what services hand
+/// out).
 const SHORTEST_KEY: usize = 16;
 
 /// Where to post events.

@@ -7,8 +7,8 @@
 //! | status | `GET {api_url}/api/v1/agents/{id}`; 404 is gone |
 //! | undeploy | `DELETE {api_url}/api/v1/agents/{id}`; 404 is success |
 //!
-//! Each request carries the secret `api-key` as a bearer token. Registering carries `Idempotency-Key` and, in `config`, the deployment's
-//! id, so that a gateway answers a repeated attempt with the registration it already made.
+//! Each request carries the secret `api-key` as a bearer token. Registering carries `Idempotency-Key` and, in `config`,
+//! the deployment's id, so that a gateway answers a repeated attempt with the registration it already made.
 
 mod gateway;
 

@@ -29,11 +29,13 @@ pub fn identity(config: &Config, grant: &Grant) -> Result<Identity> {
     })
 }
 
-/// The address, and whether the same document says that it was verified: a `true` from one must not cover an address from another.
+/// The address, and whether the same document says that it was verified: a `true` from one must not cover an address
+/// from another.
 fn email(config: &Config, grant: &Grant) -> (Option<String>, bool) {
     let from = |claims: &Map<String, Value>| {
         let email = text(lookup(claims, &config.email_claim))?;
-        // Some providers (Amazon Cognito) send the word instead of the boolean. `email_verified` speaks of `email` only.
+        // Some providers (Amazon Cognito) send the word instead of the boolean. `email_verified` speaks of `email`
+        // only.
         let said = matches!(claims.get("email_verified"), Some(Value::Bool(true)))
             || claims.get("email_verified").and_then(Value::as_str) == Some("true");
         Some((email, config.trust_email || (said && config.email_claim == "email")))
@@ -54,7 +56,8 @@ fn name(config: &Config, grant: &Grant) -> Option<String> {
         .or_else(|| claim("preferred_username"))
 }
 
-/// A list of texts, or one text. Anything else gives no group, and says so: silence would look like a person without any.
+/// A list of texts, or one text. Anything else gives no group, and says so: silence would look like a person without
+/// any.
 fn groups(config: &Config, grant: &Grant) -> Vec<String> {
     match grant.claim(&config.groups_claim) {
         None => Vec::new(),

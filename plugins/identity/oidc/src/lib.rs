@@ -1,7 +1,8 @@
 //! Signs people in with any OpenID Connect provider (OpenID Connect Core 1.0).
 //!
-//! The server runs the protocol; this plugin only says against whom, and which claims mean what. It makes no requests, so it
-//! asks for no capability. `client_id` and the secret `client-secret` are the server's to use, see [`IdentityProvider`].
+//! The server runs the protocol; this plugin only says against whom, and which claims mean what. It makes no requests,
+//! so it asks for no capability. `client_id` and the secret `client-secret` are the server's to use, see
+//! [`IdentityProvider`].
 
 mod claims;
 
@@ -41,8 +42,8 @@ pub struct Config {
     #[serde(default = "default_email")]
     #[schemars(length(min = 1, max = 256))]
     email_claim: String,
-    /// Take mail addresses for verified even though the provider doesn't say so with `email_verified`. Set it only where
-    /// people can't choose their address themselves.
+    /// Take mail addresses for verified even though the provider doesn't say so with `email_verified`. Set it only
+    /// where people can't choose their address themselves.
     #[serde(default)]
     trust_email: bool,
     /// Claims that policies may use as `principal.attributes`. A JSON Pointer is called by its last part.
@@ -125,7 +126,8 @@ impl IdentityProvider for Oidc {
     }
 }
 
-/// OpenID Connect Discovery 1.0, section 2: `https`, neither query nor fragment. Plain `http` is for development on one machine.
+/// OpenID Connect Discovery 1.0, section 2: `https`, neither query nor fragment. Plain `http` is for development on one
+/// machine.
 fn check_issuer(issuer: &str) -> Result<()> {
     let fail = |why: &str| Err(Error::Config(format!("issuer: {why}")));
     let url = Url::parse(issuer).map_err(|error| Error::Config(format!("issuer: {error}")))?;

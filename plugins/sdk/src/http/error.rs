@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 /// Why there is no usable response. It converts into a [`crate::Error`]: what may pass by itself is
-/// [`Unavailable`](crate::Error::Unavailable), what an operator can change is [`Config`](crate::Error::Config), the rest
-/// [`Rejected`](crate::Error::Rejected), or [`Internal`](crate::Error::Internal) where the plugin itself is wrong.
+/// [`Unavailable`](crate::Error::Unavailable), what an operator can change is [`Config`](crate::Error::Config), the
+/// rest [`Rejected`](crate::Error::Rejected), or [`Internal`](crate::Error::Internal) where the plugin itself is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// No connection, or it broke.
     #[error("{0}")]
     Connect(String),
     /// It took too long.
-    #[error("no complete answer within {} ms", .0.as_millis())]
-    Timeout(Duration),
+    #[error("{0}")]
+    Timeout(String),
     /// The server doesn't let the plugin go there, or the certificate is not trusted.
     #[error("{0}")]
     Denied(String),

@@ -147,7 +147,8 @@ impl Request {
         Ok(self.header("content-type", "application/json").body(body))
     }
 
-    /// How long the whole exchange may take; [`DEFAULT_TIMEOUT`] otherwise. The server ends the call at a limit of its own.
+    /// How long the whole exchange may take; [`DEFAULT_TIMEOUT`] otherwise. The server ends the call at a limit of its
+    /// own.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.sent.timeout = timeout;
         self.sent.connect_timeout = self.sent.connect_timeout.min(timeout);
@@ -166,8 +167,8 @@ impl Request {
         self
     }
 
-    /// Follows up to this many redirects of a GET or HEAD. Headers with secrets or credentials stay behind when one leads to
-    /// another origin, and the server checks each target like any other request.
+    /// Follows up to this many redirects of a GET or HEAD. Headers with secrets or credentials stay behind when one
+    /// leads to another origin, and the server checks each target like any other request.
     pub fn follow_redirects(mut self, most: u8) -> Self {
         self.redirects = most;
         self

@@ -58,8 +58,8 @@ impl Response {
     /// Itself if the status is 2xx.
     ///
     /// # Errors
-    /// [`Error::Status`], which converts into a [`crate::Error`]: 408, 425, 429 and 5xx are worth another attempt, after
-    /// `Retry-After` where it is sent; 3xx, 401, 403 and 407 are the operator's; all others are a refusal.
+    /// [`Error::Status`], which converts into a [`crate::Error`]: 408, 425, 429 and 5xx are worth another attempt,
+    /// after `Retry-After` where it is sent; 3xx, 401, 403 and 407 are the operator's; all others are a refusal.
     pub fn success(self) -> Result<Self, Error> {
         if self.is_success() {
             return Ok(self);

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-/// How long a `Retry-After` value (RFC 9110, section 10.2.3) says to wait: seconds, or until a date. A date is compared with the
-/// response's own `Date` where it has one, so that a wrong clock on either side doesn't matter; a date in the past is no wait.
-/// `None` for what is neither.
+/// How long a `Retry-After` value (RFC 9110, section 10.2.3) says to wait: seconds, or until a date. A date is compared
+/// with the response's own `Date` where it has one, so that a wrong clock on either side doesn't matter; a date in the
+/// past is no wait. `None` for what is neither.
 pub fn retry_after(value: &str, date: Option<&str>, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,4 +1,5 @@
-//! The request's way through `wasi:http` 0.2. The server's side of it checks grants, resolves names and puts secrets in.
+//! The request's way through `wasi:http` 0.2. The server's side of it checks grants, resolves names and puts secrets
+//! in.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,11 @@ impl Deadline {
     fn wait(&self, ready: &Pollable) -> Result<(), Error> {
         let left = self.at.saturating_duration_since(Instant::now());
         let timer = monotonic_clock::subscribe_duration(nanoseconds(left));
-        if poll(&[ready, &timer]).contains(&0) { Ok(()) } else { Err(Error::Timeout(self.timeout)) }
+        if poll(&[ready, &timer]).contains(&0) {
+            Ok(())
+        } else {
+            Err(Error::Timeout(format!("no complete answer within {} ms", self.timeout.as_millis())))
+        }
     }
 }
 
@@ -162,10 +167,11 @@ fn from_code(sent: &Sent, code: &ErrorCode) -> Error {
         ErrorCode::ConnectionTerminated | ErrorCode::HttpResponseIncomplete => {
             Error::Connect(format!("{far} broke the connection off"))
         }
-        ErrorCode::ConnectionTimeout => Error::Timeout(sent.connect_timeout),
-        ErrorCode::ConnectionReadTimeout | ErrorCode::ConnectionWriteTimeout | ErrorCode::HttpResponseTimeout => {
-            Error::Timeout(sent.timeout)
-        }
+        // Whose limit it was, the connection's or the request's, is not told reliably.
+        ErrorCode::ConnectionTimeout
+        | ErrorCode::ConnectionReadTimeout
+        | ErrorCode::ConnectionWriteTimeout
+        | ErrorCode::HttpResponseTimeout => Error::Timeout(format!("{far} did not answer in time")),
         ErrorCode::HttpRequestDenied => {
             Error::Denied(format!("this plugin is not allowed to reach {}", sent.url.origin()))
         }
@@ -175,6 +181,9 @@ fn from_code(sent: &Sent, code: &ErrorCode) -> Error {
         ErrorCode::TlsCertificateError => Error::Denied(format!("the certificate of {far} is not trusted")),
         ErrorCode::TlsProtocolError | ErrorCode::TlsAlertReceived(_) => {
             Error::Protocol(format!("{far} does not speak TLS as it should"))
+        }
+        ErrorCode::HttpResponseContentCoding(_) => {
+            Error::Body(format!("{far} compresses its answer although it was asked not to"))
         }
         ErrorCode::HttpResponseBodySize(_) => Error::TooLarge { limit: sent.max_response },
         ErrorCode::HttpRequestMethodInvalid
