@@ -100,7 +100,9 @@ impl App {
 /// # Errors
 /// One line that names the setting to change.
 pub async fn connect(config: &Config) -> anyhow::Result<Store> {
-    std::fs::create_dir_all(&config.data_dir).with_context(|| {
+    // Others have no business in it: it holds keys, and with SQLite everything.
+    let mut folder = std::fs::DirBuilder::new();
+    std::os::unix::fs::DirBuilderExt::mode(folder.recursive(true), 0o700).create(&config.data_dir).with_context(|| {
         format!(
             "data_dir: cannot make {}: set KAIZEN_DATA_DIR to a folder that can be written",
             config.data_dir.display()
