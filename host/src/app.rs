@@ -6,7 +6,7 @@ use anyhow::Context;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    authz::Authz, bus::Bus, canvas::Canvases, clock::Clock, config::Config, identity::Identity, jobs::Jobs,
+    authz::Authz, bus::Bus, canvas::{self, Canvases}, clock::Clock, config::Config, identity::Identity, jobs::Jobs,
     plugins::Plugins, sandbox::egress, secrets::Secrets, store::Store,
 };
 
@@ -67,10 +67,18 @@ impl App {
         let egress = egress::Client::new(policy, Arc::new(egress::SystemResolver));
         let plugins = Plugins::load(&config, &secrets, egress.clone()).await?;
         let identity = Identity::new(&config, &clock, &store).await?;
-        let canvases = Canvases::new();
         let jobs = Jobs::new();
         let stopping = CancellationToken::new();
         let tasks = TaskTracker::new();
+        let canvases = Canvases::new(canvas::Parts {
+            store: store.clone(),
+            clock: clock.clone(),
+            bus: bus.clone(),
+            identity: identity.clone(),
+            authz: authz.clone(),
+            stopping: stopping.clone(),
+            tasks: tasks.clone(),
+        });
         Ok(Self(Arc::new(Parts {
             config,
             clock,
@@ -92,6 +100,7 @@ impl App {
     pub fn start(&self, work: bool) {
         let _ = work;
         self.bus.start(&self.stopping, &self.tasks);
+        self.canvases.start();
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod agents;
 pub mod auth;
+pub mod canvas;
 pub mod extract;
 pub mod guard;
 pub mod health;
@@ -32,6 +33,7 @@ fn routes() -> OpenApiRouter<App> {
         .merge(workspaces::router())
         .merge(agents::router())
         .merge(versions::router())
+        .merge(canvas::router())
 }
 
 /// The whole API with its document, its page and its middleware, ready to serve.

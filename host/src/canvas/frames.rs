@@ -7,7 +7,7 @@
 //! ← {"type":"resumed","seq":42,"access":"edit","you":"…","peers":[…]}     after the messages missed since `?since=`
 //! ← {"type":"access","access":"view"}             what may be done changed while the socket was open
 //! ← {"type":"ack","ref":"c1","seq":43}            ← {"type":"reject","ref":"c1","code":"…","detail":"…","op":0}
-//! ← {"type":"presence","peer":"…","actor":"user/…","name":"…",…}           ← {"type":"presence","peer":"…","left":true}
+//! ← {"type":"presence","peer":"…","actor":"user/…","name":"…",…}           ← {"type":"presence","peer":"…","actor":"…","left":true}
 //! ```
 
 use axum::extract::ws::Utf8Bytes;
@@ -201,8 +201,8 @@ pub fn presence(peer: &Value) -> Frame {
 }
 
 /// A peer is gone.
-pub fn left(peer: &str) -> Frame {
-    frame(&json!({ "type": "presence", "peer": peer, "left": true }))
+pub fn left(peer: &str, actor: Option<&Value>) -> Frame {
+    frame(&json!({ "type": "presence", "peer": peer, "actor": actor, "left": true }))
 }
 
 #[cfg(test)]

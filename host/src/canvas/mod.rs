@@ -1,19 +1,240 @@
-//! Rooms, sockets, the journal.
+//! The canvas: people draw an agent together, everyone sees the same, and what was acknowledged is on disk.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `journal` | the order of messages, group commit, repeats, snapshots |
+//! | `room`, `write`, `look` | one open canvas on this host: joining, storing and telling, access and other hosts |
+//! | `socket`, `frames`, `outbox` | the protocol and its bounds |
+//! | `peers` | presence |
+//! | `edits` | what the audit trail tells of it |
+//!
+//! PostgreSQL or the SQLite file is the truth; the bus only says when to look. A host that gets no hints looks about once
+//! a second while a canvas is open.
 
+mod access;
 pub mod edits;
+mod frames;
 pub mod journal;
 #[cfg(test)]
 mod journal_tests;
+mod look;
+mod outbox;
+mod peers;
+mod room;
+mod socket;
 #[cfg(test)]
 mod testing;
+mod write;
 
-/// The canvas rooms of this host.
-#[derive(Clone, Default)]
-pub struct Canvases {}
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::{
+    Semaphore,
+    broadcast::error::RecvError,
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use self::{
+    frames::{MESSAGE, PROTOCOL},
+    outbox::Close,
+    socket::{READ, refuse},
+};
+use self::{
+    outbox::Outbox,
+    room::{Command, Heard, INBOX, Inbox, Join, Nudge, Room, failed},
+};
+use crate::{
+    authz::Authz,
+    bus::{Bus, Hint},
+    clock::Clock,
+    domain::{
+        agent::Agent,
+        id::{CanvasId, OrganizationId},
+        principal::Principal,
+    },
+    identity::Identity,
+    store::Store,
+};
+
+/// Open sockets of this host, at the most.
+const SOCKETS: usize = 8_000;
+/// What other hosts tell of presence and a room has not looked at yet; more is dropped.
+const HEARD: usize = 1024;
+/// A room may end just when somebody comes; more often than this it is a defect.
+const TRIES: usize = 8;
+
+/// What rooms are built on.
+pub struct Parts {
+    /// The database.
+    pub store: Store,
+    /// Time and randomness.
+    pub clock: Clock,
+    /// Hints between hosts.
+    pub bus: Bus,
+    /// Who somebody is.
+    pub identity: Identity,
+    /// What they may do.
+    pub authz: Authz,
+    /// The server stops.
+    pub stopping: CancellationToken,
+    /// What must end before the process does.
+    pub tasks: TaskTracker,
+}
+
+/// The canvas rooms of this host. Cheap to clone.
+#[derive(Clone)]
+pub struct Canvases {
+    parts: Arc<Parts>,
+    rooms: Arc<Mutex<HashMap<CanvasId, Handle>>>,
+    sockets: Arc<Semaphore>,
+}
+
+/// How to reach an open room.
+struct Handle {
+    organization: OrganizationId,
+    commands: mpsc::Sender<Command>,
+    heard: mpsc::Sender<Heard>,
+    nudge: Weak<Nudge>,
+}
+
+/// A socket that wants to join.
+pub struct Connect {
+    /// Who.
+    pub principal: Principal,
+    /// Whose canvas, one of their organization's.
+    pub agent: Agent,
+    /// Up to where the client has the canvas.
+    pub since: Option<i64>,
+    /// How the client calls itself: see the journal on repeats.
+    pub client: Option<String>,
+}
 
 impl Canvases {
     /// None open.
-    pub fn new() -> Self {
-        Self {}
+    pub fn new(parts: Parts) -> Self {
+        Self { parts: Arc::new(parts), rooms: Arc::default(), sockets: Arc::new(Semaphore::new(SOCKETS)) }
+    }
+
+    /// Begins to pass hints to the rooms, until the server stops.
+    pub fn start(&self) {
+        let this = self.clone();
+        let mut hints = self.parts.bus.subscribe();
+        self.parts.tasks.spawn(async move {
+            let passing = async {
+                loop {
+                    match hints.recv().await {
+                        Ok(hint) => this.pass(hint),
+                        Err(RecvError::Lagged(_)) => this.pass(Hint::Resync),
+                        Err(RecvError::Closed) => return,
+                    }
+                }
+            };
+            this.parts.stopping.run_until_cancelled(passing).await;
+        });
+    }
+
+    fn pass(&self, hint: Hint) {
+        let rooms = self.rooms.lock();
+        let nudge = |handle: &Handle| handle.nudge.upgrade();
+        match hint {
+            Hint::Canvas { canvas, .. } => {
+                if let Some(nudge) = rooms.get(&canvas).and_then(nudge) {
+                    nudge.look();
+                }
+            }
+            Hint::Presence { canvas, peer, frame } => hear(rooms.get(&canvas), Heard::Presence(peer, frame)),
+            Hint::WhoIsThere { canvas } => hear(rooms.get(&canvas), Heard::WhoIsThere),
+            Hint::Access { organization } => {
+                let concerned = rooms.values().filter(|handle| handle.organization == organization);
+                concerned.filter_map(nudge).for_each(|nudge| nudge.distrust());
+            }
+            Hint::Resync => rooms.values().filter_map(nudge).for_each(|nudge| nudge.distrust()),
+            Hint::Job | Hint::Deployment { .. } | Hint::Audit { .. } => {}
+        }
+    }
+
+    /// Joins the canvas's room, opening it if need be. The first frames are in the outbox then.
+    async fn join(&self, connect: &Connect, peer: &str, outbox: &Outbox) -> Result<mpsc::Sender<Command>, Close> {
+        for _ in 0..TRIES {
+            let commands = self.room(&connect.agent);
+            let (joined, answer) = oneshot::channel();
+            let join = Join {
+                peer: peer.to_owned(),
+                principal: connect.principal.clone(),
+                outbox: outbox.clone(),
+                client: connect.client.clone(),
+                since: connect.since,
+                joined,
+            };
+            if commands.send(Command::Join(Box::new(join))).await.is_ok()
+                && let Ok(answer) = answer.await
+            {
+                return answer.map(|()| commands);
+            }
+        }
+        Err(Close::LATER)
+    }
+
+    /// The canvas's room, opened if need be.
+    fn room(&self, agent: &Agent) -> mpsc::Sender<Command> {
+        let mut rooms = self.rooms.lock();
+        if let Some(handle) = rooms.get(&agent.canvas_id).filter(|handle| !handle.commands.is_closed()) {
+            return handle.commands.clone();
+        }
+        let (commands, received) = mpsc::channel(INBOX);
+        let (heard, hearing) = mpsc::channel(HEARD);
+        let nudge = Arc::new(Nudge::default());
+        let handle = Handle {
+            organization: agent.organization_id,
+            commands: commands.clone(),
+            heard,
+            nudge: Arc::downgrade(&nudge),
+        };
+        rooms.insert(agent.canvas_id, handle);
+        let inbox = Inbox { commands: received, heard: hearing, nudge };
+        self.parts.tasks.spawn(self.clone().keep(agent.clone(), commands.downgrade(), inbox));
+        commands
+    }
+
+    /// A room from its opening to its end.
+    async fn keep(self, agent: Agent, me: mpsc::WeakSender<Command>, mut inbox: Inbox) {
+        metrics::gauge!("kaizen_canvas_rooms").increment(1.0);
+        let canvas = agent.canvas_id;
+        let why = match Room::open(self.parts.clone(), agent).await {
+            Ok(room) => {
+                room.run(&mut inbox).await;
+                None
+            }
+            Err(error) => Some(failed(&error)),
+        };
+        {
+            let mut rooms = self.rooms.lock();
+            let mine = |handle: &Handle| me.upgrade().is_some_and(|me| me.same_channel(&handle.commands));
+            if rooms.get(&canvas).is_some_and(mine) {
+                rooms.remove(&canvas);
+            }
+        }
+        // Whoever came just now is told why not, or tries again and finds a new room.
+        inbox.commands.close();
+        while let Some(command) = inbox.commands.recv().await {
+            if let (Command::Join(join), Some(close)) = (command, why) {
+                let _ = join.joined.send(Err(close));
+            }
+        }
+        metrics::gauge!("kaizen_canvas_rooms").decrement(1.0);
+    }
+}
+
+fn hear(handle: Option<&Handle>, heard: Heard) {
+    if let Some(handle) = handle
+        && let Err(TrySendError::Full(_)) = handle.heard.try_send(heard)
+    {
+        metrics::counter!("kaizen_canvas_presence_dropped_total").increment(1);
     }
 }

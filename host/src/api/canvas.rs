@@ -1,0 +1,240 @@
+//! `/ws/canvas/{session_id}`, and `/api/v1/canvases/{id}`: the graph to read, and tickets for the socket.
+
+use axum::{
+    Json,
+    extract::{Path, RawQuery, State, ws::WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
+    http::{HeaderMap, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use chrono::TimeDelta;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    extract::{Caller, PathId, etag},
+    page::Item,
+    problem::{Problem, ProblemType, Result},
+};
+use crate::{
+    app::App,
+    authz::{Action, Context},
+    canvas::{Close, Connect, PROTOCOL, READ, refuse},
+    domain::{agent::Agent, canvas::Graph, id::CanvasId, principal::Principal},
+    identity::AuthError,
+    store::{StoreError, agents, canvas},
+};
+
+/// The routes of this file.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(read)).routes(routes!(ticket)).routes(routes!(socket))
+}
+
+/// Seconds within which a ticket must be used.
+const TICKET: i64 = 30;
+/// What tickets begin with, so that scanners for leaked secrets know them.
+const TICKET_PREFIX: &str = "kzt_";
+/// Bytes of a client's name for itself, at the most.
+const CLIENT: usize = 64;
+
+/// What is on a canvas.
+#[derive(Serialize, utoipa::ToSchema)]
+struct Canvas {
+    /// The sequence of the last message it holds.
+    seq: i64,
+    /// React Flow's nodes, in their order.
+    #[schema(value_type = Vec<Object>)]
+    nodes: serde_json::Value,
+    /// React Flow's edges.
+    #[schema(value_type = Vec<Object>)]
+    edges: serde_json::Value,
+}
+
+/// Lets its bearer in once.
+#[derive(Serialize, utoipa::ToSchema)]
+struct Ticket {
+    /// For `?ticket=`.
+    ticket: String,
+    /// Seconds.
+    expires_in: i64,
+}
+
+/// The canvas's agent, if it is the caller's organization's and the caller may read it.
+async fn find(app: &App, caller: &Principal, id: CanvasId) -> Result<Agent> {
+    let agent = agents::by_canvas(&mut app.store.read().await?, caller.organization_id, id).await?;
+    let agent = agent.ok_or_else(|| Problem::not_found("canvas"))?;
+    app.require(caller, Action::AgentRead, &agent.resource(), &Context::default()).await?;
+    Ok(agent)
+}
+
+/// Read a canvas
+#[utoipa::path(get, path = "/api/v1/canvases/{id}", tag = "Canvas", params(("id" = CanvasId, Path)),
+    responses((status = OK, body = Canvas), (status = NOT_MODIFIED)))]
+async fn read(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<CanvasId>,
+    headers: HeaderMap,
+) -> Result<Response> {
+    find(&app, &caller, id).await?;
+    let (seq, Graph { nodes, edges, .. }) =
+        canvas::graph(&mut app.store.read().await?, caller.organization_id, id).await?;
+    let tag = etag(seq);
+    if headers.get(header::IF_NONE_MATCH) == Some(&tag.1) {
+        return Ok((StatusCode::NOT_MODIFIED, [tag]).into_response());
+    }
+    let json = |items| serde_json::to_value(items).map_err(Problem::internal);
+    Ok(([tag], Json(Canvas { seq, nodes: json(&nodes)?, edges: json(&edges)? })).into_response())
+}
+
+/// Get a ticket for the socket
+///
+/// For clients that cannot send headers when they open a WebSocket. It works once, within 30 seconds, on any host.
+#[utoipa::path(post, path = "/api/v1/canvases/{id}/tickets", tag = "Canvas", params(("id" = CanvasId, Path)),
+    responses((status = CREATED, body = Ticket)))]
+async fn ticket(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<CanvasId>) -> Result<Response> {
+    find(&app, &caller, id).await?;
+    let ticket = format!("{TICKET_PREFIX}{}", hex::encode(app.clock.bytes::<32>()));
+    let now = app.clock.now();
+    let row = canvas::Ticket {
+        organization_id: caller.organization_id,
+        canvas_id: id,
+        user_id: caller.user_id,
+        session_id: caller.session_id,
+    };
+    let mut tx = app.store.begin().await?;
+    canvas::issue_ticket(&mut tx, &Sha256::digest(&ticket), &row, now, now + TimeDelta::seconds(TICKET)).await?;
+    tx.commit().await?;
+    Ok((StatusCode::CREATED, Json(Ticket { ticket, expires_in: TICKET })).into_response())
+}
+
+/// What may follow the socket's address.
+#[derive(Debug, Default, PartialEq)]
+struct Query {
+    since: Option<i64>,
+    ticket: Option<String>,
+    client: Option<String>,
+}
+
+impl Query {
+    /// `None` where a client's name for itself is not one: taken for none, its repeats would be applied twice.
+    fn parse(raw: &str) -> Option<Self> {
+        let mut query = Self::default();
+        for (name, value) in url::form_urlencoded::parse(raw.as_bytes()) {
+            match &*name {
+                // Nonsense is as good as nothing: the whole canvas is sent.
+                "since" => query.since = value.parse().ok(),
+                "ticket" => query.ticket = Some(value.into_owned()),
+                "client" => {
+                    let good = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+                    if value.is_empty() || value.len() > CLIENT || !value.bytes().all(good) {
+                        return None;
+                    }
+                    query.client = Some(value.into_owned());
+                }
+                _ => {}
+            }
+        }
+        Some(query)
+    }
+}
+
+/// Draw together
+///
+/// A WebSocket of subprotocol `kaizen.canvas.v1`: JSON text frames as the documentation tells. `session_id` is the
+/// agent's `canvas_id`. Who is refused is told by a close code after the upgrade, since browsers cannot read a failed
+/// one: 4401 not signed in, 4403 not allowed, 4404 no such canvas; later 4408 too slow, 4413 message too large.
+#[utoipa::path(get, path = "/ws/canvas/{session_id}", tag = "Canvas",
+    params(("session_id" = CanvasId, Path),
+        ("since" = Option<i64>, Query, description = "Resume after this sequence"),
+        ("ticket" = Option<String>, Query, description = "From `POST /api/v1/canvases/{id}/tickets`"),
+        ("client" = Option<String>, Query, description = "A name for this tab, the same after reconnecting: then a `ref` that is sent again is never applied twice")),
+    responses((status = SWITCHING_PROTOCOLS, description = "The socket is open")))]
+async fn socket(
+    State(app): State<App>,
+    path: std::result::Result<Path<String>, axum::extract::rejection::PathRejection>,
+    RawQuery(query): RawQuery,
+    method: Method,
+    headers: HeaderMap,
+    upgrade: std::result::Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response> {
+    let upgrade = upgrade.map_err(|rejection| {
+        let detail = format!("This is a WebSocket of subprotocol {PROTOCOL}: {}.", rejection.body_text());
+        Problem::new(ProblemType::Malformed, detail)
+    })?;
+    let upgrade = upgrade.protocols([PROTOCOL]).max_message_size(READ).max_frame_size(READ);
+    let canvas = path.ok().and_then(|Path(text)| text.parse().ok());
+    let connect = admit(&app, canvas, &query.unwrap_or_default(), &method, &headers).await;
+    let tasks = app.tasks.clone();
+    Ok(upgrade.on_upgrade(move |socket| {
+        tasks.track_future(async move {
+            match connect {
+                Ok(connect) => app.canvases.serve(socket, connect).await,
+                Err(close) => refuse(socket, close).await,
+            }
+        })
+    }))
+}
+
+/// Who it is, and that the canvas is one of their organization's; what they may do is decided when they join the room.
+async fn admit(
+    app: &App,
+    id: Option<CanvasId>,
+    query: &str,
+    method: &Method,
+    headers: &HeaderMap,
+) -> std::result::Result<Connect, Close> {
+    let query = Query::parse(query).ok_or(Close::CLIENT)?;
+    let principal = match &query.ticket {
+        Some(ticket) => redeem(app, ticket, id.ok_or(Close::SIGNED_OUT)?).await.map_err(away)?.ok_or(Close::SIGNED_OUT)?,
+        None => app.identity.authenticate(&app.store, &app.clock, method, headers).await.map_err(|error| match error {
+            AuthError::Unauthenticated => Close::SIGNED_OUT,
+            AuthError::Origin => Close::FORBIDDEN,
+            AuthError::Store(error) => away(error),
+        })?,
+    };
+    let id = id.ok_or(Close::GONE)?;
+    let found = async { agents::by_canvas(&mut app.store.read().await?, principal.organization_id, id).await };
+    let agent = found.await.map_err(away)?.ok_or(Close::GONE)?;
+    Ok(Connect { principal, agent, since: query.since, client: query.client })
+}
+
+async fn redeem(app: &App, ticket: &str, canvas: CanvasId) -> std::result::Result<Option<Principal>, StoreError> {
+    let mut tx = app.store.begin().await?;
+    let ticket = canvas::redeem_ticket(&mut tx, &Sha256::digest(ticket), canvas, app.clock.now()).await?;
+    let Some(ticket) = ticket else { return Ok(None) };
+    tx.commit().await?;
+    let bearer = Principal {
+        user_id: ticket.user_id,
+        organization_id: ticket.organization_id,
+        email: String::new(),
+        name: String::new(),
+        grants: Vec::new(),
+        attributes: serde_json::Map::new(),
+        platform_administrator: false,
+        session_id: ticket.session_id,
+        policy_version: None,
+    };
+    // A ticket only says who; what they are is read as of now, and whether their sign-in still holds.
+    app.identity.again(&mut app.store.read().await?, &app.clock, &bearer).await
+}
+
+fn away(error: StoreError) -> Close {
+    let problem = Problem::from(error);
+    if problem.kind == ProblemType::Unavailable { Close::LATER } else { Close::DEFECT }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_read_and_a_bad_name_is_not_ignored() {
+        let query = Query::parse("since=41&client=tab-1&ticket=kzt_1&more=x").unwrap();
+        assert_eq!(query, Query { since: Some(41), ticket: Some("kzt_1".into()), client: Some("tab-1".into()) });
+        assert_eq!(Query::parse("since=x"), Some(Query::default()));
+        assert_eq!(Query::parse("client="), None);
+        assert_eq!(Query::parse("client=a%0Ab"), None);
+        assert_eq!(Query::parse(&format!("client={}", "x".repeat(65))), None);
+    }
+}

@@ -1,0 +1,178 @@
+//! Looking at the database: what other hosts stored, and what everyone here may still do.
+//!
+//! One query, about once a second and upon hints, tells where the canvas, its agent and the organization's audit trail
+//! stand. Whatever changes access (roles, users, sessions, policies, the agent) is told in the audit trail in the same
+//! transaction, so as long as that stands still, so does access; when it moved, or a hint or time says so, each member is
+//! looked up and decided anew.
+
+use std::{collections::HashMap, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    access::{self, Access},
+    frames,
+    journal::Journal,
+    outbox::Close,
+    peers::{Member, send_all},
+    room::{Room, failed},
+};
+use crate::{
+    domain::{
+        id::{SessionId, UserId},
+        principal::Principal,
+    },
+    store::{StoreError, agents, canvas},
+};
+
+/// What is known of access may be so old when a message is judged by it.
+const FRESH: Duration = Duration::from_millis(950);
+/// Everyone is looked up anew after so long, whatever the audit trail says: sessions end by themselves.
+const ANEW: Duration = Duration::from_secs(15);
+
+/// What a member's access turned out to be.
+enum Verdict {
+    Allowed(Box<Principal>, Access),
+    Closed(Close),
+}
+
+impl Room {
+    /// As [`Room::look`]; a database that is away is logged, and tried again at the next tick.
+    pub(super) async fn look_or_log(&mut self) {
+        if let Err(error) = self.look().await {
+            failed(&error);
+        }
+    }
+
+    /// Makes sure that what is known of access is no older than a second.
+    ///
+    /// # Errors
+    /// As the database says; then nothing may be done.
+    pub(super) async fn freshen(&mut self) -> Result<(), StoreError> {
+        if self.stale || self.known_at.elapsed() > FRESH {
+            self.look().await?;
+        }
+        Ok(())
+    }
+
+    /// Looks: sends everyone what is new, and closes the sockets of those who may not be here any more. Returns what
+    /// access is now decided by, the agent's revision and where the audit trail stood; nothing if the canvas is gone,
+    /// with everyone's socket closed.
+    ///
+    /// # Errors
+    /// As the database says; then everything stays as it was, and as old.
+    pub(super) async fn look(&mut self) -> Result<Option<(i64, i64)>, StoreError> {
+        let begun = Instant::now();
+        let (organization, id) = (self.agent.organization_id, self.agent.canvas_id);
+        let mut conn = self.parts.store.read().await?;
+        let Some(watch) = canvas::watch(&mut conn, organization, id).await? else {
+            self.close_all(Close::GONE);
+            return Ok(None);
+        };
+        if watch.sequence > self.journal.sequence() {
+            let mut read = Vec::new();
+            let followed = self.journal.catch_up(&mut conn, &mut read).await;
+            self.pass_on(read);
+            match followed {
+                Err(StoreError::Stale) => {
+                    drop(conn);
+                    self.reopen().await?;
+                    conn = self.parts.store.read().await?;
+                }
+                other => other?,
+            }
+        }
+        if watch.agent_revision != self.agent.revision {
+            match agents::by_canvas(&mut conn, organization, id).await? {
+                Some(agent) => self.agent = agent,
+                None => {
+                    self.close_all(Close::GONE);
+                    return Ok(None);
+                }
+            }
+        }
+        let now = (watch.agent_revision, watch.audit_sequence);
+        let all = self.stale || self.looked_anew.elapsed() > ANEW;
+        let doubtful: Vec<Principal> = self
+            .members
+            .values()
+            .filter(|member| all || member.decided_at != now)
+            .map(|member| member.principal.clone())
+            .collect();
+        let mut present = HashMap::new();
+        for principal in doubtful {
+            if let std::collections::hash_map::Entry::Vacant(entry) = present.entry(who(&principal)) {
+                entry.insert(self.parts.identity.again(&mut conn, &self.parts.clock, &principal).await?);
+            }
+        }
+        // Policies are read through a connection of their own: whoever holds one and waits for another waits forever.
+        drop(conn);
+        self.decide(present, now).await?;
+        if all {
+            (self.stale, self.looked_anew) = (false, begun);
+        }
+        self.known_at = begun;
+        Ok(Some(now))
+    }
+
+    async fn decide(
+        &mut self,
+        present: HashMap<(UserId, Option<SessionId>), Option<Principal>>,
+        now: (i64, i64),
+    ) -> Result<(), StoreError> {
+        let agent = access::resource(&self.agent);
+        let mut verdicts = HashMap::new();
+        for (who, principal) in present {
+            let verdict = match principal {
+                None => Verdict::Closed(Close::SIGNED_OUT),
+                Some(principal) => match self.parts.access(&principal, &agent).await? {
+                    Some(access) => Verdict::Allowed(Box::new(principal), access),
+                    None => Verdict::Closed(Close::FORBIDDEN),
+                },
+            };
+            verdicts.insert(who, verdict);
+        }
+        let mut closed = Vec::new();
+        for member in self.members.values_mut() {
+            match verdicts.get(&who(&member.principal)) {
+                None => {}
+                Some(Verdict::Closed(close)) => closed.push((member.peer.clone(), *close)),
+                Some(Verdict::Allowed(principal, access)) => {
+                    member.principal = (**principal).clone();
+                    member.decided_at = now;
+                    if member.access != *access {
+                        member.access = *access;
+                        member.outbox.send(frames::access(*access));
+                    }
+                }
+            }
+        }
+        for (peer, close) in closed {
+            self.remove(&peer, |outbox| outbox.close(close));
+        }
+        Ok(())
+    }
+
+    /// Sends everyone what other hosts stored.
+    pub(super) fn pass_on(&self, entries: Vec<canvas::Entry>) {
+        for entry in entries {
+            send_all(&self.members, None, &frames::ops(entry.sequence, &entry.actor, None, &entry.ops));
+        }
+    }
+
+    /// This host slept for longer than the journal goes back: reads the canvas anew and sends it to everyone.
+    async fn reopen(&mut self) -> Result<(), StoreError> {
+        let (organization, id) = (self.agent.organization_id, self.agent.canvas_id);
+        self.journal = Journal::open(&self.parts.store, &self.parts.clock, organization, id).await?;
+        for member in self.members.values() {
+            let peers: Vec<_> = self.members.values().filter(|other| other.peer != member.peer).map(Member::shown).collect();
+            let (seq, graph) = (self.journal.sequence(), self.journal.graph());
+            member.outbox.send(frames::snapshot(seq, graph, member.access, &member.peer, &peers));
+        }
+        Ok(())
+    }
+}
+
+fn who(principal: &Principal) -> (UserId, Option<SessionId>) {
+    (principal.user_id, principal.session_id)
+}

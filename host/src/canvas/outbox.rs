@@ -1,0 +1,198 @@
+//! What waits to be sent to one socket: bounded, and given up rather than waited for.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::frames::Frame;
+
+/// Frames that may wait.
+const FRAMES: usize = 512;
+/// Bytes that may wait, a snapshot among them. Frames are shared by all sockets of a room.
+const BYTES: usize = 8 * 1024 * 1024;
+
+/// Why a socket is closed (RFC 6455, section 7.4): code and reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Close(pub u16, pub &'static str);
+
+impl Close {
+    /// Nobody is signed in, or not any more.
+    pub const SIGNED_OUT: Self = Self(4401, "not signed in");
+    /// Policies do not allow it, or not any more; or a page of another origin.
+    pub const FORBIDDEN: Self = Self(4403, "no longer allowed");
+    /// There is no such canvas, or it is another organization's, or its agent was deleted.
+    pub const GONE: Self = Self(4404, "no such canvas");
+    /// What was to be sent did not fit the queue.
+    pub const SLOW: Self = Self(4408, "too slow; reconnect with ?since=");
+    /// A message over the limit.
+    pub const TOO_LARGE: Self = Self(4413, "message too large");
+    /// A message that is not text.
+    pub const NOT_TEXT: Self = Self(1003, "text frames only");
+    /// A name for itself that is not one.
+    pub const CLIENT: Self = Self(1008, "client must be 1 to 64 of A-Z a-z 0-9 - _ .");
+    /// Nothing was heard for too long.
+    pub const SILENT: Self = Self(1001, "no answer to pings");
+    /// The server stops; another host may take over.
+    pub const RESTART: Self = Self(1012, "the server restarts; reconnect with ?since=");
+    /// Too many sockets, or the database is away.
+    pub const LATER: Self = Self(1013, "try again later");
+    /// A defect.
+    pub const DEFECT: Self = Self(1011, "something went wrong here; reconnect");
+}
+
+/// A frame, or the end after the frames before it.
+#[derive(Debug)]
+pub enum Out {
+    /// To be sent.
+    Frame(Frame),
+    /// The last.
+    Close(Close),
+}
+
+/// The room's end of a socket. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    queue: mpsc::Sender<Out>,
+    state: Arc<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    bytes: AtomicUsize,
+    close: OnceLock<Close>,
+    closed: CancellationToken,
+}
+
+/// The socket's end.
+#[derive(Debug)]
+pub struct Outgoing {
+    queue: mpsc::Receiver<Out>,
+    state: Arc<State>,
+}
+
+/// Both ends.
+pub fn pair() -> (Outbox, Outgoing) {
+    let (sender, queue) = mpsc::channel(FRAMES);
+    let state = Arc::new(State::default());
+    (Outbox { queue: sender, state: state.clone() }, Outgoing { queue, state })
+}
+
+impl Outbox {
+    /// Queues a frame. A socket whose queue is full is closed as too slow; it can resume where it stopped.
+    pub fn send(&self, frame: Frame) {
+        if self.state.closed.is_cancelled() {
+            return;
+        }
+        let bytes = frame.len();
+        let waiting = self.state.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let fits = waiting == 0 || waiting + bytes <= BYTES;
+        if !fits || self.queue.try_send(Out::Frame(frame)).is_err() {
+            self.close(Close::SLOW);
+        }
+    }
+
+    /// Closes at once; what waits is not sent.
+    pub fn close(&self, close: Close) {
+        if self.state.close.set(close).is_ok() {
+            metrics::counter!("kaizen_canvas_closes_total", "code" => close.0.to_string()).increment(1);
+        }
+        self.state.closed.cancel();
+    }
+
+    /// Closes after what waits is sent.
+    pub fn finish(&self, close: Close) {
+        if self.queue.try_send(Out::Close(close)).is_err() {
+            self.close(close);
+        }
+    }
+}
+
+impl Outgoing {
+    /// The next to send. Once closed, only that.
+    pub async fn next(&mut self) -> Out {
+        let next = tokio::select! {
+            biased;
+            () = self.state.closed.cancelled() => None,
+            next = self.queue.recv() => next,
+        };
+        self.taken(next)
+    }
+
+    /// The next to send, if there is one already.
+    pub fn ready(&mut self) -> Option<Out> {
+        if self.state.closed.is_cancelled() {
+            return Some(self.taken(None));
+        }
+        let next = self.queue.try_recv().ok()?;
+        Some(self.taken(Some(next)))
+    }
+
+    /// Ends when the socket is to be closed at once.
+    pub fn closed(&self) -> impl Future<Output = ()> + use<> {
+        self.state.closed.clone().cancelled_owned()
+    }
+
+    /// Why the socket is closed; a defect if nobody said.
+    pub fn reason(&self) -> Close {
+        self.state.close.get().copied().unwrap_or(Close::DEFECT)
+    }
+
+    fn taken(&self, next: Option<Out>) -> Out {
+        match next {
+            Some(Out::Frame(frame)) => {
+                self.state.bytes.fetch_sub(frame.len(), Ordering::Relaxed);
+                Out::Frame(frame)
+            }
+            Some(close) => close,
+            // The room is gone without a word.
+            None => Out::Close(self.reason()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(bytes: usize) -> Frame {
+        "x".repeat(bytes).into()
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_full_closes_as_too_slow() {
+        let (outbox, mut outgoing) = pair();
+        for _ in 0..=FRAMES {
+            outbox.send(frame(1));
+        }
+        assert!(matches!(outgoing.next().await, Out::Close(Close::SLOW)));
+    }
+
+    #[tokio::test]
+    async fn bytes_are_bounded_but_one_frame_always_fits() {
+        let (outbox, mut outgoing) = pair();
+        outbox.send(frame(BYTES + 1));
+        assert!(matches!(outgoing.next().await, Out::Frame(_)));
+        outbox.send(frame(BYTES));
+        assert!(matches!(outgoing.next().await, Out::Frame(_)));
+        outbox.send(frame(BYTES));
+        outbox.send(frame(1));
+        assert!(matches!(outgoing.next().await, Out::Close(Close::SLOW)));
+    }
+
+    #[tokio::test]
+    async fn finishing_sends_what_waits_and_revoking_does_not() {
+        let (outbox, mut outgoing) = pair();
+        outbox.send(frame(1));
+        outbox.finish(Close::RESTART);
+        assert!(matches!(outgoing.next().await, Out::Frame(_)));
+        assert!(matches!(outgoing.next().await, Out::Close(Close::RESTART)));
+        outbox.send(frame(1));
+        outbox.close(Close::SIGNED_OUT);
+        outbox.close(Close::SLOW);
+        assert!(matches!(outgoing.ready(), Some(Out::Close(Close::SIGNED_OUT))));
+    }
+}

@@ -1,0 +1,421 @@
+//! A room: one open canvas on this host, a task that owns it and does one thing after another.
+//!
+//! Sockets hand their messages to the room's bounded inbox; while one batch is being committed the next gathers there.
+//! Everything a socket is told goes through its [`Outbox`] in the order in which it happened, so that each sees the
+//! sequence without gaps.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::{Map, Value};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use super::{
+    Parts,
+    access::{self, Access},
+    edits::Edits,
+    frames,
+    journal::{Journal, LOOK_BACK},
+    outbox::{Close, Outbox},
+    peers::{ANNOUNCE, Member, Members, Remote, send_all},
+};
+use crate::{
+    bus::Hint,
+    domain::{agent::Agent, canvas::Op, principal::Principal},
+    store::{StoreError, canvas},
+};
+
+/// Sockets in one room, at the most.
+const SOCKETS: usize = 256;
+/// Commands that wait, at the most; then the sockets are not read from.
+pub const INBOX: usize = 64;
+/// Between two looks at the database: access is never older than a second.
+const LOOK: Duration = Duration::from_millis(750);
+/// How long an empty room stays, for those who come back.
+const LINGER: Duration = Duration::from_secs(5);
+/// A client that resumes is sent so many messages or bytes; if it missed more, the whole canvas.
+const RESUME: (i64, i64) = (256, 1024 * 1024);
+
+/// What sockets ask of a room.
+pub enum Command {
+    /// To be let in. The first frames are in the outbox before the answer.
+    Join(Box<Join>),
+    /// To store a message.
+    Ops {
+        /// Whose.
+        peer: String,
+        /// What the client calls it.
+        reference: Option<String>,
+        /// The operations.
+        ops: Vec<Op>,
+        /// The operations as JSON.
+        text: String,
+    },
+    /// To tell the others.
+    Presence {
+        /// Whose.
+        peer: String,
+        /// What it tells of itself.
+        presence: Map<String, Value>,
+    },
+    /// The last: after what was asked before, close.
+    Leave {
+        /// Who.
+        peer: String,
+        /// With which code.
+        close: Close,
+    },
+}
+
+/// Who asks to be let in.
+pub struct Join {
+    /// Names the socket.
+    pub peer: String,
+    /// Who.
+    pub principal: Principal,
+    /// Where to send.
+    pub outbox: Outbox,
+    /// How the client calls itself.
+    pub client: Option<String>,
+    /// Up to where it has the canvas.
+    pub since: Option<i64>,
+    /// The answer: in, or why not.
+    pub joined: oneshot::Sender<Result<(), Close>>,
+}
+
+/// How hints reach a room, without ever waiting for it.
+#[derive(Default)]
+pub struct Nudge {
+    stale: AtomicBool,
+    notify: Notify,
+}
+
+impl Nudge {
+    /// There may be new messages.
+    pub fn look(&self) {
+        self.notify.notify_one();
+    }
+
+    /// Access may have changed too.
+    pub fn distrust(&self) {
+        self.stale.store(true, Ordering::Release);
+        self.notify.notify_one();
+    }
+}
+
+/// What other hosts tell a room of peers.
+pub enum Heard {
+    /// Of one of theirs.
+    Presence(String, String),
+    /// That they would like to know.
+    WhoIsThere,
+}
+
+/// The task's end of everything that comes in.
+pub struct Inbox {
+    /// From sockets.
+    pub commands: mpsc::Receiver<Command>,
+    /// From other hosts; what does not fit is dropped.
+    pub heard: mpsc::Receiver<Heard>,
+    /// From the bus.
+    pub nudge: Arc<Nudge>,
+}
+
+pub(super) struct Room {
+    pub(super) parts: Arc<Parts>,
+    pub(super) agent: Agent,
+    pub(super) journal: Journal,
+    pub(super) edits: Edits,
+    pub(super) members: Members,
+    remote: Remote,
+    /// When what is known of access was true.
+    pub(super) known_at: Instant,
+    /// A hint said that access changed.
+    pub(super) stale: bool,
+    /// When everyone was looked up last.
+    pub(super) looked_anew: Instant,
+    announced: Instant,
+    empty_since: Instant,
+}
+
+impl Room {
+    /// Opens the canvas.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub(super) async fn open(parts: Arc<Parts>, agent: Agent) -> Result<Self, StoreError> {
+        let journal = Journal::open(&parts.store, &parts.clock, agent.organization_id, agent.canvas_id).await?;
+        let edits = Edits::new(parts.clock.clone(), agent.organization_id, agent.id, agent.canvas_id);
+        let now = Instant::now();
+        Ok(Self {
+            parts,
+            agent,
+            journal,
+            edits,
+            members: Members::new(),
+            remote: Remote::default(),
+            known_at: now,
+            stale: true,
+            looked_anew: now,
+            announced: now,
+            empty_since: now,
+        })
+    }
+
+    /// Until nobody has been here for a while.
+    pub(super) async fn run(mut self, inbox: &mut Inbox) {
+        self.parts.bus.publish_elsewhere(Hint::WhoIsThere { canvas: self.agent.canvas_id });
+        let mut tick = interval(LOOK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut commands = Vec::new();
+        while !self.over() {
+            tokio::select! {
+                count = inbox.commands.recv_many(&mut commands, INBOX) => {
+                    if count == 0 {
+                        break;
+                    }
+                    self.take_stale(&inbox.nudge);
+                    self.handle(&mut commands).await;
+                }
+                () = inbox.nudge.notify.notified() => {
+                    self.take_stale(&inbox.nudge);
+                    self.look_or_log().await;
+                }
+                Some(heard) = inbox.heard.recv() => self.hear(heard),
+                _ = tick.tick() => self.tick().await,
+            }
+        }
+        self.tell_ends().await;
+    }
+
+    fn over(&self) -> bool {
+        let stopping = self.parts.stopping.is_cancelled();
+        self.members.is_empty() && (stopping || self.empty_since.elapsed() > LINGER)
+    }
+
+    fn take_stale(&mut self, nudge: &Nudge) {
+        self.stale |= nudge.stale.swap(false, Ordering::AcqRel);
+    }
+
+    /// Messages that follow each other are stored together.
+    async fn handle(&mut self, commands: &mut Vec<Command>) {
+        let mut batch = Vec::new();
+        for command in commands.drain(..) {
+            match command {
+                Command::Ops { peer, reference, ops, text } => {
+                    batch.push(super::write::Message { peer, reference, ops, text });
+                }
+                other => {
+                    self.write(std::mem::take(&mut batch)).await;
+                    match other {
+                        Command::Join(join) => self.join(*join).await,
+                        Command::Presence { peer, presence } => self.present(&peer, presence),
+                        Command::Leave { peer, close } => self.leave(&peer, close).await,
+                        Command::Ops { .. } => {}
+                    }
+                }
+            }
+        }
+        self.write(batch).await;
+    }
+
+    async fn join(&mut self, join: Join) {
+        let Join { peer, principal, outbox, client, since, joined } = join;
+        let admitted = self.admit(principal).await;
+        let result = match admitted {
+            Ok((principal, access, decided_at)) => {
+                let repeats = since.map_or(i64::MAX, |since| since.saturating_add(1))..=self.journal.sequence();
+                let presence = Map::new();
+                let member = Member { peer, principal, access, decided_at, outbox, client, repeats, presence };
+                self.welcome(member, since).await
+            }
+            Err(close) => Err(close),
+        };
+        // Whoever asked may have given up; their `Leave` follows then.
+        let _ = joined.send(result);
+    }
+
+    /// Whether there is room for them, and what they may do as of now.
+    async fn admit(&mut self, principal: Principal) -> Result<(Principal, Access, (i64, i64)), Close> {
+        if self.parts.stopping.is_cancelled() {
+            return Err(Close::RESTART);
+        }
+        if self.members.len() >= SOCKETS {
+            return Err(Close::LATER);
+        }
+        let decided_at = self.look().await.map_err(|error| failed(&error))?.ok_or(Close::GONE)?;
+        let agent = access::resource(&self.agent);
+        // Asked anew although the socket's handler did: what was revoked in between must not slip through.
+        let principal = {
+            let mut conn = self.parts.store.read().await.map_err(|error| failed(&error))?;
+            let again = self.parts.identity.again(&mut conn, &self.parts.clock, &principal).await;
+            again.map_err(|error| failed(&error))?.ok_or(Close::SIGNED_OUT)?
+        };
+        match self.parts.access(&principal, &agent).await.map_err(|error| failed(&error))? {
+            Some(access) => Ok((principal, access, decided_at)),
+            None => Err(Close::FORBIDDEN),
+        }
+    }
+
+    /// Sends what the newcomer is to know first, and tells the others.
+    async fn welcome(&mut self, member: Member, since: Option<i64>) -> Result<(), Close> {
+        let seq = self.journal.sequence();
+        let peers: Vec<Value> = self.members.values().map(Member::shown).chain(self.remote.iter().cloned()).collect();
+        match self.missed(since).await.map_err(|error| failed(&error))? {
+            Some(missed) => {
+                for entry in missed {
+                    member.outbox.send(frames::ops(entry.sequence, &entry.actor, None, &entry.ops));
+                }
+                member.outbox.send(frames::resumed(seq, member.access, &member.peer, &peers));
+            }
+            None => {
+                let graph = self.journal.graph();
+                member.outbox.send(frames::snapshot(seq, graph, member.access, &member.peer, &peers));
+            }
+        }
+        self.tell(&member);
+        metrics::gauge!("kaizen_canvas_sockets").increment(1.0);
+        self.members.insert(member.peer.clone(), member);
+        Ok(())
+    }
+
+    /// The messages after `since`, if all of them are still there and not too many.
+    async fn missed(&self, since: Option<i64>) -> Result<Option<Vec<canvas::Entry>>, StoreError> {
+        let seq = self.journal.sequence();
+        let Some(since) = since.filter(|since| (0..=seq).contains(since) && seq - since <= RESUME.0.min(LOOK_BACK)) else {
+            return Ok(None);
+        };
+        if since == seq {
+            return Ok(Some(Vec::new()));
+        }
+        let (organization, id) = (self.agent.organization_id, self.agent.canvas_id);
+        let mut conn = self.parts.store.read().await?;
+        let (_, length) = canvas::tail_size(&mut conn, organization, id, since).await?;
+        if length > RESUME.1 {
+            return Ok(None);
+        }
+        let mut entries = canvas::tail(&mut conn, organization, id, since, seq - since).await?;
+        entries.retain(|entry| entry.sequence <= seq);
+        let complete = entries.iter().map(|entry| entry.sequence).eq(since + 1..=seq);
+        Ok(complete.then_some(entries))
+    }
+
+    fn present(&mut self, peer: &str, presence: Map<String, Value>) {
+        let Some(member) = self.members.get_mut(peer) else { return };
+        member.presence = presence;
+        if let Some(member) = self.members.get(peer) {
+            self.tell(member);
+        }
+    }
+
+    /// Tells everyone but themselves of a member, here and elsewhere.
+    fn tell(&self, member: &Member) {
+        let frame = frames::presence(&member.shown());
+        send_all(&self.members, Some(&member.peer), &frame);
+        self.publish(&member.peer, &frame);
+    }
+
+    fn publish(&self, peer: &str, frame: &frames::Frame) {
+        if self.parts.bus.reaches_others() {
+            let (canvas, peer, frame) = (self.agent.canvas_id, peer.to_owned(), frame.as_str().to_owned());
+            self.parts.bus.publish_elsewhere(Hint::Presence { canvas, peer, frame });
+        }
+    }
+
+    async fn leave(&mut self, peer: &str, close: Close) {
+        self.remove(peer, |outbox| outbox.finish(close));
+        self.tell_ends().await;
+    }
+
+    /// Takes a member out and tells the others.
+    pub(super) fn remove(&mut self, peer: &str, close: impl FnOnce(&Outbox)) {
+        let Some(member) = self.members.remove(peer) else { return };
+        close(&member.outbox);
+        metrics::gauge!("kaizen_canvas_sockets").decrement(1.0);
+        let frame = frames::left(peer, Some(&member.actor().into()));
+        send_all(&self.members, None, &frame);
+        self.publish(peer, &frame);
+        self.empty_since = Instant::now();
+    }
+
+    /// Closes everyone at once.
+    pub(super) fn close_all(&mut self, close: Close) {
+        let peers: Vec<String> = self.members.keys().cloned().collect();
+        for peer in peers {
+            self.remove(&peer, |outbox| outbox.close(close));
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::WhoIsThere => self.announce(),
+            Heard::Presence(peer, frame) => {
+                if !self.members.contains_key(&peer)
+                    && let Some(frame) = self.remote.heard(&peer, &frame, Instant::now())
+                {
+                    send_all(&self.members, None, &frame);
+                }
+            }
+        }
+    }
+
+    fn announce(&mut self) {
+        self.announced = Instant::now();
+        for member in self.members.values() {
+            self.publish(&member.peer, &frames::presence(&member.shown()));
+        }
+    }
+
+    async fn tick(&mut self) {
+        if !self.members.is_empty() {
+            self.look_or_log().await;
+        }
+        for frame in self.remote.forget(Instant::now()) {
+            send_all(&self.members, None, &frame);
+        }
+        if self.announced.elapsed() > ANNOUNCE {
+            self.announce();
+        }
+        self.tell_ends().await;
+    }
+
+    /// Records the windows of edits that ended. What cannot be recorded now is in the journal all the same.
+    async fn tell_ends(&mut self) {
+        let members = &self.members;
+        let ended = self.edits.ended(|user| members.values().any(|member| member.principal.user_id == user));
+        if ended.is_empty() {
+            return;
+        }
+        let told = async {
+            let mut tx = self.parts.store.begin().await?;
+            self.edits.record_ends(&mut tx, &ended).await?;
+            tx.commit().await
+        };
+        match told.await {
+            Ok(()) => self.parts.bus.publish(Hint::Audit { organization: self.agent.organization_id }),
+            Err(error) => tracing::warn!(%error, canvas = %self.agent.canvas_id, "the end of an edit window was not recorded"),
+        }
+    }
+}
+
+/// How a failure of the store's looks to a socket.
+pub(super) fn failed(error: &StoreError) -> Close {
+    match error {
+        StoreError::Unavailable(_) => {
+            tracing::warn!(%error, "canvas: the database does not answer");
+            Close::LATER
+        }
+        _ => {
+            tracing::error!(%error, "canvas: internal error");
+            Close::DEFECT
+        }
+    }
+}

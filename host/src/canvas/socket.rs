@@ -1,0 +1,235 @@
+//! One socket: what is read goes to the room, what the room says is written, each at its own pace.
+
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket};
+use futures::{
+    SinkExt, StreamExt,
+    stream::{SplitSink, SplitStream},
+};
+use serde_json::{Map, Value};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, interval_at, sleep, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Canvases, Connect,
+    frames::{self, Incoming, MESSAGE},
+    outbox::{self, Close, Out, Outbox, Outgoing},
+    room::Command,
+};
+
+/// Bytes of a message that are read at all, so that one somewhat too large is answered properly.
+pub const READ: usize = 4 * MESSAGE;
+/// Between pings.
+const PING: Duration = Duration::from_secs(20);
+/// A socket that nothing was heard from for so long, not even the answer to a ping, is closed.
+const SILENCE: Duration = Duration::from_secs(60);
+/// For a slow reader to take what is on its way to it, the close frame last.
+const STALL: Duration = Duration::from_secs(30);
+/// The same, once the server stops.
+const STALL_STOPPING: Duration = Duration::from_secs(3);
+/// For the other side to answer a close frame (RFC 6455, section 7.1.1).
+const LINGER: Duration = Duration::from_secs(1);
+/// A peer's presence is passed on at most this often: the last it said, what came between is left out.
+const PRESENCE: Duration = Duration::from_millis(33);
+/// Bytes that are gathered into one write to the network.
+const GATHER: usize = 64 * 1024;
+
+/// Closes a socket that was never let in.
+pub async fn refuse(mut socket: WebSocket, close: Close) {
+    metrics::counter!("kaizen_canvas_closes_total", "code" => close.0.to_string()).increment(1);
+    let farewell = async {
+        if socket.send(frame(close)).await.is_ok() {
+            while let Some(Ok(message)) = socket.recv().await {
+                if matches!(message, Message::Close(_)) {
+                    break;
+                }
+            }
+        }
+    };
+    drop(timeout(LINGER, farewell).await);
+}
+
+fn frame(Close(code, reason): Close) -> Message {
+    Message::Close(Some(CloseFrame { code, reason: reason.into() }))
+}
+
+impl Canvases {
+    /// Serves a socket from joining to its end.
+    pub async fn serve(&self, socket: WebSocket, connect: Connect) {
+        let Ok(_permit) = self.sockets.clone().try_acquire_owned() else { return refuse(socket, Close::LATER).await };
+        let (outbox, outgoing) = outbox::pair();
+        let peer = hex::encode(self.parts.clock.bytes::<8>());
+        let commands = match self.join(&connect, &peer, &outbox).await {
+            Ok(commands) => commands,
+            Err(close) => return refuse(socket, close).await,
+        };
+        let (sink, stream) = socket.split();
+        let done = CancellationToken::new();
+        let reader = Reader { stream, peer, commands, outbox, done: done.clone(), stopping: self.parts.stopping.clone() };
+        let writer = Writer { sink, outgoing, stopping: self.parts.stopping.clone() };
+        let (mut stream, ()) = tokio::join!(reader.run(), async {
+            writer.run().await;
+            done.cancel();
+        });
+        // The close frame is on its way; a connection reset now could overtake it.
+        let answered = async { while let Some(Ok(_)) = stream.next().await {} };
+        if timeout(LINGER, answered).await.is_ok() {
+            return;
+        }
+        tracing::debug!("a canvas socket's client did not answer the close");
+    }
+}
+
+struct Reader {
+    stream: SplitStream<WebSocket>,
+    peer: String,
+    commands: mpsc::Sender<Command>,
+    outbox: Outbox,
+    /// The writer has ended.
+    done: CancellationToken,
+    stopping: CancellationToken,
+}
+
+impl Reader {
+    /// Reads until the client or the server wants no more; what was read before is stored and answered first.
+    async fn run(mut self) -> SplitStream<WebSocket> {
+        let close = self.read().await;
+        let leave = Command::Leave { peer: self.peer.clone(), close };
+        if self.commands.send(leave).await.is_err() {
+            self.outbox.close(Close::DEFECT);
+        }
+        self.stream
+    }
+
+    async fn read(&mut self) -> Close {
+        let mut pending: Option<Map<String, Value>> = None;
+        let mut due = Instant::now();
+        loop {
+            let message = tokio::select! {
+                biased;
+                () = self.done.cancelled() => return Close(1000, ""),
+                () = self.stopping.cancelled() => return Close::RESTART,
+                () = sleep_until(due), if pending.is_some() => {
+                    due = Instant::now() + PRESENCE;
+                    if let Some(presence) = pending.take() {
+                        self.command(Command::Presence { peer: self.peer.clone(), presence }).await;
+                    }
+                    continue;
+                }
+                message = timeout(SILENCE, self.stream.next()) => message,
+            };
+            let text = match message {
+                Err(_) => return Close::SILENT,
+                Ok(None | Some(Ok(Message::Close(_)))) => return Close(1000, ""),
+                Ok(Some(Err(error))) => return unreadable(&error),
+                Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => continue,
+                Ok(Some(Ok(Message::Binary(_)))) => return Close::NOT_TEXT,
+                Ok(Some(Ok(Message::Text(text)))) => text,
+            };
+            if text.len() > MESSAGE {
+                return Close::TOO_LARGE;
+            }
+            match frames::read(&text) {
+                Ok(Incoming::Presence(presence)) => pending = Some(presence),
+                Ok(Incoming::Ops { reference, ops }) => {
+                    let text = serde_json::to_string(&ops).unwrap_or_default();
+                    self.command(Command::Ops { peer: self.peer.clone(), reference, ops, text }).await;
+                }
+                Err((reference, refusal)) => self.outbox.send(frames::reject(reference.as_deref(), &refusal)),
+            }
+        }
+    }
+
+    /// Hands to the room; while its inbox is full this socket is not read from.
+    async fn command(&self, command: Command) {
+        let sent = self.done.run_until_cancelled(self.commands.send(command)).await;
+        if matches!(sent, Some(Err(_))) {
+            self.outbox.close(Close::DEFECT);
+        }
+    }
+}
+
+/// What to close with after a message that could not be read.
+fn unreadable(error: &axum::Error) -> Close {
+    // tungstenite's own type is not to be had through axum; a test holds it to these words.
+    if error.to_string().starts_with("Space limit exceeded") {
+        return Close::TOO_LARGE;
+    }
+    tracing::debug!(%error, "a canvas socket ended");
+    Close(1002, "protocol error")
+}
+
+struct Writer {
+    sink: SplitSink<WebSocket, Message>,
+    outgoing: Outgoing,
+    stopping: CancellationToken,
+}
+
+impl Writer {
+    /// Writes until it has written a close frame, or cannot write any more.
+    async fn run(mut self) {
+        let mut ping = interval_at(Instant::now() + PING, PING);
+        loop {
+            let mut next = tokio::select! {
+                next = self.outgoing.next() => Some(next),
+                _ = ping.tick() => None,
+            };
+            if next.is_none() && !self.push(Message::Ping(bytes::Bytes::new())).await {
+                return self.close(self.outgoing.reason()).await;
+            }
+            let mut gathered = 0;
+            while let Some(out) = next {
+                match out {
+                    Out::Close(close) => return self.close(close).await,
+                    Out::Frame(text) => {
+                        gathered += text.len();
+                        if !self.push(Message::Text(text)).await {
+                            return self.close(self.outgoing.reason()).await;
+                        }
+                    }
+                }
+                next = if gathered < GATHER { self.outgoing.ready() } else { None };
+            }
+            if !self.flush().await {
+                return self.close(self.outgoing.reason()).await;
+            }
+        }
+    }
+
+    /// `false` if the socket is to be closed instead, or is broken.
+    async fn push(&mut self, message: Message) -> bool {
+        let closed = self.outgoing.closed();
+        tokio::select! {
+            result = self.sink.feed(message) => result.is_ok(),
+            () = closed => false,
+        }
+    }
+
+    async fn flush(&mut self) -> bool {
+        let closed = self.outgoing.closed();
+        tokio::select! {
+            result = self.sink.flush() => result.is_ok(),
+            () = closed => false,
+        }
+    }
+
+    /// A slow reader gets time to take what is on its way already: the close frame comes last.
+    async fn close(&mut self, close: Close) {
+        let patience = async {
+            tokio::select! {
+                () = sleep(STALL) => {}
+                () = async { self.stopping.cancelled().await; sleep(STALL_STOPPING).await } => {}
+            }
+        };
+        tokio::select! {
+            sent = self.sink.send(frame(close)) => if let Err(error) = sent {
+                tracing::debug!(%error, "a canvas socket was gone before it was closed");
+            },
+            () = patience => {}
+        }
+    }
+}
