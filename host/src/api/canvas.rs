@@ -186,12 +186,16 @@ async fn admit(
 ) -> std::result::Result<Connect, Close> {
     let query = Query::parse(query).ok_or(Close::CLIENT)?;
     let principal = match &query.ticket {
-        Some(ticket) => redeem(app, ticket, id.ok_or(Close::SIGNED_OUT)?).await.map_err(away)?.ok_or(Close::SIGNED_OUT)?,
-        None => app.identity.authenticate(&app.store, &app.clock, method, headers).await.map_err(|error| match error {
-            AuthError::Unauthenticated => Close::SIGNED_OUT,
-            AuthError::Origin => Close::FORBIDDEN,
-            AuthError::Store(error) => away(error),
-        })?,
+        Some(ticket) => {
+            redeem(app, ticket, id.ok_or(Close::SIGNED_OUT)?).await.map_err(away)?.ok_or(Close::SIGNED_OUT)?
+        }
+        None => {
+            app.identity.authenticate(&app.store, &app.clock, method, headers).await.map_err(|error| match error {
+                AuthError::Unauthenticated => Close::SIGNED_OUT,
+                AuthError::Origin => Close::FORBIDDEN,
+                AuthError::Store(error) => away(error),
+            })?
+        }
     };
     let id = id.ok_or(Close::GONE)?;
     let found = async { agents::by_canvas(&mut app.store.read().await?, principal.organization_id, id).await };

@@ -165,7 +165,8 @@ impl Room {
         let (organization, id) = (self.agent.organization_id, self.agent.canvas_id);
         self.journal = Journal::open(&self.parts.store, &self.parts.clock, organization, id).await?;
         for member in self.members.values() {
-            let peers: Vec<_> = self.members.values().filter(|other| other.peer != member.peer).map(Member::shown).collect();
+            let peers: Vec<_> =
+                self.members.values().filter(|other| other.peer != member.peer).map(Member::shown).collect();
             let (seq, graph) = (self.journal.sequence(), self.journal.graph());
             member.outbox.send(frames::snapshot(seq, graph, member.access, &member.peer, &peers));
         }

@@ -3,7 +3,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `journal` | the order of messages, group commit, repeats, snapshots |
-//! | `room`, `write`, `look` | one open canvas on this host: joining, storing and telling, access and other hosts |
+//! | `room`, `join`, `write`, `look` | one open canvas on this host: joining, storing and telling, access and other hosts |
 //! | `socket`, `frames`, `outbox` | the protocol and its bounds |
 //! | `peers` | presence |
 //! | `edits` | what the audit trail tells of it |
@@ -14,6 +14,7 @@
 mod access;
 pub mod edits;
 mod frames;
+mod join;
 pub mod journal;
 #[cfg(test)]
 mod journal_tests;
@@ -22,6 +23,8 @@ mod outbox;
 mod peers;
 mod room;
 mod socket;
+#[cfg(test)]
+mod socket_tests;
 #[cfg(test)]
 mod testing;
 mod write;

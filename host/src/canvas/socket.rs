@@ -69,7 +69,8 @@ impl Canvases {
         };
         let (sink, stream) = socket.split();
         let done = CancellationToken::new();
-        let reader = Reader { stream, peer, commands, outbox, done: done.clone(), stopping: self.parts.stopping.clone() };
+        let reader =
+            Reader { stream, peer, commands, outbox, done: done.clone(), stopping: self.parts.stopping.clone() };
         let writer = Writer { sink, outgoing, stopping: self.parts.stopping.clone() };
         let (mut stream, ()) = tokio::join!(reader.run(), async {
             writer.run().await;

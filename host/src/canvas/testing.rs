@@ -1,13 +1,19 @@
 //! A database with one canvas, for the tests of this room.
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::{
+    audit::{self, Record},
     clock::Clock,
-    domain::id::{AgentId, CanvasId, OrganizationId, UserId},
+    domain::{
+        audit::Outcome,
+        id::{AgentId, CanvasId, OrganizationId, UserId},
+        role::Role,
+    },
     on,
-    store::{self, Store},
+    store::{self, Store, Tx},
 };
 
 pub struct Fixture {
@@ -23,9 +29,14 @@ pub struct Fixture {
 impl Fixture {
     pub async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let clock = Clock::system();
         let store = Store::connect(&format!("sqlite:{}", folder.path().join("test.db").display()), 4).await.unwrap();
         store.migrate().await.unwrap();
+        Self::within(store, folder).await
+    }
+
+    /// In a database that is there already.
+    pub async fn within(store: Store, folder: tempfile::TempDir) -> Self {
+        let clock = Clock::system();
         let this = Self {
             organization: clock.id(),
             agent: clock.id(),
@@ -77,6 +88,73 @@ impl Fixture {
             .map(drop))
         .unwrap();
         tx.commit().await.unwrap();
+    }
+
+    /// Gives a user a role in the whole organization, told in the audit trail as every change is.
+    pub async fn grant(&self, user: usize, role: Role) {
+        let sql = "INSERT INTO memberships (id, organization_id, user_id, role, created_at, updated_at)
+                   VALUES ($1, $2, $3, $4, $5, $5)";
+        let mut tx = self.store.begin().await.unwrap();
+        on!(&mut tx, |c| sqlx::query(sql)
+            .bind(self.clock.id::<Uuid>())
+            .bind(self.organization)
+            .bind(self.users[user])
+            .bind(role)
+            .bind(self.clock.now())
+            .execute(c)
+            .await
+            .map(drop))
+        .unwrap();
+        self.tell(tx, "membership.create").await;
+    }
+
+    /// Takes a user's roles.
+    pub async fn revoke(&self, user: usize) {
+        self.change("DELETE FROM memberships WHERE organization_id = $1 AND user_id = $2", user, "membership.delete")
+            .await;
+    }
+
+    /// Lets a user sign in no more.
+    pub async fn disable(&self, user: usize) {
+        self.change("UPDATE users SET active = FALSE WHERE organization_id = $1 AND id = $2", user, "user.update")
+            .await;
+    }
+
+    async fn change(&self, sql: &'static str, user: usize, action: &str) {
+        let mut tx = self.store.begin().await.unwrap();
+        on!(&mut tx, |c| sqlx::query(sql).bind(self.organization).bind(self.users[user]).execute(c).await.map(drop))
+            .unwrap();
+        self.tell(tx, action).await;
+    }
+
+    async fn tell(&self, mut tx: Tx, action: &str) {
+        let record = Record {
+            organization_id: self.organization,
+            actor: "system".into(),
+            action,
+            target: "test".into(),
+            outcome: Outcome::Success,
+            details: json!({}),
+        };
+        audit::record(&mut tx, &self.clock, record).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    /// A ticket for a user.
+    pub async fn ticket(&self, user: usize) -> String {
+        let ticket: String = self.clock.id::<Uuid>().to_string();
+        let now = self.clock.now();
+        let row = store::canvas::Ticket {
+            organization_id: self.organization,
+            canvas_id: self.canvas,
+            user_id: self.users[user],
+            session_id: None,
+        };
+        let mut tx = self.store.begin().await.unwrap();
+        let expires_at = now + chrono::TimeDelta::seconds(30);
+        store::canvas::issue_ticket(&mut tx, &Sha256::digest(&ticket), &row, now, expires_at).await.unwrap();
+        tx.commit().await.unwrap();
+        ticket
     }
 
     /// Action, actor and details of every audit event.

@@ -46,7 +46,9 @@ impl Room {
             let Some(member) = self.members.get(&peer) else { continue };
             let refusal = match (&fresh, member.access) {
                 (Err(error), _) => Some(refused(error)),
-                (Ok(()), Access::View) => Some(Refusal::new("denied", "you may look at this canvas but not draw on it")),
+                (Ok(()), Access::View) => {
+                    Some(Refusal::new("denied", "you may look at this canvas but not draw on it"))
+                }
                 (Ok(()), Access::Edit) => None,
             };
             if let Some(refusal) = refusal {
