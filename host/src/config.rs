@@ -268,7 +268,12 @@ impl Config {
 
 fn read_file(layers: &mut Layers, path: &Path, text: &str) -> Result<(), ConfigError> {
     let source = path.display().to_string();
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| fault(&source, error.to_string()))?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        // toml's own text is a drawing of several lines.
+        let line =
+            error.span().and_then(|span| text.get(..span.start)).map_or(0, |before| before.lines().count().max(1));
+        fault(&source, format!("line {line}: {}", error.message()))
+    })?;
     for (name, value) in table {
         let value = match value {
             toml::Value::String(text) => text,

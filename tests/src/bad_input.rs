@@ -54,7 +54,8 @@ async fn the_file_comes_first_then_the_environment_then_flags() {
 
     let setup = Setup::new(Backend::Sqlite).await;
     std::fs::write(setup.dir().join("kaizen.toml"), "listen = \"unterminated\n").expect("written");
-    assert!(refused(setup, &["serve"]).await.contains("kaizen.toml"));
+    let line = refused(setup, &["serve"]).await;
+    assert!(line.contains("kaizen.toml") && line.contains("line 1"), "{line}");
 }
 
 #[tokio::test]
@@ -175,13 +176,14 @@ async fn the_operator_s_command_refuses_what_does_not_hold_up() {
         |owner: &'static str| ["admin", "create-organization", "--name", "acme", "--owner", owner, "--password-stdin"];
     let short = setup.run(&create("owner@acme.test"), "short\n").await.refusal();
     assert!(short.to_lowercase().contains("password"), "{short}");
-    let address = setup.run(&create("nobody"), "correct horse battery\n").await.refusal();
-    assert!(address.contains("e-mail"), "{address}");
-    let made = setup.run(&create("owner@acme.test"), "correct horse battery\n").await.json();
+    let address = setup.run(&create("nobody"), "quiet meadow copper kettle\n").await;
+    assert!(!address.status.success());
+    assert!(address.stderr.contains("--owner") && address.stderr.contains("e-mail"), "{}", address.stderr);
+    let made = setup.run(&create("owner@acme.test"), "quiet meadow copper kettle\n").await.json();
     assert!(uuid::Uuid::parse_str(made["organization_id"].as_str().expect("an id")).is_ok());
     assert!(uuid::Uuid::parse_str(made["user_id"].as_str().expect("an id")).is_ok());
     let world = World::with(setup).await;
-    let owner = world.client().login("owner@acme.test", "correct horse battery").await;
+    let owner = world.client().login("owner@acme.test", "quiet meadow copper kettle").await;
     assert_eq!(owner.all("/api/v1/users").await.len(), 1, "what was refused left nobody behind");
 }
 

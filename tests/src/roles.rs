@@ -113,7 +113,7 @@ async fn nobody_makes_themselves_more_than_they_are(backend: Backend) {
     assert!([403, 422].contains(&platform.status), "{}", platform.text);
     // An admin does not take over an owner's account either.
     let owner = format!("/api/v1/users/{}", tenant.owner.id);
-    admin.patch(&owner, json!({ "password": "taken over by admin" })).await.problem(403, "denied");
+    admin.patch(&owner, json!({ "password": "taken over by the admin now" })).await.problem(403, "denied");
     admin.delete(&owner).await.problem(403, "denied");
 }
 

@@ -42,7 +42,7 @@ async fn a_password_signs_in_and_a_wrong_one_does_not(backend: Backend) {
     assert_eq!(me["organization"]["id"], tenant.id);
     assert!(!me.to_string().contains("argon2"), "{me}");
 
-    let wrong = try_login(&client, &tenant.owner.email, "wrong horse battery staple").await;
+    let wrong = try_login(&client, &tenant.owner.email, "wrong harbour turnip lantern").await;
     let nobody = try_login(&client, "nobody@acme.test", PASSWORD).await;
     let (wrong, nobody) = (wrong.problem(401, "invalid_credentials"), nobody.problem(401, "invalid_credentials"));
     assert_eq!(wrong["detail"], nobody["detail"], "which of the two was wrong is not told");
@@ -52,7 +52,7 @@ async fn a_password_signs_in_and_a_wrong_one_does_not(backend: Backend) {
         answer.problem(401, "unauthenticated");
     }
     let log = world.server.log();
-    assert!(!log.contains(PASSWORD) && !log.contains("wrong horse"), "a password is in the log");
+    assert!(!log.contains(PASSWORD) && !log.contains("wrong harbour"), "a password is in the log");
 }
 
 async fn the_access_token_verifies_by_the_published_keys(backend: Backend) {
@@ -206,15 +206,15 @@ async fn a_person_who_is_disabled_or_gets_a_new_password_is_out(backend: Backend
     let tenant = world.tenant("acme").await;
     let Person { id, email, client } = tenant.person("ada", "developer").await;
     let one = format!("/api/v1/users/{id}");
-    tenant.owner.patch(&one, json!({ "password": "another good password" })).await.ok(200);
+    tenant.owner.patch(&one, json!({ "password": "another marble window thimble" })).await.ok(200);
     client.get("/api/v1/auth/me").await.problem(401, "unauthenticated");
     try_login(&world.client(), &email, PASSWORD).await.problem(401, "invalid_credentials");
-    let client = world.client().login(&email, "another good password").await;
+    let client = world.client().login(&email, "another marble window thimble").await;
     tenant.owner.patch(&one, json!({ "active": false })).await.ok(200);
     client.get("/api/v1/auth/me").await.problem(401, "unauthenticated");
-    try_login(&world.client(), &email, "another good password").await.problem(401, "invalid_credentials");
+    try_login(&world.client(), &email, "another marble window thimble").await.problem(401, "invalid_credentials");
     tenant.owner.patch(&one, json!({ "active": true })).await.ok(200);
-    world.client().login(&email, "another good password").await.get("/api/v1/auth/me").await.ok(200);
+    world.client().login(&email, "another marble window thimble").await.get("/api/v1/auth/me").await.ok(200);
     tenant.owner.patch(&one, json!({ "password": "short" })).await.fault("/password");
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Backend, Client, Gateway, Server, Setup};
 
 /// Everyone's password.
-pub const PASSWORD: &str = "correct horse battery staple";
+pub const PASSWORD: &str = "violet harbour turnip lantern";
 
 /// A running server and what it was started with.
 pub struct World {
