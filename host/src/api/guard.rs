@@ -29,7 +29,7 @@ impl App {
         if !action.reads() {
             self.record_denial(caller, action, on, decision.to_json()).await?;
         }
-        Err(denied(action, &decision))
+        Err(denied(&decision))
     }
 
     /// Refuses what is no matter of policies, and records it: a rule of the server's own that a tenant cannot change.
@@ -61,8 +61,8 @@ impl App {
 }
 
 /// The answer to what policies refuse.
-pub fn denied(action: Action, decision: &Decision) -> Problem {
-    let mut problem = Problem::new(ProblemType::Denied, decision.sentence(action));
+pub fn denied(decision: &Decision) -> Problem {
+    let mut problem = Problem::new(ProblemType::Denied, decision.sentence());
     problem.denial = Some(decision.to_json());
     problem
 }

@@ -2,6 +2,7 @@
 
 pub mod agents;
 pub mod auth;
+pub mod authz;
 pub mod canvas;
 pub mod extract;
 pub mod guard;
@@ -12,6 +13,7 @@ pub mod middleware;
 pub mod openapi;
 pub mod organizations;
 pub mod page;
+pub mod policies;
 pub mod problem;
 pub mod server;
 pub mod users;
@@ -34,6 +36,8 @@ fn routes() -> OpenApiRouter<App> {
         .merge(agents::router())
         .merge(versions::router())
         .merge(canvas::router())
+        .merge(policies::router())
+        .merge(authz::router())
 }
 
 /// The whole API with its document, its page and its middleware, ready to serve.

@@ -4,7 +4,7 @@ macro_rules! actions {
     ($($name:ident $text:literal)*) => {
         /// An action, `Kaizen::Action::"agent.deploy"` in policies.
         #[expect(missing_docs, reason = "each is named by its text")]
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Action { $($name,)* }
 
         impl Action {
@@ -19,6 +19,11 @@ macro_rules! actions {
             /// Whether it changes nothing: then a denial is not worth an audit event.
             pub fn reads(self) -> bool {
                 self.as_str().ends_with(".read")
+            }
+
+            /// The action of this name.
+            pub fn parse(text: &str) -> Option<Self> {
+                match text { $($text => Some(Self::$name),)* _ => None }
             }
         }
     };

@@ -1,175 +1,153 @@
 //! Who may do what: Cedar policies of the platform and of the tenant.
+//!
+//! [`Authz`] decides from what the request brings along, which is read anew each time; only compiled policies are
+//! kept, and those are pure functions of an immutable text. `policies/README.md` tells tenants what to write.
 
 mod action;
+mod attributes;
+mod engine;
+mod entities;
+mod explain;
+mod filter;
+mod index;
+mod kind;
+mod reads;
+mod schema;
+mod tenant;
+#[cfg(test)]
+mod tests;
+mod text;
+mod validate;
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub use action::Action;
-use uuid::Uuid;
+pub use explain::{Deciding, Decision, Reason};
+pub use index::{About, Origin};
+pub use kind::{Context, Kind, Resource};
+pub use schema::TEXT as SCHEMA;
+pub use text::{MAX_POLICIES, MAX_TEXT, PolicyFault};
+pub use validate::Validated;
 
+use self::{
+    engine::{Engine, Tenant},
+    tenant::{Compiled, Tenants},
+};
 use crate::{
-    domain::{
-        id::{OrganizationId, UserId, WorkspaceId},
-        principal::Principal,
-        role::Role,
-    },
+    clock::Clock,
+    domain::principal::Principal,
     store::{Store, StoreError},
 };
 
-/// The kinds of things that policies speak of: Cedar entity types.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// `Kaizen::Organization`.
-    Organization,
-    /// `Kaizen::User`.
-    User,
-    /// `Kaizen::Membership`.
-    Membership,
-    /// `Kaizen::Workspace`.
-    Workspace,
-    /// `Kaizen::Agent`; its versions and its canvas are acted on as the agent.
-    Agent,
-    /// `Kaizen::Gateway`.
-    Gateway,
-    /// `Kaizen::Deployment`.
-    Deployment,
-    /// `Kaizen::AuditSink`.
-    AuditSink,
-    /// `Kaizen::IdentityConnection`.
-    IdentityConnection,
-    /// `Kaizen::PolicySet`.
-    PolicySet,
-}
-
-impl Kind {
-    /// As the audit trail and the API name it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Kind::Organization => "organization",
-            Kind::User => "user",
-            Kind::Membership => "membership",
-            Kind::Workspace => "workspace",
-            Kind::Agent => "agent",
-            Kind::Gateway => "gateway",
-            Kind::Deployment => "deployment",
-            Kind::AuditSink => "audit_sink",
-            Kind::IdentityConnection => "identity_connection",
-            Kind::PolicySet => "policy",
-        }
-    }
-}
-
-/// One thing that is acted on, with what policies can see of it.
-#[derive(Debug, Clone)]
-pub struct Resource {
-    /// Its entity type.
-    pub kind: Kind,
-    /// Its id.
-    pub id: Uuid,
-    /// Whose it is.
-    pub organization: OrganizationId,
-    /// The workspace it is in, for agents and deployments; a workspace names itself.
-    pub workspace: Option<WorkspaceId>,
-    /// Its name.
-    pub name: String,
-    /// For gateways and deployments.
-    pub environment: Option<String>,
-    /// For agents and gateways.
-    pub labels: BTreeMap<String, String>,
-    /// Who made it, for agents and deployments; the user it is about, for memberships.
-    pub owner: Option<UserId>,
-}
-
-impl Resource {
-    /// A thing with no more than a name.
-    pub fn new(kind: Kind, id: impl Into<Uuid>, organization: OrganizationId, name: impl Into<String>) -> Self {
-        Self {
-            kind,
-            id: id.into(),
-            organization,
-            workspace: None,
-            name: name.into(),
-            environment: None,
-            labels: BTreeMap::new(),
-            owner: None,
-        }
-    }
-
-    /// The organization itself: what is acted on when something is created in it.
-    pub fn organization(id: OrganizationId) -> Self {
-        Self::new(Kind::Organization, id.0, id, "")
-    }
-}
-
-/// What else a decision may turn on: Cedar's `context`.
-#[derive(Debug, Clone, Default)]
-pub struct Context {
-    /// For `agent.deploy`: where to.
-    pub gateway: Option<Resource>,
-    /// For `agent.deploy`: into which environment.
-    pub environment: Option<String>,
-    /// For `membership.create`, `.update` and `.delete`: the role in question.
-    pub role: Option<Role>,
-}
-
 /// Decides. Cheap to clone.
 #[derive(Clone)]
-pub struct Authz {}
+pub struct Authz(Arc<Parts>);
 
-/// A decision and what made it.
-#[derive(Debug, Clone)]
-pub struct Decision {
-    /// Whether it may be done.
-    pub allowed: bool,
-}
-
-impl Decision {
-    /// For the problem and the audit event.
-    pub fn to_json(&self) -> serde_json::Value {
-        serde_json::Value::Null
-    }
-
-    /// For people.
-    pub fn sentence(&self, _action: Action) -> String {
-        String::new()
-    }
+struct Parts {
+    engine: Engine,
+    tenants: Tenants,
+    clock: Clock,
 }
 
 impl Authz {
-    /// Decides many of one kind: which of them the principal may act on.
-    ///
-    /// # Errors
-    /// If the tenant's policies cannot be loaded.
-    pub async fn filter(
-        &self,
-        _store: &Store,
-        _principal: &Principal,
-        _action: Action,
-        resources: &[Resource],
-    ) -> Result<Vec<bool>, StoreError> {
-        Ok(vec![false; resources.len()])
-    }
-
-    /// Reads and validates the platform's policies, which are part of the binary.
+    /// Reads and validates the platform's policies, which are part of the binary. The clock gives policies their
+    /// `context.now`.
     ///
     /// # Errors
     /// If they do not hold up: a defect.
-    pub fn new() -> anyhow::Result<Self> {
-        Ok(Self {})
+    pub fn new(clock: Clock) -> anyhow::Result<Self> {
+        Ok(Self(Arc::new(Parts { engine: Engine::new()?, tenants: Tenants::new(), clock })))
     }
 
     /// Decides one request.
     ///
     /// # Errors
-    /// If the tenant's policies cannot be loaded.
+    /// If the tenant's policies cannot be loaded now. A set that is in force and cannot be used is no error: it denies.
     pub async fn check(
         &self,
-        _store: &Store,
-        _principal: &Principal,
-        _action: Action,
-        _resource: &Resource,
-        _context: &Context,
+        store: &Store,
+        principal: &Principal,
+        action: Action,
+        resource: &Resource,
+        context: &Context,
     ) -> Result<Decision, StoreError> {
-        Ok(Decision { allowed: false })
+        let compiled = self.tenant(store, principal).await?;
+        let now = self.0.clock.now();
+        Ok(self.0.engine.decide(tenant(compiled.as_deref()), principal, action, resource, context, now))
+    }
+
+    /// Decides for many resources, in their order; the same as [`Authz::check`] of each without a context, and cheaper:
+    /// resources that no policy can tell apart are decided once.
+    ///
+    /// # Errors
+    /// As [`Authz::check`].
+    pub async fn filter(
+        &self,
+        store: &Store,
+        principal: &Principal,
+        action: Action,
+        resources: &[Resource],
+    ) -> Result<Vec<bool>, StoreError> {
+        let compiled = self.tenant(store, principal).await?;
+        let now = self.0.clock.now();
+        Ok(filter::filter(&self.0.engine, tenant(compiled.as_deref()), principal, action, resources, now))
+    }
+
+    /// Whether an action can be asked of this kind of thing at all.
+    pub fn applies(&self, action: Action, kind: Kind) -> bool {
+        self.0.engine.vocabulary.applies(action, kind)
+    }
+
+    /// Validates a tenant's policy set strictly, without storing it. Takes milliseconds for a large one: call it from
+    /// `spawn_blocking`.
+    ///
+    /// # Errors
+    /// Every fault with line and column.
+    pub fn validate(&self, text: &str) -> Result<Validated, Vec<PolicyFault>> {
+        validate(&self.0.engine, text)
+    }
+
+    async fn tenant(&self, store: &Store, principal: &Principal) -> Result<Option<Arc<Compiled>>, StoreError> {
+        let Some(version) = principal.policy_version else { return Ok(None) };
+        let loaded = self.0.tenants.get(&self.0.engine.vocabulary, store, principal.organization_id, version).await;
+        // The error is shared by all who waited for the same load, and cannot be taken apart.
+        loaded.map(Some).map_err(|error| {
+            let shared = |error: Arc<StoreError>| StoreError::Unavailable(sqlx::Error::Protocol(error.to_string()));
+            Arc::try_unwrap(error).unwrap_or_else(shared)
+        })
+    }
+}
+
+fn tenant(compiled: Option<&Compiled>) -> Tenant<'_> {
+    match compiled.map(|compiled| &compiled.index) {
+        None => Tenant::None,
+        Some(Ok(index)) => Tenant::Policies(index),
+        Some(Err(why)) => Tenant::Unreadable(why),
+    }
+}
+
+fn validate(engine: &Engine, source: &str) -> Result<Validated, Vec<PolicyFault>> {
+    let parsed = text::parse(source)?;
+    validate::validate(&engine.vocabulary, source, &parsed)
+}
+
+/// Validates policy sets without a server: `kaizen policy check`.
+pub struct Checker(Engine);
+
+impl Checker {
+    /// Reads the embedded schema.
+    ///
+    /// # Errors
+    /// A defect.
+    pub fn new() -> anyhow::Result<Self> {
+        Engine::new().map(Self)
+    }
+
+    /// As [`Authz::validate`].
+    ///
+    /// # Errors
+    /// As [`Authz::validate`].
+    pub fn check(&self, text: &str) -> Result<Validated, Vec<PolicyFault>> {
+        validate(&self.0, text)
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod demo;
+pub mod policy;
 pub mod serve;
 
 use std::path::PathBuf;
@@ -80,6 +81,7 @@ enum Command {
     #[command(hide = true)]
     DemoGateway(demo::gateway::DemoGateway),
     Admin(admin::AdminCommand),
+    Policy(policy::Policy),
     /// Bring the database up to this version, and stop
     Migrate,
     /// Print the OpenAPI document
@@ -99,6 +101,9 @@ pub fn run() -> anyhow::Result<()> {
     if let Command::DemoGateway(gateway) = cli.command {
         return runtime()?.block_on(gateway.run());
     }
+    if let Command::Policy(policy) = &cli.command {
+        return policy.run();
+    }
     let mut config = cli.settings.load()?;
     if matches!(cli.command, Command::Demo(_)) && !config.is_set("log") {
         // The story is what there is to read.
@@ -111,7 +116,7 @@ pub fn run() -> anyhow::Result<()> {
             Command::Demo(demo) => demo.run(config).await,
             Command::Admin(admin) => admin.run(&config).await,
             Command::Migrate => migrate(&config).await,
-            Command::Openapi | Command::DemoGateway(_) => Ok(()),
+            Command::Policy(_) | Command::Openapi | Command::DemoGateway(_) => Ok(()),
         }
     })
 }

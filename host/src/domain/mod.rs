@@ -7,6 +7,7 @@ pub mod connection;
 pub mod email;
 pub mod fault;
 pub mod id;
+pub mod policy;
 pub mod principal;
 pub mod role;
 pub mod tenancy;

@@ -11,6 +11,7 @@ mod db;
 pub mod idempotency;
 pub mod memberships;
 pub mod organizations;
+pub mod policies;
 pub mod sessions;
 pub mod signing_keys;
 pub mod users;

@@ -1,0 +1,399 @@
+//! `/api/v1/policies`: a tenant's own policy sets, their versions, and which one is in force.
+
+use axum::{
+    Json,
+    extract::{Path, State, rejection::PathRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
+    guard::change,
+    idempotency::{Claimed, Once},
+    page::{Item, Listed, Page, cursor, visible},
+    problem::{Problem, Result},
+};
+use crate::{
+    app::App,
+    authz::{Action, Context, Kind, PolicyFault, Resource, Validated},
+    bus::Hint,
+    domain::{
+        fault::{self, Fault},
+        id::PolicySetId,
+        policy::{PolicySet, PolicyText, PolicyVersion},
+        principal::Principal,
+    },
+    store::policies,
+};
+
+/// Policy sets of one organization at the most.
+const SETS: i64 = 100;
+/// Versions of one set at the most.
+const VERSIONS: i64 = 10_000;
+
+/// The routes of this file.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(create, list))
+        .routes(routes!(read, update, remove))
+        .routes(routes!(create_version, list_versions))
+        .routes(routes!(read_version))
+        .routes(routes!(activate))
+        .routes(routes!(deactivate))
+}
+
+/// A new policy set.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewPolicySet {
+    /// Unique in the organization.
+    name: String,
+    #[serde(default)]
+    description: String,
+}
+
+/// What to change; what is absent stays.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PolicySetChange {
+    name: Option<String>,
+    description: Option<String>,
+}
+
+/// A new version.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewPolicyVersion {
+    /// The policies, in Cedar; at most 256 KiB and 2,000 policies. Validated strictly.
+    text: String,
+    /// What changed, for people.
+    #[serde(default)]
+    note: String,
+}
+
+/// Which version to put in force.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Activation {
+    /// Its number; an older one rolls back.
+    version: i64,
+}
+
+/// A version that was just written, and what may surprise in it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct WrittenPolicyVersion {
+    #[serde(flatten)]
+    written: PolicyText,
+    /// Accepted all the same.
+    warnings: Vec<PolicyWarning>,
+}
+
+/// What may surprise, and where.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct PolicyWarning {
+    /// From 1.
+    line: usize,
+    /// From 1, in characters.
+    column: usize,
+    /// What to know.
+    message: String,
+}
+
+impl From<PolicyFault> for PolicyWarning {
+    fn from(PolicyFault { line, column, message }: PolicyFault) -> Self {
+        Self { line, column, message }
+    }
+}
+
+impl Item for PolicySet {
+    fn id(&self) -> uuid::Uuid {
+        self.id.0
+    }
+
+    fn resource(&self) -> Resource {
+        Resource::new(Kind::PolicySet, self.id, self.organization_id, self.name.clone())
+    }
+}
+
+async fn find(app: &App, caller: &Principal, id: PolicySetId, action: Action) -> Result<PolicySet> {
+    let set = policies::get(&mut app.store.read().await?, caller.organization_id, id).await?;
+    let set = set.ok_or_else(|| Problem::not_found("policy set"))?;
+    app.require(caller, action, &set.resource(), &Context::default()).await?;
+    Ok(set)
+}
+
+async fn current(app: &App, caller: &Principal, id: PolicySetId) -> Result<Response> {
+    let set = policies::get(&mut app.store.read().await?, caller.organization_id, id).await?;
+    let set = set.ok_or_else(|| Problem::not_found("policy set"))?;
+    Ok(([etag(set.revision)], Json(set)).into_response())
+}
+
+fn check(set: &PolicySet) -> Result<()> {
+    let mut faults = Vec::new();
+    fault::name("/name", &set.name, &mut faults);
+    fault::description("/description", &set.description, &mut faults);
+    Problem::check(faults)
+}
+
+/// Validates off the request's own thread: a large set takes its time.
+async fn validate(app: &App, text: &str) -> Result<Validated> {
+    let (authz, text) = (app.authz.clone(), text.to_owned());
+    let validated = tokio::task::spawn_blocking(move || authz.validate(&text)).await.map_err(Problem::internal)?;
+    validated.map_err(|faults| {
+        Problem::invalid(faults.iter().map(|fault| Fault::new("/text", fault.to_string())).collect())
+    })
+}
+
+/// Create a policy set
+///
+/// It has no version yet, and nothing of it is in force.
+#[utoipa::path(post, path = "/api/v1/policies", tag = "Policies", request_body = NewPolicySet,
+    responses((status = CREATED, body = PolicySet)))]
+async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<NewPolicySet>) -> Result<Response> {
+    let within = Resource::organization(caller.organization_id);
+    app.require(&caller, Action::PolicyCreate, &within, &Context::default()).await?;
+    let now = app.clock.now();
+    let set = PolicySet {
+        id: app.clock.id(),
+        organization_id: caller.organization_id,
+        name: input.body.name,
+        description: input.body.description,
+        active_version: None,
+        latest_version: None,
+        created_by: caller.user_id,
+        created_at: now,
+        updated_at: now,
+        revision: 1,
+    };
+    check(&set)?;
+    let mut tx = app.store.begin().await?;
+    let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {
+        Claimed::Fresh(once) => once,
+        Claimed::Answered(response) => return Ok(response),
+    };
+    if policies::count(&mut tx, caller.organization_id).await? >= SETS {
+        return Err(Problem::conflict(format!("There are {SETS} policy sets already; delete one first.")));
+    }
+    policies::insert(&mut tx, &set).await?;
+    let response = once.created(&mut tx, &set, set.revision).await?;
+    change(&app, tx, &caller, Action::PolicyCreate, format!("policy/{}", set.id), json!({ "name": set.name })).await?;
+    Ok(response)
+}
+
+/// List policy sets
+#[utoipa::path(get, path = "/api/v1/policies", tag = "Policies", params(Page),
+    responses((status = OK, body = Listed<PolicySet>)))]
+async fn list(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    Parameters(page): Parameters<Page>,
+) -> Result<Json<Listed<PolicySet>>> {
+    let organization = caller.organization_id;
+    let listed = visible(&app, &caller, Action::PolicyRead, &page, move |store, after, limit| async move {
+        policies::list(&mut store.read().await?, organization, after, limit).await
+    });
+    Ok(Json(listed.await?))
+}
+
+/// Read a policy set
+#[utoipa::path(get, path = "/api/v1/policies/{id}", tag = "Policies", params(("id" = PolicySetId, Path)),
+    responses((status = OK, body = PolicySet)))]
+async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<PolicySetId>) -> Result<Response> {
+    let set = find(&app, &caller, id, Action::PolicyRead).await?;
+    Ok(([etag(set.revision)], Json(set)).into_response())
+}
+
+/// Rename or describe a policy set
+#[utoipa::path(patch, path = "/api/v1/policies/{id}", tag = "Policies", params(("id" = PolicySetId, Path)),
+    request_body = PolicySetChange, responses((status = OK, body = PolicySet)))]
+async fn update(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<PolicySetId>,
+    if_match: IfMatch,
+    input: Input<PolicySetChange>,
+) -> Result<Response> {
+    let before = find(&app, &caller, id, Action::PolicyUpdate).await?;
+    if_match.check(before.revision)?;
+    let mut after = before.clone();
+    after.name = input.body.name.unwrap_or(after.name);
+    after.description = input.body.description.unwrap_or(after.description);
+    after.updated_at = app.clock.now();
+    check(&after)?;
+    let mut tx = app.store.begin().await?;
+    policies::update(&mut tx, &after).await?;
+    let details = json!({ "before": before, "after": after });
+    change(&app, tx, &caller, Action::PolicyUpdate, format!("policy/{id}"), details).await?;
+    current(&app, &caller, id).await
+}
+
+/// Delete a policy set with its versions
+///
+/// Refused while one of them is in force.
+#[utoipa::path(delete, path = "/api/v1/policies/{id}", tag = "Policies", params(("id" = PolicySetId, Path)),
+    responses((status = NO_CONTENT)))]
+async fn remove(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<PolicySetId>,
+    if_match: IfMatch,
+) -> Result<StatusCode> {
+    let set = find(&app, &caller, id, Action::PolicyDelete).await?;
+    if_match.check(set.revision)?;
+    if let Some(version) = set.active_version {
+        return Err(Problem::conflict(format!("Version {version} is in force; deactivate the set first.")));
+    }
+    let mut tx = app.store.begin().await?;
+    policies::delete(&mut tx, &set).await?;
+    change(&app, tx, &caller, Action::PolicyDelete, format!("policy/{id}"), json!({ "before": set })).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Write a version
+///
+/// Validated strictly against the schema; each fault comes with line and column. It is not in force until it is activated.
+#[utoipa::path(post, path = "/api/v1/policies/{id}/versions", tag = "Policies", params(("id" = PolicySetId, Path)),
+    request_body = NewPolicyVersion, responses((status = CREATED, body = WrittenPolicyVersion)))]
+async fn create_version(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<PolicySetId>,
+    input: Input<NewPolicyVersion>,
+) -> Result<Response> {
+    find(&app, &caller, id, Action::PolicyUpdate).await?;
+    let NewPolicyVersion { text, note } = input.body;
+    let mut faults = Vec::new();
+    fault::description("/note", &note, &mut faults);
+    if text.contains('\0') {
+        faults.push(Fault::new("/text", "no NUL characters"));
+    }
+    Problem::check(faults)?;
+    let validated = validate(&app, &text).await?;
+    let mut tx = app.store.begin().await?;
+    let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {
+        Claimed::Fresh(once) => once,
+        Claimed::Answered(response) => return Ok(response),
+    };
+    let number = policies::next_number(&mut tx, caller.organization_id, id).await?;
+    let number = number.ok_or_else(|| Problem::not_found("policy set"))?;
+    if number > VERSIONS {
+        return Err(Problem::conflict(format!("This set has {VERSIONS} versions already; go on in a new one.")));
+    }
+    let version = PolicyVersion {
+        id: app.clock.id(),
+        policy_id: id,
+        number,
+        digest: hex::encode(Sha256::digest(&text)),
+        note,
+        created_by: caller.user_id,
+        created_at: app.clock.now(),
+    };
+    let details = json!({ "version": number, "digest": version.digest, "policies": validated.policies });
+    let warnings = validated.warnings.into_iter().map(Into::into).collect();
+    let written = WrittenPolicyVersion { written: PolicyText { version, text }, warnings };
+    policies::insert_version(&mut tx, caller.organization_id, &written.written).await?;
+    let response = once.answer(&mut tx, StatusCode::CREATED, &written).await?;
+    change(&app, tx, &caller, Action::PolicyUpdate, format!("policy/{id}"), details).await?;
+    Ok(response)
+}
+
+/// List the versions of a policy set, without their texts
+#[utoipa::path(get, path = "/api/v1/policies/{id}/versions", tag = "Policies", params(("id" = PolicySetId, Path), Page),
+    responses((status = OK, body = Listed<PolicyVersion>)))]
+async fn list_versions(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<PolicySetId>,
+    Parameters(page): Parameters<Page>,
+) -> Result<Json<Listed<PolicyVersion>>> {
+    find(&app, &caller, id, Action::PolicyRead).await?;
+    let (limit, after) = (page.limit()?, page.after()?);
+    let more = i64::try_from(limit + 1).unwrap_or(i64::MAX);
+    let mut items =
+        policies::versions(&mut app.store.read().await?, caller.organization_id, id, after, more).await?;
+    let has_more = items.len() > limit;
+    items.truncate(limit);
+    let next_cursor = items.last().filter(|_| has_more).map(|version| cursor(version.id.0));
+    Ok(Json(Listed { items, next_cursor }))
+}
+
+/// Read a version with its text
+#[utoipa::path(get, path = "/api/v1/policies/{id}/versions/{version}", tag = "Policies",
+    params(("id" = PolicySetId, Path), ("version" = i64, Path)), responses((status = OK, body = PolicyText)))]
+async fn read_version(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    path: std::result::Result<Path<(uuid::Uuid, i64)>, PathRejection>,
+) -> Result<Json<PolicyText>> {
+    let Path((id, number)) = path.map_err(|_| Problem::not_found("policy version"))?;
+    let id = PolicySetId(id);
+    find(&app, &caller, id, Action::PolicyRead).await?;
+    let found = policies::version(&mut app.store.read().await?, caller.organization_id, id, number).await?;
+    found.map(Json).ok_or_else(|| Problem::not_found("policy version"))
+}
+
+/// Put a version in force
+///
+/// From the next request on it decides, in place of whatever was in force; an older version rolls back.
+#[utoipa::path(post, path = "/api/v1/policies/{id}/activate", tag = "Policies", params(("id" = PolicySetId, Path)),
+    request_body = Activation, responses((status = OK, body = PolicySet)))]
+async fn activate(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<PolicySetId>,
+    input: Input<Activation>,
+) -> Result<Response> {
+    find(&app, &caller, id, Action::PolicyActivate).await?;
+    let number = input.body.version;
+    let found = policies::version(&mut app.store.read().await?, caller.organization_id, id, number).await?;
+    let Some(PolicyText { version, text }) = found else {
+        return Err(Problem::invalid(vec![Fault::new("/version", format!("this policy set has no version {number}"))]));
+    };
+    // Once more: this server's schema may be a later one than that of the server which took it.
+    validate(&app, &text).await?;
+    let mut tx = app.store.begin().await?;
+    let previous = policies::in_force(&mut tx, caller.organization_id).await?;
+    policies::put_in_force(&mut tx, caller.organization_id, Some(version.id)).await?;
+    let details = json!({ "version": number, "version_id": version.id, "digest": version.digest, "previous": previous });
+    in_force_now(&app, tx, &caller, id, details).await
+}
+
+/// Put no policy set in force
+///
+/// The platform's policies then decide alone. Does nothing if no version of this set is in force.
+#[utoipa::path(post, path = "/api/v1/policies/{id}/deactivate", tag = "Policies", params(("id" = PolicySetId, Path)),
+    responses((status = OK, body = PolicySet)))]
+async fn deactivate(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<PolicySetId>,
+) -> Result<Response> {
+    find(&app, &caller, id, Action::PolicyActivate).await?;
+    let mut tx = app.store.begin().await?;
+    let previous = policies::in_force(&mut tx, caller.organization_id).await?;
+    // What is in force is read again under the lock: another set may have been activated meanwhile.
+    let set = policies::get(&mut tx, caller.organization_id, id).await?;
+    let set = set.ok_or_else(|| Problem::not_found("policy set"))?;
+    if set.active_version.is_none() {
+        return Ok(([etag(set.revision)], Json(set)).into_response());
+    }
+    policies::put_in_force(&mut tx, caller.organization_id, None).await?;
+    in_force_now(&app, tx, &caller, id, json!({ "version": null, "previous": previous })).await
+}
+
+async fn in_force_now(
+    app: &App,
+    tx: crate::store::Tx,
+    caller: &Principal,
+    id: PolicySetId,
+    details: Value,
+) -> Result<Response> {
+    change(app, tx, caller, Action::PolicyActivate, format!("policy/{id}"), details).await?;
+    app.bus.publish(Hint::Access { organization: caller.organization_id });
+    current(app, caller, id).await
+}

@@ -1,0 +1,146 @@
+//! Decisions, and why: told forbidden apart from not permitted, and in a sentence.
+
+use std::{fmt::Write as _, sync::Arc};
+
+use serde_json::{Value, json};
+
+use super::{Action, Kind, Origin, Resource, index::About, kind::Roles};
+use crate::domain::principal::Principal;
+
+/// Why it was decided so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// A policy permits it and none forbids it.
+    Allowed,
+    /// A policy forbids it, whatever others permit.
+    Forbidden,
+    /// No policy permits it.
+    NotPermitted,
+    /// A policy could not be evaluated, or something that is needed is missing. Doubt denies.
+    Error,
+}
+
+/// A policy that made the decision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Deciding {
+    /// Which.
+    pub policy: Arc<About>,
+    /// For [`Reason::Error`]: what went wrong in it.
+    pub error: Option<String>,
+}
+
+/// A decision and what made it.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// Whether it may be done.
+    pub allowed: bool,
+    /// Why.
+    pub reason: Reason,
+    /// The policies that decided: those that permit, forbid, or erred.
+    pub policies: Vec<Deciding>,
+    /// For [`Reason::Error`] without a policy: what is missing.
+    fault: Option<String>,
+    action: Action,
+    /// For denials: what was acted on, and the roles held, in words.
+    told: Option<(String, String)>,
+}
+
+impl Decision {
+    pub(super) fn allow(action: Action, policies: Vec<Deciding>) -> Self {
+        Self { allowed: true, reason: Reason::Allowed, policies, fault: None, action, told: None }
+    }
+
+    pub(super) fn deny(
+        reason: Reason,
+        principal: &Principal,
+        action: Action,
+        resource: &Resource,
+        policies: Vec<Deciding>,
+        fault: Option<String>,
+    ) -> Self {
+        let told = Some((thing(resource), roles(principal, resource)));
+        Self { allowed: false, reason, policies, fault, action, told }
+    }
+
+    /// One sentence for people.
+    pub fn sentence(&self) -> String {
+        let action = self.action.as_str();
+        let (thing, roles) = self.told.as_ref().map_or(("", ""), |(thing, roles)| (thing.as_str(), roles.as_str()));
+        let first = self.policies.first();
+        match (self.reason, first) {
+            (Reason::Allowed, Some(deciding)) => format!("Permitted by {}.", name(&deciding.policy)),
+            (Reason::Allowed, None) => "Permitted.".to_owned(),
+            (Reason::Forbidden, Some(_)) => {
+                let mut text = String::from("Forbidden by ");
+                for (place, deciding) in self.policies.iter().enumerate() {
+                    let separator = if place == 0 { "" } else { "; and by " };
+                    let _ = write!(text, "{separator}{}", name(&deciding.policy));
+                    if let Some(description) = &deciding.policy.description {
+                        let _ = write!(text, ": {}", description.trim_end_matches('.'));
+                    }
+                }
+                text.push('.');
+                text
+            }
+            (Reason::Forbidden, None) => format!("Forbidden: {action} on {thing}."),
+            (Reason::NotPermitted, _) => format!("No policy permits {action} on {thing}; roles held: {roles}."),
+            (Reason::Error, Some(deciding)) => format!(
+                "Denied because {} could not be evaluated: {}. Doubt denies; guard what may be absent with `has`.",
+                name(&deciding.policy),
+                deciding.error.as_deref().unwrap_or("unknown error").trim_end_matches('.'),
+            ),
+            (Reason::Error, None) => {
+                format!("Denied because {}. Doubt denies.", self.fault.as_deref().unwrap_or("the request could not be evaluated"))
+            }
+        }
+    }
+
+    /// For a problem's `denial`, the audit trail and the API: `{allowed, reason, message, policies: [{id, source, effect,
+    /// description, error}]}`.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "allowed": self.allowed,
+            "reason": self.reason,
+            "message": self.sentence(),
+            "policies": self.policies.iter().map(Deciding::to_json).collect::<Vec<_>>(),
+        })
+    }
+}
+
+impl Deciding {
+    /// `{id, source, effect, description}`, and `error` for what went wrong in it.
+    pub fn to_json(&self) -> Value {
+        let mut value = json!({
+            "id": self.policy.id,
+            "source": self.policy.origin,
+            "effect": if self.policy.permits { "permit" } else { "forbid" },
+            "description": self.policy.description,
+        });
+        if let (Some(object), Some(error)) = (value.as_object_mut(), &self.error) {
+            object.insert("error".into(), error.clone().into());
+        }
+        value
+    }
+}
+
+fn name(policy: &About) -> String {
+    match policy.origin {
+        Origin::Platform => format!("platform policy `{}`", policy.id),
+        Origin::Tenant => format!("tenant policy `{}`", policy.id),
+    }
+}
+
+/// By its id, which the caller knows: who may not read a thing is not told its name.
+fn thing(resource: &Resource) -> String {
+    let kind = resource.kind.as_str().replace('_', " ");
+    if resource.kind == Kind::Organization { format!("the {kind}") } else { format!("{kind} {}", resource.id) }
+}
+
+fn roles(principal: &Principal, resource: &Resource) -> String {
+    let here = Roles::effective(principal, resource);
+    let mut words: Vec<_> = here.iter().map(|role| role.as_str().to_owned()).collect();
+    let elsewhere = Roles::somewhere(principal).iter().filter(|role| !here.contains(*role));
+    words.extend(elsewhere.map(|role| format!("{} in another workspace", role.as_str())));
+    if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+}

@@ -1,0 +1,74 @@
+//! Deciding for many resources at once: those that no policy at hand can tell apart are decided once.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{
+    Action, Context, Resource,
+    engine::{Engine, Tenant},
+    kind::Roles,
+    reads::{self, Reads},
+};
+use crate::domain::{id::OrganizationId, id::UserId, id::WorkspaceId, principal::Principal};
+
+/// Resources with the same class are decided alike.
+#[derive(PartialEq, Eq, Hash)]
+struct Class<'a> {
+    organization: OrganizationId,
+    roles: Roles,
+    id: Option<Uuid>,
+    workspace: Option<Option<WorkspaceId>>,
+    name: Option<&'a str>,
+    environment: Option<Option<&'a str>>,
+    labels: Option<&'a BTreeMap<String, String>>,
+    owner: Option<Option<UserId>>,
+    /// Whether there is an owner, and whether it is the principal.
+    own: Option<(bool, bool)>,
+}
+
+impl<'a> Class<'a> {
+    fn of(tells: &Reads, principal: &Principal, resource: &'a Resource) -> Self {
+        // Oneself shows more than other people do.
+        let oneself = resource.id == principal.user_id.0;
+        let identified = oneself || tells.has(reads::R_IDENTITY) || tells.ids.contains(&resource.id);
+        Self {
+            organization: resource.organization,
+            roles: Roles::effective(principal, resource),
+            id: identified.then_some(resource.id),
+            workspace: tells.has(reads::R_WORKSPACE).then(|| resource.in_workspace()),
+            name: tells.has(reads::R_NAME).then_some(resource.name.as_str()),
+            environment: tells.has(reads::R_ENVIRONMENT).then_some(resource.environment.as_deref()),
+            labels: tells.has(reads::R_LABELS).then_some(&resource.labels),
+            owner: tells.has(reads::R_OWNER).then_some(resource.owner),
+            own: tells
+                .has(reads::R_OWN)
+                .then_some((resource.owner.is_some(), resource.owner == Some(principal.user_id))),
+        }
+    }
+}
+
+/// For each resource whether it is allowed. Resources of several kinds may be mixed.
+pub(super) fn filter(
+    engine: &Engine,
+    tenant: Tenant<'_>,
+    principal: &Principal,
+    action: Action,
+    resources: &[Resource],
+    now: DateTime<Utc>,
+) -> Vec<bool> {
+    let context = Context::default();
+    let mut kinds = HashMap::new();
+    let mut decided = HashMap::new();
+    let mut allowed = Vec::with_capacity(resources.len());
+    for resource in resources {
+        let tells = kinds.entry(resource.kind).or_insert_with(|| engine.tells(tenant, action, resource.kind));
+        let class = (resource.kind, Class::of(tells, principal, resource));
+        let decision = decided
+            .entry(class)
+            .or_insert_with(|| engine.decide(tenant, principal, action, resource, &context, now).allowed);
+        allowed.push(*decision);
+    }
+    allowed
+}

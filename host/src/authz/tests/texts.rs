@@ -1,0 +1,144 @@
+//! What tenants write: accepted, refused with line and column, and what it then does.
+
+use super::*;
+
+fn check(text: &str) -> Result<Validated, Vec<PolicyFault>> {
+    super::super::validate(&World::new().engine, text)
+}
+
+fn refused(text: &str) -> String {
+    let faults = check(text).expect_err(text);
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_examples_hold_up_without_warnings() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../policies/examples");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let validated = check(&text).unwrap_or_else(|faults| panic!("{}: {faults:?}", path.display()));
+        assert_eq!(validated.warnings, [], "{}", path.display());
+        assert!(validated.policies > 0);
+        count += 1;
+    }
+    assert!(count >= 3);
+}
+
+#[test]
+fn what_a_tenant_would_naturally_write_works() {
+    let world = World::new();
+    let production = r#"forbid (principal, action == Kaizen::Action::"agent.deploy", resource) when { context.environment == "production" && !(principal in Kaizen::Role::"admin") };"#;
+    let to = |environment: &str| Context { gateway: Some(gateway(environment)), ..Context::default() };
+    let developer = person(&[(Role::Developer, None)]);
+    assert!(world.decide(production, &developer, Action::AgentDeploy, &agent(), &to("staging")).allowed);
+    assert!(!world.decide(production, &developer, Action::AgentDeploy, &agent(), &to("production")).allowed);
+    let admin = person(&[(Role::Admin, None)]);
+    assert!(world.decide(production, &admin, Action::AgentDeploy, &agent(), &to("production")).allowed);
+    let workspace_admin = person(&[(Role::Admin, Some(10))]);
+    assert!(world.decide(production, &workspace_admin, Action::AgentDeploy, &agent(), &to("production")).allowed);
+    // What the route says of the environment wins over the gateway's.
+    let said = Context { environment: Some("production".into()), ..to("staging") };
+    assert!(!world.decide(production, &developer, Action::AgentDeploy, &agent(), &said).allowed);
+
+    let nobody = person(&[]);
+    let with = |attributes| with_attributes(person(&[]), attributes);
+    let cases = [
+        (r#"principal.attributes.department == "legal""#, json!({"department": "legal"}), json!({"department": "sales"})),
+        ("principal.attributes.clearance >= 3", json!({"clearance": 3}), json!({"clearance": 2})),
+        ("principal.attributes.clearance >= 3", json!({"clearance": 4.0}), json!({"clearance": 3.5})),
+        ("principal.attributes.clearance + 1 == 4", json!({"clearance": 3}), json!({"clearance": 4})),
+        (r#"principal.attributes.regions.contains("eu")"#, json!({"regions": ["us", "eu"]}), json!({"regions": []})),
+        (r#"principal.attributes.regions.containsAny(["eu", "ch"])"#, json!({"regions": ["ch"]}), json!({"regions": ["us"]})),
+        (r#"["legal", "sales"].contains(principal.attributes.department)"#, json!({"department": "sales"}), json!({"department": "it"})),
+        (r#"principal.attributes.department like "le*""#, json!({"department": "legal"}), json!({"department": "sales"})),
+        ("!principal.attributes.contractor", json!({"contractor": false}), json!({"contractor": true})),
+        ("principal.attributes.contractor == false", json!({"contractor": false}), json!({"contractor": true})),
+        (r#"principal.attributes["cost centre"] == "7""#, json!({"cost centre": "7"}), json!({"cost centre": "8"})),
+        ("principal.attributes.team == resource.labels.team", json!({"team": "support"}), json!({"team": "sales"})),
+        ("principal has attributes.vip && principal.attributes.vip", json!({"vip": true}), json!({"vip": false})),
+        (r#"resource.labels.team == "support" && principal.email like "ada@*""#, json!({}), json!(null)),
+        (r#"resource.hasTag("team") && resource.getTag("team") == "support""#, json!({}), json!(null)),
+        (r#"resource.workspace == Kaizen::Workspace::"01900000-0000-7000-8000-00000000000a""#, json!({}), json!(null)),
+        (r#"resource in Kaizen::Workspace::"01900000-0000-7000-8000-00000000000a""#, json!({}), json!(null)),
+        (r#"context.weekday == "friday" && context.hour >= 10 && context.now > datetime("2026-11-20T10:00:00Z")"#, json!({}), json!(null)),
+    ];
+    for (condition, yes, no) in cases {
+        let text = format!(r#"permit (principal, action == Kaizen::Action::"agent.read", resource) when {{ {condition} }};"#);
+        assert!(world.allows(&text, &with(yes), Action::AgentRead, &agent()), "{condition}");
+        if !no.is_null() {
+            assert!(!world.allows(&text, &with(no), Action::AgentRead, &agent()), "{condition}");
+        }
+    }
+    let own = r#"permit (principal, action in Kaizen::Action::"agent.*", resource is Kaizen::Agent) when { resource.owner == principal };"#;
+    let mine = Resource { owner: Some(nobody.user_id), ..agent() };
+    assert!(world.allows(own, &nobody, Action::AgentUpdate, &mine));
+    assert!(!world.allows(own, &nobody, Action::AgentUpdate, &agent()));
+    let granted = r#"permit (principal, action == Kaizen::Action::"agent.deploy", resource)
+        when { principal.grants.contains({role: Kaizen::Role::"viewer", workspace: resource.workspace}) };"#;
+    assert!(world.allows(granted, &person(&[(Role::Viewer, Some(10))]), Action::AgentDeploy, &agent()));
+    assert!(!world.allows(granted, &person(&[(Role::Viewer, Some(11))]), Action::AgentDeploy, &agent()));
+}
+
+#[test]
+fn faults_name_line_and_column() {
+    insta::assert_snapshot!(refused("permit (principal, action, resource)\nwhen { true }"), @r#"line 2, column 14: unexpected end of input"#);
+    insta::assert_snapshot!(refused("permit (principal, action, resource);\n\npermit (principal, action == Kaizen::Action::\"agent.deplyo\", resource);"), @r#"line 3, column 30: unrecognized action `Kaizen::Action::"agent.deplyo"`; did you mean `Kaizen::Action::"agent.deploy"`?"#);
+    insta::assert_snapshot!(refused("permit (principal, action == Kaizen::Action::\"agent.read\", resource)\n  when { resource.nmae == \"x\" };"), @r#"line 2, column 10: attribute `nmae` on entity type `Kaizen::Agent` not found; did you mean `name`?"#);
+    insta::assert_snapshot!(refused("permit (principal in Kaizen::Role::\"boss\", action, resource);"), @r#"line 1, column 22: entity `Kaizen::Role::"boss"` is of an enumerated entity type, but `"boss"` is not declared as a valid eid; valid entity eids: "owner", "admin", "developer", "viewer", "auditor""#);
+    insta::assert_snapshot!(refused("permit (principal, action, resource) when { principal.attributes.a == 1 && principal.attributes.a == \"x\" };"), @r#"line 1, column 76: the types Long and String are not compatible; both operands to a `==` expression must have compatible types. Types must be exactly equal to be compatible"#);
+    insta::assert_snapshot!(refused("permit (principal == ?principal, action, resource);"), @r#"line 1, column 22: templates (`?principal`, `?resource`) are not accepted; write the policy out"#);
+    insta::assert_snapshot!(refused("@id(\"a\") permit (principal, action, resource);\n@id(\"a\") forbid (principal, action, resource);"), @r#"line 2, column 1: another policy is called `a` already; each `@id` is used once"#);
+    insta::assert_snapshot!(refused("permit (principal, action == Kaizen::Action::\"user.read\", resource) when { resource.email like \"*\" };"), @r#"line 1, column 76: in policy 1: `resource.email` is not visible: of another person only `organization` and `name` are"#);
+    insta::assert_snapshot!(refused("permit (principal, action == Kaizen::Action::\"agent.read\", resource)\nwhen { resource.owner.email == \"a\" };"), @r#"line 2, column 8: this policy requires level 2, which exceeds the maximum allowed level (1)"#);
+}
+
+#[test]
+fn an_unguarded_attribute_is_accepted_with_a_warning() {
+    let validated = check("permit (principal, action, resource)\nwhen { principal.attributes.clearance >= 3 };").unwrap();
+    let warnings: Vec<_> = validated.warnings.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(warnings.join("\n"), @"line 2, column 8: `attributes.clearance` of a `Kaizen::User` may be absent, and a request is then denied with the reason `error`; guard it: `… has attributes.clearance && …`");
+    let guarded = "permit (principal, action, resource) when { principal.attributes has clearance && principal.attributes.clearance >= 3 };";
+    assert_eq!(check(guarded).unwrap().warnings, []);
+}
+
+#[test]
+fn a_text_over_the_limits_is_refused() {
+    let long = format!("// {}\npermit (principal, action, resource);", "x".repeat(text::MAX_TEXT));
+    assert!(refused(&long).contains("at most 262144"));
+    let many = "forbid(principal,action,resource);".repeat(text::MAX_POLICIES + 1);
+    assert!(refused(&many).contains("at most 2000"));
+    assert!(check("").unwrap().policies == 0);
+}
+
+#[test]
+fn a_deeply_nested_text_ends_in_a_fault_and_not_in_a_crash() {
+    let with = |condition: String| format!("permit (principal, action, resource) when {{ {condition} }};");
+    let nested = |open: &str, close: &str, n: usize| with(open.repeat(n) + "true" + &close.repeat(n));
+    for n in [150, 1_000, 30_000] {
+        for (open, close) in [("(", ")"), ("!(", ")"), ("[", "]"), ("{a: ", "}"), ("if true then ", " else false"), ("principal.", "")] {
+            drop(check(&nested(open, close, n)));
+        }
+        for chained in [" && true", " || true", " + 1", ".a", " == 1", " has a", " in resource"] {
+            drop(check(&with("true".to_owned() + &chained.repeat(n))));
+        }
+    }
+    assert!(refused(&with("true".to_owned() + &" && true".repeat(300))).contains("nests deeper than 200"));
+    assert!(refused(&nested("(", ")", 300)).contains("at most"));
+    // Brackets in strings and comments do not count.
+    let quoted = format!("// {0}\npermit (principal, action, resource) when {{ principal.name == \"\\\"{0}\" }};", "(".repeat(3000));
+    assert_eq!(check(&quoted).map(|validated| validated.policies), Ok(1));
+}
+
+#[test]
+fn what_is_accepted_can_be_evaluated_on_a_small_stack() {
+    let conjuncts = vec!["principal.attributes has level"; 190].join(" && ");
+    let text = format!(r#"permit (principal, action == Kaizen::Action::"agent.read", resource) when {{ {conjuncts} }};"#);
+    let small = std::thread::Builder::new().stack_size(2 * 1024 * 1024).spawn(move || {
+        let world = World::new();
+        let who = with_attributes(person(&[]), json!({"level": 1}));
+        world.decide(&text, &who, Action::AgentRead, &agent(), &Context::default()).reason
+    });
+    assert_eq!(small.unwrap().join().unwrap(), Reason::Allowed);
+}
