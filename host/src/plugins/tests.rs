@@ -1,3 +1,5 @@
+mod as_built;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
