@@ -57,6 +57,18 @@ impl App {
     /// # Errors
     /// One line that names what to change.
     pub async fn build(config: Config, clock: Clock) -> anyhow::Result<Self> {
+        Self::with(config, clock, Plugins::load).await
+    }
+
+    /// As [`App::build`], with plugins that come from elsewhere.
+    ///
+    /// # Errors
+    /// One line that names what to change.
+    pub async fn with<E: std::error::Error + Send + Sync + 'static>(
+        config: Config,
+        clock: Clock,
+        plugins: impl AsyncFnOnce(&Config, &Secrets, egress::Client) -> Result<Plugins, E>,
+    ) -> anyhow::Result<Self> {
         let store = connect(&config).await?;
         store.migrate().await?;
         let bus = Bus::connect(config.redis_url.as_deref(), &clock)?;
@@ -65,7 +77,7 @@ impl App {
         let policy =
             egress::Policy { allow: config.egress_allow.clone(), allow_private: config.egress_allow_private.clone() };
         let egress = egress::Client::new(policy, Arc::new(egress::SystemResolver));
-        let plugins = Plugins::load(&config, &secrets, egress.clone()).await?;
+        let plugins = plugins(&config, &secrets, egress.clone()).await?;
         let identity = Identity::new(&config, &clock, &store).await?;
         let jobs = Jobs::new();
         let stopping = CancellationToken::new();
@@ -98,9 +110,12 @@ impl App {
 
     /// Begins what runs beside the requests; `work` also runs jobs and delivers audit events.
     pub fn start(&self, work: bool) {
-        let _ = work;
         self.bus.start(&self.stopping, &self.tasks);
         self.canvases.start();
+        if work {
+            crate::jobs::start(self);
+            crate::audit::start(self);
+        }
     }
 }
 

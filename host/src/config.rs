@@ -44,6 +44,10 @@ pub const SETTINGS: &[Setting] = &[
         help: "32 bytes in hexadecimal that encrypt secrets at rest; the same on every host (DATA_DIR/master.key)",
     },
     Setting { name: "audit_dir", help: "folder offered to plugins as `audit` (DATA_DIR/audit)" },
+    Setting {
+        name: "job_lease_seconds",
+        help: "how long a host that died keeps its jobs and sinks before another takes them over (30)",
+    },
     Setting { name: "log", help: "what is logged, as in tracing's EnvFilter (info)" },
     Setting { name: "log_format", help: "text or json (text on a terminal, otherwise json)" },
 ];
@@ -75,6 +79,8 @@ pub struct Config {
     pub master_key: Option<secrecy::SecretString>,
     /// The folder offered to plugins as `audit`.
     pub audit_dir: PathBuf,
+    /// How long a job or an audit sink stays with the host that took it, unless renewed.
+    pub job_lease: std::time::Duration,
     /// tracing's `EnvFilter`.
     pub log: String,
     /// Lines of JSON in place of text; by the terminal if absent.
@@ -228,6 +234,11 @@ impl Config {
             Ok(n @ 2..=1000) => Ok(n),
             _ => Err("expected a whole number from 2 to 1000".to_owned()),
         })?;
+        let job_lease =
+            layers.parse("job_lease_seconds", std::time::Duration::from_secs(30), |text| match text.parse() {
+                Ok(seconds @ 1..=3600) => Ok(std::time::Duration::from_secs(seconds)),
+                _ => Err("expected a whole number from 1 to 3600".to_owned()),
+            })?;
         let log = layers.parse("log", "info".to_owned(), |text| {
             tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
         })?;
@@ -249,6 +260,7 @@ impl Config {
             cors_origins,
             master_key,
             audit_dir,
+            job_lease,
             log,
             log_json,
             given: layers.0.keys().copied().collect(),

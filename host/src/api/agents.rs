@@ -28,7 +28,7 @@ use crate::{
         id::{AgentId, WorkspaceId},
         principal::Principal,
     },
-    store::{agents, workspaces},
+    store::{agents, deployments, workspaces},
 };
 
 /// The routes of this file.
@@ -214,6 +214,7 @@ async fn remove(
     let agent = find(&app, &caller, id, Action::AgentDelete).await?;
     if_match.check(agent.revision)?;
     let mut tx = app.store.begin().await?;
+    deployments::forget_agent(&mut tx, caller.organization_id, id).await?;
     agents::delete(&mut tx, &agent).await?;
     change(&app, tx, &caller, Action::AgentDelete, format!("agent/{id}"), json!({ "before": agent })).await?;
     Ok(StatusCode::NO_CONTENT)

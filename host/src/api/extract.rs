@@ -186,3 +186,17 @@ pub fn etag(revision: i64) -> (header::HeaderName, HeaderValue) {
     let value = HeaderValue::from_str(&format!("\"{revision}\"")).unwrap_or_else(|_| HeaderValue::from_static("\"0\""));
     (header::ETAG, value)
 }
+
+/// A request that needs no body; what is sent as one is ignored.
+pub struct Bodyless {
+    /// The `Idempotency-Key` with a digest of the request, if one was sent.
+    pub idempotency: Option<IdempotencyKey>,
+}
+
+impl FromRequestParts<App> for Bodyless {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _app: &App) -> Result<Self> {
+        Ok(Self { idempotency: idempotency_key(&parts.headers, &parts.method, parts.uri.path(), &[])? })
+    }
+}

@@ -1,13 +1,17 @@
 //! Routes, one resource a file.
 
 pub mod agents;
+pub mod audit;
 pub mod auth;
 pub mod authz;
 pub mod canvas;
+pub mod deployment_events;
+pub mod deployments;
 pub mod extract;
 pub mod guard;
 pub mod health;
 pub mod idempotency;
+pub mod jobs;
 pub mod memberships;
 pub mod middleware;
 pub mod openapi;
@@ -38,6 +42,10 @@ fn routes() -> OpenApiRouter<App> {
         .merge(canvas::router())
         .merge(policies::router())
         .merge(authz::router())
+        .merge(deployments::router())
+        .merge(deployment_events::router())
+        .merge(jobs::router())
+        .merge(audit::router())
 }
 
 /// The whole API with its document, its page and its middleware, ready to serve.

@@ -1,6 +1,12 @@
 //! The audit trail: recorded in the transaction of the change it tells of, delivered to sinks afterwards, verifiable.
 
+mod dispatcher;
+pub mod export;
+pub mod verify;
+
 use serde_json::Value;
+
+pub use self::dispatcher::start;
 
 use crate::{
     clock::Clock,

@@ -1,6 +1,7 @@
 //! The command line, one command a file.
 
 pub mod admin;
+pub mod audit;
 pub mod demo;
 pub mod policy;
 pub mod serve;
@@ -82,6 +83,9 @@ enum Command {
     DemoGateway(demo::gateway::DemoGateway),
     Admin(admin::AdminCommand),
     Policy(policy::Policy),
+    /// Verify or export the audit trail
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Bring the database up to this version, and stop
     Migrate,
     /// Print the OpenAPI document
@@ -115,6 +119,7 @@ pub fn run() -> anyhow::Result<()> {
             Command::Serve(serve) => serve.run(config).await,
             Command::Demo(demo) => demo.run(config).await,
             Command::Admin(admin) => admin.run(&config).await,
+            Command::Audit(audit) => audit.run(&config).await,
             Command::Migrate => migrate(&config).await,
             Command::Policy(_) | Command::Openapi | Command::DemoGateway(_) => Ok(()),
         }

@@ -23,6 +23,17 @@ pub enum Outcome {
     Failure,
 }
 
+impl Outcome {
+    /// As stored, as hashed and as shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Success => "success",
+            Outcome::Denied => "denied",
+            Outcome::Failure => "failure",
+        }
+    }
+}
+
 /// One event of an organization's chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
 pub struct Event {
@@ -51,11 +62,6 @@ pub struct Event {
 /// SHA-256 over the previous hash and every field of the event, each preceded by its length, hexadecimal.
 pub fn chain_hash(previous: &str, event: &Event) -> String {
     let occurred_at = event.occurred_at.to_rfc3339_opts(SecondsFormat::Micros, true);
-    let outcome = match event.outcome {
-        Outcome::Success => "success",
-        Outcome::Denied => "denied",
-        Outcome::Failure => "failure",
-    };
     let mut sha = Sha256::new();
     let fields = [
         previous.as_bytes(),
@@ -66,7 +72,7 @@ pub fn chain_hash(previous: &str, event: &Event) -> String {
         event.actor.as_bytes(),
         event.action.as_bytes(),
         event.target.as_bytes(),
-        outcome.as_bytes(),
+        event.outcome.as_str().as_bytes(),
         event.details.as_bytes(),
     ];
     for field in fields {

@@ -1,12 +1,186 @@
-//! Leases and the apalis runner; one job a file.
+//! Background jobs: our `jobs` table is the queue and the truth about it, apalis runs what is claimed from it.
+//!
+//! apalis brings the monitor that supervises workers, the worker that asks for no more than it can take, and layers;
+//! its storages do not count attempts across crashes, fence acknowledgements by the worker's name alone, and need a second
+//! writer to the SQLite file. So `backend.rs` gives apalis a backend of our own over the `jobs` table: enqueuing is one
+//! `INSERT` in the transaction of the change, claiming counts the attempt and moves the fence, and every write of a running
+//! attempt names its fence.
+//!
+//! | what happens | what follows |
+//! |---|---|
+//! | a host dies | its lease ends (`job_lease_seconds`), another host takes the job over: an attempt more |
+//! | a host stalls and comes back | its writes are refused: the fence has moved |
+//! | every attempt kills its host | attempts are counted when claiming: the job is given up |
+//! | an attempt fails | put back with `run_at` in the future: back-off with jitter, or as the far side asks |
+//! | an attempt panics | as a failed attempt |
+//! | the host is asked to stop | nothing more is claimed; what runs may end within [`DRAIN`], the rest is given back |
 
-/// Background jobs.
+mod attempt;
+mod backend;
+mod deploy;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod streams;
+mod undeploy;
+
+use std::{panic::AssertUnwindSafe, time::Duration};
+
+use apalis::prelude::{Monitor, WorkerBuilder, WorkerBuilderExt};
+use futures::FutureExt;
+use uuid::Uuid;
+
+pub use self::streams::{Stream, Streams};
+use self::{attempt::attempt, backend::Claims};
+use crate::{
+    app::App,
+    clock::Clock,
+    domain::{
+        id::{JobId, OrganizationId},
+        job::{JobKind, Payload},
+    },
+    store::{self, StoreError, Tx, jobs::Claimed},
+};
+
+/// Jobs that one host runs at once.
+const SLOTS: usize = 16;
+/// How long a stopping host waits for the jobs it runs.
+pub const DRAIN: Duration = Duration::from_secs(20);
+/// How long jobs are kept after they were over.
+const KEPT: chrono::TimeDelta = chrono::TimeDelta::days(30);
+/// How often old jobs are removed, and how many at once.
+const PRUNING: (Duration, i64) = (Duration::from_secs(600), 1000);
+
+/// What the routes share with the background work. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Jobs {}
+pub struct Jobs {
+    /// Event streams that are open.
+    pub streams: Streams,
+}
 
 impl Jobs {
     /// None running.
     pub fn new() -> Self {
-        Self {}
+        Self::default()
+    }
+}
+
+/// Adds a job within the transaction of the change that causes it. Publish [`crate::bus::Hint::Job`] after the commit, so that it is
+/// picked up at once; without it that takes up to a second.
+///
+/// # Errors
+/// As the database says.
+pub async fn enqueue(
+    tx: &mut Tx,
+    clock: &Clock,
+    organization: OrganizationId,
+    kind: JobKind,
+    payload: Payload,
+) -> Result<JobId, StoreError> {
+    let now = clock.now();
+    let id = clock.id();
+    let job = store::jobs::NewJob {
+        id,
+        organization_id: organization,
+        kind,
+        payload,
+        max_attempts: attempts(kind),
+        run_at: now,
+        now,
+    };
+    store::jobs::insert(tx, &job).await?;
+    Ok(id)
+}
+
+/// Attempts at the most. Nobody watches an undeployment as closely, and giving it up leaves something behind.
+fn attempts(kind: JobKind) -> i64 {
+    match kind {
+        JobKind::Deploy => 5,
+        JobKind::Undeploy => 10,
+    }
+}
+
+/// Starts this host's workers on `app.tasks`; they end after `app.stopping`.
+pub fn start(app: &App) {
+    app.tasks.spawn(work(app.clone()));
+    app.tasks.spawn(prune(app.clone()));
+}
+
+/// Runs workers until the host stops. The name is new at every start: what an earlier process held under its own stays
+/// held until the lease ends.
+async fn work(app: App) {
+    let owner = format!("worker-{}", app.clock.id::<Uuid>());
+    while !app.stopping.is_cancelled() {
+        let stopping = app.stopping.clone();
+        let run = monitor(&app, &owner).run_with_signal(async move {
+            stopping.cancelled().await;
+            Ok(())
+        });
+        match AssertUnwindSafe(run).catch_unwind().await {
+            Ok(Ok(())) if app.stopping.is_cancelled() => {}
+            Ok(end) => tracing::warn!(?end, "the job workers ended; starting them again"),
+            Err(_) => tracing::error!("the job workers panicked; starting them again"),
+        }
+        release(&app, &owner).await;
+        if !app.stopping.is_cancelled() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+fn monitor(app: &App, owner: &str) -> Monitor {
+    let (app, owner) = (app.clone(), owner.to_owned());
+    Monitor::new()
+        .register(move |restarts| {
+            let handler = {
+                let app = app.clone();
+                move |claimed: Claimed| attempt(app.clone(), claimed)
+            };
+            WorkerBuilder::new(format!("{owner}-{restarts}"))
+                .backend(Claims::new(app.clone(), owner.clone()))
+                .catch_panic()
+                .concurrency(SLOTS)
+                .build(handler)
+        })
+        .should_restart(|worker, error| {
+            tracing::warn!(worker = worker.name(), %error, "a job worker ended; starting it again");
+            true
+        })
+        .shutdown_timeout(DRAIN)
+}
+
+/// Gives back what is still held, so that another host need not wait for the lease to end.
+async fn release(app: &App, owner: &str) {
+    let released = async {
+        let mut tx = app.store.begin().await?;
+        let released = store::jobs::release(&mut tx, owner, app.clock.now()).await?;
+        tx.commit().await?;
+        Ok::<_, StoreError>(released)
+    };
+    match released.await {
+        Ok(0) => {}
+        Ok(count) => {
+            tracing::info!(count, "gave back jobs that were still running");
+            app.bus.publish(crate::bus::Hint::Job);
+        }
+        Err(error) => {
+            tracing::warn!(%error, "could not give back jobs; another host takes them over when their leases end")
+        }
+    }
+}
+
+/// Removes jobs that were over long ago.
+async fn prune(app: App) {
+    let (pause, batch) = PRUNING;
+    while app.stopping.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+        let pruned = async {
+            let mut tx = app.store.begin().await?;
+            let count = store::jobs::prune(&mut tx, app.clock.now() - KEPT, batch).await?;
+            tx.commit().await?;
+            Ok::<_, StoreError>(count)
+        };
+        match pruned.await {
+            Ok(count) => tracing::debug!(count, "removed old jobs"),
+            Err(error) => tracing::warn!(%error, "could not remove old jobs"),
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! The audit chain's tables.
 
+use chrono::{DateTime, Utc};
+
 use super::{Connection, StoreError, Tx};
 use crate::domain::{
-    audit::{Event, GENESIS},
+    audit::{Event, GENESIS, Outcome},
     id::OrganizationId,
 };
 
@@ -65,4 +67,83 @@ pub async fn after(
     let sql = "SELECT id, organization_id, sequence, occurred_at, actor, action, target, outcome, details, hash
                FROM audit_events WHERE organization_id = $1 AND sequence > $2 ORDER BY sequence LIMIT $3";
     Ok(crate::on!(conn, |c| sqlx::query_as(sql).bind(organization).bind(after).bind(limit).fetch_all(c).await)?)
+}
+
+/// The chain's last sequence and hash, without a lock; none if there is no such organization.
+///
+/// # Errors
+/// As the database says.
+pub async fn head(
+    conn: &mut impl Connection,
+    organization: OrganizationId,
+) -> Result<Option<(i64, String)>, StoreError> {
+    let sql = "SELECT sequence, hash FROM audit_heads WHERE organization_id = $1";
+    Ok(crate::on!(conn, |c| sqlx::query_as(sql).bind(organization).fetch_optional(c).await)?)
+}
+
+/// Every organization that has a chain.
+///
+/// # Errors
+/// As the database says.
+pub async fn chains(conn: &mut impl Connection) -> Result<Vec<OrganizationId>, StoreError> {
+    let sql = "SELECT organization_id FROM audit_heads ORDER BY organization_id";
+    let rows: Vec<(OrganizationId,)> = crate::on!(conn, |c| sqlx::query_as(sql).fetch_all(c).await)?;
+    Ok(rows.into_iter().map(|(id,)| id).collect())
+}
+
+/// Which events to show; what is absent does not matter.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Exactly this action, or with a `*` at its end every action that begins so.
+    pub action: Option<String>,
+    /// Exactly this actor.
+    pub actor: Option<String>,
+    /// Exactly this target.
+    pub target: Option<String>,
+    /// This outcome.
+    pub outcome: Option<Outcome>,
+    /// At this time or later.
+    pub since: Option<DateTime<Utc>>,
+    /// Before this time.
+    pub until: Option<DateTime<Utc>>,
+}
+
+/// Events that match, with a sequence after `after` and up to `up_to`, in the chain's order, at most `limit`.
+///
+/// # Errors
+/// As the database says.
+pub async fn search(
+    conn: &mut impl Connection,
+    organization: OrganizationId,
+    filter: &Filter,
+    after: i64,
+    up_to: i64,
+    limit: i64,
+) -> Result<Vec<Event>, StoreError> {
+    let sql = "SELECT id, organization_id, sequence, occurred_at, actor, action, target, outcome, details, hash
+               FROM audit_events
+               WHERE organization_id = $1 AND sequence > $2 AND sequence <= $3
+                 AND ($4 = '' OR action = $4) AND SUBSTR(action, 1, LENGTH($5)) = $5
+                 AND ($6 = '' OR actor = $6) AND ($7 = '' OR target = $7) AND ($8 = '' OR outcome = $8)
+                 AND ($9 IS NULL OR occurred_at >= $9) AND ($10 IS NULL OR occurred_at < $10)
+               ORDER BY sequence LIMIT $11";
+    let action = filter.action.as_deref().unwrap_or_default();
+    let (action, prefix) = match action.strip_suffix('*') {
+        Some(prefix) => ("", prefix),
+        None => (action, ""),
+    };
+    Ok(crate::on!(conn, |c| sqlx::query_as(sql)
+        .bind(organization)
+        .bind(after)
+        .bind(up_to)
+        .bind(action)
+        .bind(prefix)
+        .bind(filter.actor.as_deref().unwrap_or_default())
+        .bind(filter.target.as_deref().unwrap_or_default())
+        .bind(filter.outcome.map_or("", Outcome::as_str))
+        .bind(filter.since)
+        .bind(filter.until)
+        .bind(limit)
+        .fetch_all(c)
+        .await)?)
 }

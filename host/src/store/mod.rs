@@ -8,7 +8,10 @@ pub mod audit;
 pub mod canvas;
 pub mod connections;
 mod db;
+pub mod delivery;
+pub mod deployments;
 pub mod idempotency;
+pub mod jobs;
 pub mod memberships;
 pub mod organizations;
 pub mod policies;
@@ -24,7 +27,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 static SQLITE: Migrator = sqlx::migrate!("../migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("../migrations/postgres");
 
-/// Our migrations' own table: apalis keeps its own in sqlx's default one.
+/// Our migrations' own table: sqlx's default one may be another application's in the same database.
 const MIGRATIONS: &str = "kaizen_migrations";
 
 /// Why the store could not do what was asked.
@@ -99,7 +102,7 @@ impl Store {
         Ok(Self { db: Db::connect(url, max_connections).await? })
     }
 
-    /// The pools themselves, for what needs one of its own kind (the job runner).
+    /// The pools themselves, for what differs between the databases.
     pub fn db(&self) -> &Db {
         &self.db
     }

@@ -1,0 +1,433 @@
+//! `/api/v1/deployments`, and deploying an agent.
+
+use axum::{Json, extract::State, http::StatusCode, response::Response};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    extract::{Bodyless, Caller, IdempotencyKey, Input, Parameters, PathId},
+    guard::change,
+    idempotency::{Claimed, Once},
+    page::{Item, Listed, Page, visible},
+    problem::{Fault, Problem, Result},
+};
+use crate::{
+    app::App,
+    authz::{Action, Context, Kind, Resource},
+    bus::Hint,
+    domain::{
+        agent::{Agent, Version},
+        connection::Kind as ConnectionKind,
+        deployment::{Deployment, DeploymentState, Progress},
+        id::{AgentId, DeploymentId, GatewayId, JobId, OrganizationId},
+        job::{JobKind, Payload},
+        principal::Principal,
+    },
+    jobs,
+    store::{
+        agents,
+        connections::{self, Connection},
+        deployments::{self, Change},
+        versions,
+    },
+};
+
+/// The routes of this file.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(deploy))
+        .routes(routes!(list))
+        .routes(routes!(summary))
+        .routes(routes!(read))
+        .routes(routes!(cancel))
+        .routes(routes!(stop))
+        .routes(routes!(rollback))
+}
+
+/// Where to deploy what.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewDeployment {
+    /// The gateway.
+    gateway_id: GatewayId,
+    /// A version's number; the newest if absent.
+    version: Option<i64>,
+    /// The gateway's own if absent; another one only for a gateway that has none.
+    environment: Option<String>,
+}
+
+/// What was asked for has begun; the deployment tells how it goes.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Accepted {
+    /// The job.
+    job_id: JobId,
+    /// The deployment.
+    deployment_id: DeploymentId,
+    /// The state it is in.
+    status: DeploymentState,
+}
+
+/// What to list; what is absent does not matter.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Filter {
+    /// Only of this agent.
+    agent_id: Option<AgentId>,
+    /// Only to this gateway.
+    gateway_id: Option<GatewayId>,
+    /// Only in this state.
+    status: Option<DeploymentState>,
+}
+
+/// How many deployments there are in each state.
+#[derive(Debug, Default, Serialize, utoipa::ToSchema)]
+pub struct Summary {
+    queued: i64,
+    running: i64,
+    active: i64,
+    failed: i64,
+    cancelled: i64,
+    stopping: i64,
+    stopped: i64,
+    /// All of them.
+    total: i64,
+}
+
+impl Item for Deployment {
+    fn id(&self) -> uuid::Uuid {
+        self.id.0
+    }
+
+    fn resource(&self) -> Resource {
+        Resource {
+            workspace: Some(self.workspace_id),
+            environment: Some(self.environment.clone()),
+            owner: Some(self.created_by),
+            ..Resource::new(Kind::Deployment, self.id, self.organization_id, self.agent_name.clone())
+        }
+    }
+}
+
+/// The deployment, if it is the caller's organization's and the caller may do this to it.
+///
+/// # Errors
+/// 404, 403.
+pub(super) async fn find(app: &App, caller: &Principal, id: DeploymentId, action: Action) -> Result<Deployment> {
+    let found = deployments::get(&mut app.store.read().await?, caller.organization_id, id).await?;
+    let deployment = found.ok_or_else(|| Problem::not_found("deployment"))?;
+    app.require(caller, action, &deployment.resource(), &Context::default()).await?;
+    Ok(deployment)
+}
+
+/// Deploy a version of an agent to a gateway
+#[utoipa::path(post, path = "/api/v1/agents/{id}/deploy", tag = "Deployments", params(("id" = AgentId, Path)),
+    request_body = NewDeployment, responses((status = ACCEPTED, body = Accepted)))]
+async fn deploy(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<AgentId>,
+    input: Input<NewDeployment>,
+) -> Result<Response> {
+    let NewDeployment { gateway_id, version, environment } = input.body;
+    let mut conn = app.store.read().await?;
+    let agent = agents::get(&mut conn, caller.organization_id, id).await?;
+    let agent = agent.ok_or_else(|| Problem::not_found("agent"))?;
+    let gateway = find_gateway(&mut conn, caller.organization_id, gateway_id).await?;
+    let environment = environment_of(&gateway, environment)?;
+    may_deploy(&app, &caller, &agent, &gateway, &environment).await?;
+    let found = versions::get(&mut conn, caller.organization_id, id, version).await?;
+    drop(conn);
+    let (version, _) = found.ok_or_else(|| no_version(id, version))?;
+    let order = Order { agent, version, gateway, environment, rollback_of: None };
+    order.place(&app, &caller, input.idempotency, Action::AgentDeploy, format!("agent/{id}")).await
+}
+
+fn no_version(agent: AgentId, asked: Option<i64>) -> Problem {
+    match asked {
+        Some(number) => Problem::not_found(&format!("version: this agent has no version {number}")),
+        None => Problem::conflict(format!(
+            "This agent has no version yet: cut one first with POST /api/v1/agents/{agent}/versions."
+        )),
+    }
+}
+
+async fn find_gateway(
+    conn: &mut crate::store::Conn,
+    organization: OrganizationId,
+    id: GatewayId,
+) -> Result<Connection> {
+    let found = connections::get(conn, organization, ConnectionKind::DeploymentTarget, id.0).await?;
+    let gateway = found.ok_or_else(|| Problem::not_found("gateway"))?;
+    if gateway.active {
+        Ok(gateway)
+    } else {
+        Err(Problem::conflict("This gateway is switched off: set `active` to true first."))
+    }
+}
+
+/// The gateway's environment. It cannot be called another one: policies decide by it.
+fn environment_of(gateway: &Connection, asked: Option<String>) -> Result<String> {
+    let fixed = gateway.environment.clone().unwrap_or_default();
+    match asked {
+        Some(asked) if !fixed.is_empty() && asked != fixed => Err(Problem::invalid(vec![Fault::new(
+            "/environment",
+            format!("this gateway is for `{fixed}`: leave it out, or choose a gateway for `{asked}`"),
+        )])),
+        Some(asked) if asked.len() > 63 || asked.chars().any(char::is_control) => {
+            Err(Problem::invalid(vec![Fault::new("/environment", "at most 63 characters, without control characters")]))
+        }
+        Some(asked) => Ok(asked),
+        None => Ok(fixed),
+    }
+}
+
+async fn may_deploy(
+    app: &App,
+    caller: &Principal,
+    agent: &Agent,
+    gateway: &Connection,
+    environment: &str,
+) -> Result<()> {
+    let seen = Resource {
+        environment: gateway.environment.clone(),
+        labels: gateway.labels.0.clone(),
+        ..Resource::new(Kind::Gateway, gateway.id, gateway.organization_id, gateway.name.clone())
+    };
+    let context = Context { gateway: Some(seen), environment: Some(environment.to_owned()), ..Context::default() };
+    app.require(caller, Action::AgentDeploy, &agent.resource(), &context).await
+}
+
+/// A deployment to be made.
+struct Order {
+    agent: Agent,
+    version: Version,
+    gateway: Connection,
+    environment: String,
+    rollback_of: Option<DeploymentId>,
+}
+
+impl Order {
+    /// Deployment, job, answer and audit event in one transaction.
+    async fn place(
+        self,
+        app: &App,
+        caller: &Principal,
+        key: Option<IdempotencyKey>,
+        action: Action,
+        target: String,
+    ) -> Result<Response> {
+        let now = app.clock.now();
+        let mut tx = app.store.begin().await?;
+        let once = match Once::claim(app, &mut tx, caller, key).await? {
+            Claimed::Fresh(once) => once,
+            Claimed::Answered(response) => return Ok(response),
+        };
+        let id: DeploymentId = app.clock.id();
+        let payload = Payload { deployment_id: id };
+        let job_id = jobs::enqueue(&mut tx, &app.clock, caller.organization_id, JobKind::Deploy, payload).await?;
+        let deployment = Deployment {
+            id,
+            organization_id: caller.organization_id,
+            agent_id: self.agent.id,
+            agent_name: self.agent.name,
+            workspace_id: self.agent.workspace_id,
+            version: self.version.number,
+            version_id: self.version.id,
+            gateway_id: GatewayId(self.gateway.id),
+            environment: self.environment,
+            status: DeploymentState::Queued,
+            job_id,
+            registration_id: None,
+            endpoint: None,
+            progress: Progress::default(),
+            error: None,
+            rollback_of: self.rollback_of,
+            created_by: caller.user_id,
+            created_at: now,
+            updated_at: now,
+            activated_at: None,
+            finished_at: None,
+        };
+        deployments::insert(&mut tx, &deployment).await?;
+        let accepted = Accepted { job_id, deployment_id: id, status: deployment.status };
+        let response = once.answer(&mut tx, StatusCode::ACCEPTED, &accepted).await?;
+        change(app, tx, caller, action, target, details(&deployment)).await?;
+        app.bus.publish(Hint::Job);
+        Ok(response)
+    }
+}
+
+fn details(deployment: &Deployment) -> Value {
+    json!({
+        "deployment_id": deployment.id,
+        "job_id": deployment.job_id,
+        "agent_id": deployment.agent_id,
+        "version": deployment.version,
+        "gateway_id": deployment.gateway_id,
+        "environment": deployment.environment,
+        "rollback_of": deployment.rollback_of,
+    })
+}
+
+/// List deployments
+#[utoipa::path(get, path = "/api/v1/deployments", tag = "Deployments", params(Page, Filter),
+    responses((status = OK, body = Listed<Deployment>)))]
+async fn list(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    Parameters(page): Parameters<Page>,
+    Parameters(filter): Parameters<Filter>,
+) -> Result<Json<Listed<Deployment>>> {
+    let filter = deployments::Filter { agent: filter.agent_id, gateway: filter.gateway_id, status: filter.status };
+    let organization = caller.organization_id;
+    let listed = visible(&app, &caller, Action::DeploymentRead, &page, move |store, after, limit| {
+        let filter = filter.clone();
+        async move { deployments::list(&mut store.read().await?, organization, &filter, after, limit).await }
+    });
+    Ok(Json(listed.await?))
+}
+
+/// Count the organization's deployments by state
+#[utoipa::path(get, path = "/api/v1/deployments/summary", tag = "Deployments", responses((status = OK, body = Summary)))]
+async fn summary(State(app): State<App>, Caller(caller): Caller) -> Result<Json<Summary>> {
+    let organization = Resource::organization(caller.organization_id);
+    app.require(&caller, Action::OrganizationRead, &organization, &Context::default()).await?;
+    let mut summary = Summary::default();
+    for (state, count) in deployments::counts(&mut app.store.read().await?, caller.organization_id).await? {
+        summary.total += count;
+        *match state {
+            DeploymentState::Queued => &mut summary.queued,
+            DeploymentState::Running => &mut summary.running,
+            DeploymentState::Active => &mut summary.active,
+            DeploymentState::Failed => &mut summary.failed,
+            DeploymentState::Cancelled => &mut summary.cancelled,
+            DeploymentState::Stopping => &mut summary.stopping,
+            DeploymentState::Stopped => &mut summary.stopped,
+        } = count;
+    }
+    Ok(Json(summary))
+}
+
+/// Read a deployment
+#[utoipa::path(get, path = "/api/v1/deployments/{id}", tag = "Deployments", params(("id" = DeploymentId, Path)),
+    responses((status = OK, body = Deployment)))]
+async fn read(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<DeploymentId>,
+) -> Result<Json<Deployment>> {
+    Ok(Json(find(&app, &caller, id, Action::DeploymentRead).await?))
+}
+
+/// Cancel a deployment that is not active yet
+///
+/// It is cancelled at once; what the gateway may have registered meanwhile is removed again.
+#[utoipa::path(post, path = "/api/v1/deployments/{id}/cancel", tag = "Deployments", params(("id" = DeploymentId, Path)),
+    responses((status = OK, body = Deployment)))]
+async fn cancel(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<DeploymentId>,
+) -> Result<Json<Deployment>> {
+    let seen = find(&app, &caller, id, Action::DeploymentCancel).await?;
+    Ok(Json(call_off(&app, &caller, &seen, Action::DeploymentCancel, format!("deployment/{id}")).await?))
+}
+
+/// Cancels a deployment and its job, as one change.
+pub(super) async fn call_off(
+    app: &App,
+    caller: &Principal,
+    seen: &Deployment,
+    action: Action,
+    target: String,
+) -> Result<Deployment> {
+    let now = app.clock.now();
+    let mut tx = app.store.begin().await?;
+    // The job first, as its worker does: then neither waits for the other.
+    crate::store::jobs::cancel(&mut tx, caller.organization_id, seen.job_id, now).await?;
+    let found = deployments::lock(&mut tx, caller.organization_id, seen.id).await?;
+    let mut deployment = found.ok_or_else(|| Problem::not_found("deployment"))?;
+    if !deployment.status.may_become(DeploymentState::Cancelled) {
+        let hint = if deployment.status == DeploymentState::Active { "; stop it instead" } else { "" };
+        return Err(Problem::conflict(format!("The deployment is {} already{hint}.", deployment.status.as_str())));
+    }
+    deployments::advance(&mut tx, &mut deployment, DeploymentState::Cancelled, Change::default(), now).await?;
+    change(app, tx, caller, action, target, details(&deployment)).await?;
+    app.bus.publish(Hint::Deployment { deployment: deployment.id });
+    app.bus.publish(Hint::Job);
+    Ok(deployment)
+}
+
+/// Take an active deployment off its gateway
+#[utoipa::path(post, path = "/api/v1/deployments/{id}/stop", tag = "Deployments", params(("id" = DeploymentId, Path)),
+    responses((status = ACCEPTED, body = Accepted)))]
+async fn stop(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<DeploymentId>,
+    input: Bodyless,
+) -> Result<Response> {
+    find(&app, &caller, id, Action::DeploymentStop).await?;
+    let now = app.clock.now();
+    let mut tx = app.store.begin().await?;
+    let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {
+        Claimed::Fresh(once) => once,
+        Claimed::Answered(response) => return Ok(response),
+    };
+    let found = deployments::lock(&mut tx, caller.organization_id, id).await?;
+    let mut deployment = found.ok_or_else(|| Problem::not_found("deployment"))?;
+    if !deployment.status.may_become(DeploymentState::Stopping) {
+        let hint = match deployment.status {
+            DeploymentState::Queued | DeploymentState::Running => "; cancel it instead".to_owned(),
+            DeploymentState::Stopping => format!("; if job {} has failed, retry that", deployment.job_id),
+            _ => String::new(),
+        };
+        return Err(Problem::conflict(format!("The deployment is {}{hint}.", deployment.status.as_str())));
+    }
+    let payload = Payload { deployment_id: id };
+    let job_id = jobs::enqueue(&mut tx, &app.clock, caller.organization_id, JobKind::Undeploy, payload).await?;
+    let order = Change { job: Some(job_id), progress: Some(Progress::default()), ..Change::default() };
+    deployments::advance(&mut tx, &mut deployment, DeploymentState::Stopping, order, now).await?;
+    let accepted = Accepted { job_id, deployment_id: id, status: deployment.status };
+    let response = once.answer(&mut tx, StatusCode::ACCEPTED, &accepted).await?;
+    change(&app, tx, &caller, Action::DeploymentStop, format!("deployment/{id}"), details(&deployment)).await?;
+    app.bus.publish(Hint::Deployment { deployment: id });
+    app.bus.publish(Hint::Job);
+    Ok(response)
+}
+
+/// Deploy the version that was active on the same gateway before this one
+///
+/// It is a deployment of its own, and takes the permission to deploy as well.
+#[utoipa::path(post, path = "/api/v1/deployments/{id}/rollback", tag = "Deployments", params(("id" = DeploymentId, Path)),
+    responses((status = ACCEPTED, body = Accepted)))]
+async fn rollback(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<DeploymentId>,
+    input: Bodyless,
+) -> Result<Response> {
+    let this = find(&app, &caller, id, Action::DeploymentRollback).await?;
+    if matches!(this.status, DeploymentState::Queued | DeploymentState::Running) {
+        return Err(Problem::conflict(format!("The deployment is {}; cancel it instead.", this.status.as_str())));
+    }
+    let organization = caller.organization_id;
+    let mut conn = app.store.read().await?;
+    let before = deployments::active_before(&mut conn, &this).await?;
+    let before = before.ok_or_else(|| {
+        Problem::conflict(
+            "No other version of this agent was active on this gateway before: there is nothing to go back to.",
+        )
+    })?;
+    let agent = agents::get(&mut conn, organization, this.agent_id).await?;
+    let agent = agent.ok_or_else(|| Problem::not_found("agent"))?;
+    let gateway = find_gateway(&mut conn, organization, this.gateway_id).await?;
+    let environment = environment_of(&gateway, None)?;
+    may_deploy(&app, &caller, &agent, &gateway, &environment).await?;
+    let found = versions::get(&mut conn, organization, this.agent_id, Some(before.version)).await?;
+    drop(conn);
+    let (version, _) = found.ok_or_else(|| no_version(this.agent_id, Some(before.version)))?;
+    let order = Order { agent, version, gateway, environment, rollback_of: Some(id) };
+    order.place(&app, &caller, input.idempotency, Action::DeploymentRollback, format!("deployment/{id}")).await
+}

@@ -1,0 +1,296 @@
+//! Delivers the audit trail to sinks, beside the requests and never in their way.
+//!
+//! Each sink has a place in its organization's chain (`audit_deliveries`). Whoever holds the sink's lease sends what comes
+//! after that place, in order and in batches, and moves the place on by what the far side says it has stored: each event
+//! arrives at least once, under the same id. A failure is tried again, later and later, and never skipped.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{
+        Notify, Semaphore,
+        broadcast::{Receiver, error::RecvError},
+    },
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::{
+    app::App,
+    bus::Hint,
+    domain::{
+        audit::Event,
+        connection::Kind,
+        id::{AuditSinkId, OrganizationId},
+        job::backoff,
+    },
+    plugins::{self, Attempt, PluginError},
+    store::{self, StoreError, delivery::Cursor},
+};
+
+/// How often it is looked for work without a hint.
+const POLL: Duration = Duration::from_secs(1);
+/// How long events are gathered before they are sent.
+const GATHER: Duration = Duration::from_millis(50);
+/// How often the lag is measured.
+const MEASURE: Duration = Duration::from_secs(5);
+/// Sinks that one host delivers to at once.
+const SLOTS: usize = 8;
+/// Events of one batch at the most.
+const BATCH_EVENTS: i64 = 100;
+/// Bytes of one batch at the most, unless a single event is larger.
+const BATCH_BYTES: usize = 512 * 1024;
+/// Batches in a row before another sink gets its turn.
+const BATCHES: usize = 20;
+/// The longest pause after failures, unless the far side asks for more.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// How long a stopping host waits for batches that are under way.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Characters of an error that are kept.
+const ERROR_LENGTH: usize = 2000;
+
+/// Starts delivering on `app.tasks`; ends after `app.stopping`.
+pub fn start(app: &App) {
+    app.tasks.spawn(dispatch(app.clone()));
+    app.tasks.spawn(measure(app.clone()));
+}
+
+async fn dispatch(app: App) {
+    let owner: Arc<str> = format!("dispatcher-{}", app.clock.id::<Uuid>()).into();
+    let slots = Arc::new(Semaphore::new(SLOTS));
+    let deliveries = TaskTracker::new();
+    let ended = Arc::new(Notify::new());
+    let mut hints = app.bus.subscribe();
+    while !app.stopping.is_cancelled() {
+        if let Err(error) = round(&app, &owner, &slots, &deliveries, &ended).await {
+            tracing::warn!(%error, "could not look for audit events to deliver; trying again");
+            app.stopping.run_until_cancelled(tokio::time::sleep(POLL)).await;
+        }
+        app.stopping.run_until_cancelled(wait(&mut hints, &ended)).await;
+    }
+    deliveries.close();
+    if tokio::time::timeout(DRAIN, deliveries.wait()).await.is_err() {
+        tracing::info!("stopping while a sink still takes its batch; it will be sent again");
+    }
+    let released = async {
+        let mut tx = app.store.begin().await?;
+        store::delivery::release_all(&mut tx, &owner).await?;
+        tx.commit().await
+    };
+    if let Err(error) = released.await {
+        tracing::warn!(%error, "could not give back audit sinks; another host takes them over when their leases end");
+    }
+}
+
+/// Begins a delivery to each sink that waits for one, as far as there is room.
+async fn round(
+    app: &App,
+    owner: &Arc<str>,
+    slots: &Arc<Semaphore>,
+    deliveries: &TaskTracker,
+    ended: &Arc<Notify>,
+) -> Result<(), StoreError> {
+    let room = i64::try_from(slots.available_permits()).unwrap_or(0);
+    if room == 0 {
+        return Ok(());
+    }
+    let due = store::delivery::due(&mut app.store.read().await?, app.clock.now(), room).await?;
+    for (organization, sink) in due {
+        let Ok(permit) = slots.clone().try_acquire_owned() else { break };
+        let (app, owner, ended) = (app.clone(), owner.clone(), ended.clone());
+        deliveries.spawn(async move {
+            match deliver(&app, &owner, organization, sink).await {
+                Ok(()) => {}
+                Err(StoreError::Stale) => tracing::info!(%sink, "another host delivers to this sink now"),
+                Err(error) => tracing::warn!(%sink, %error, "delivering audit events was cut short by the database"),
+            }
+            drop(permit);
+            // There may be more, for this sink or another that found no room: look again.
+            ended.notify_one();
+        });
+    }
+    Ok(())
+}
+
+/// Returns when there may be something to deliver: after a hint or the end of a delivery, or after [`POLL`]; never sooner
+/// than after [`GATHER`], so that what is recorded together is sent together.
+async fn wait(hints: &mut Receiver<Hint>, ended: &Notify) {
+    tokio::time::sleep(GATHER).await;
+    let hint = async {
+        loop {
+            match hints.recv().await {
+                Ok(Hint::Audit { .. } | Hint::Resync) | Err(RecvError::Lagged(_)) => return,
+                Ok(_) => {}
+                Err(RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    };
+    tokio::select! {
+        () = hint => {}
+        () = ended.notified() => {}
+        () = tokio::time::sleep(POLL) => {}
+    }
+}
+
+/// Sends batch after batch to one sink, while it holds the sink's lease.
+async fn deliver(app: &App, owner: &str, organization: OrganizationId, sink: AuditSinkId) -> Result<(), StoreError> {
+    let now = app.clock.now();
+    let mut tx = app.store.begin().await?;
+    let claimed = store::delivery::claim(&mut tx, organization, sink, owner, now, now + app.config.job_lease).await?;
+    let Some(mut cursor) = claimed else { return Ok(()) };
+    tx.commit().await?;
+    for _ in 0..BATCHES {
+        if app.stopping.is_cancelled() {
+            break;
+        }
+        let batch = batch(app, &cursor).await?;
+        let (Some(first), Some(last)) = (batch.first(), batch.last()) else { break };
+        let (first, last) = (first.sequence, last.sequence);
+        match while_renewing(app, &cursor, send(app, &cursor, first, &batch)).await? {
+            Ok(stored) => {
+                // A far side that claims more than it was sent is not believed.
+                let sequence = (cursor.sequence + i64::from(stored)).min(last);
+                let now = app.clock.now();
+                let mut tx = app.store.begin().await?;
+                store::delivery::delivered(&mut tx, &cursor, sequence, now, now + app.config.job_lease).await?;
+                tx.commit().await?;
+                (cursor.sequence, cursor.attempt) = (sequence, 0);
+                metrics::counter!("kaizen_audit_delivered_events_total").increment(u64::from(stored));
+            }
+            Err(error) => return put_off(app, &cursor, &error).await,
+        }
+    }
+    let mut tx = app.store.begin().await?;
+    store::delivery::release(&mut tx, &cursor).await?;
+    tx.commit().await
+}
+
+/// The next events, as many as make a batch; at least one, if there is one.
+async fn batch(app: &App, cursor: &Cursor) -> Result<Vec<Event>, StoreError> {
+    let mut conn = app.store.read().await?;
+    let mut events = store::audit::after(&mut conn, cursor.organization_id, cursor.sequence, BATCH_EVENTS).await?;
+    let keep = fitting(&events);
+    events.truncate(keep);
+    Ok(events)
+}
+
+fn fitting(events: &[Event]) -> usize {
+    let mut bytes = 0;
+    let within = events.iter().take_while(|event| {
+        // Ids, times, hash and punctuation of one event as JSON.
+        bytes += event.details.len() + event.actor.len() + event.action.len() + event.target.len() + 320;
+        bytes <= BATCH_BYTES
+    });
+    within.count().max(1).min(events.len())
+}
+
+/// Hands a batch to the sink's plugin, with the configuration and secrets as they are now.
+async fn send(app: &App, cursor: &Cursor, first: i64, batch: &[Event]) -> Result<u32, PluginError> {
+    let internal =
+        |error: StoreError| PluginError::Unavailable { message: format!("the database: {error}"), retry_after: None };
+    let mut conn = app.store.read().await.map_err(internal)?;
+    let found = store::connections::get(&mut conn, cursor.organization_id, Kind::AuditSink, cursor.sink_id.0).await;
+    let found = found.map_err(internal)?;
+    drop(conn);
+    let connection = found.ok_or_else(|| PluginError::Config("the sink was removed".to_owned()))?;
+    let binding = plugins::bind(&app.secrets, &connection).map_err(|error| PluginError::Config(error.to_string()))?;
+    let attempt = Attempt {
+        idempotency_key: format!("{}:{first}", cursor.sink_id),
+        attempt: u32::try_from(cursor.attempt + 1).unwrap_or(u32::MAX),
+    };
+    match app.plugins.deliver(&binding, &attempt, batch).await? {
+        0 => {
+            Err(PluginError::Unavailable { message: "the sink took none of the events".to_owned(), retry_after: None })
+        }
+        stored => Ok(stored),
+    }
+}
+
+/// Awaits `call` and keeps the sink's lease meanwhile.
+async fn while_renewing<T>(app: &App, cursor: &Cursor, call: impl Future<Output = T>) -> Result<T, StoreError> {
+    let lease = app.config.job_lease;
+    let mut call = std::pin::pin!(call);
+    let mut tick = tokio::time::interval_at(Instant::now() + lease / 3, lease / 3);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut call => return Ok(result),
+            _ = tick.tick() => {
+                let mut tx = app.store.begin().await?;
+                store::delivery::renew(&mut tx, cursor, app.clock.now() + lease).await?;
+                tx.commit().await?;
+            }
+        }
+    }
+}
+
+/// Gives the sink back after a failure, to be tried again after a pause.
+async fn put_off(app: &App, cursor: &Cursor, error: &PluginError) -> Result<(), StoreError> {
+    let asked = match error {
+        PluginError::Unavailable { retry_after, .. } => *retry_after,
+        _ => None,
+    };
+    let failures = u32::try_from(cursor.attempt + 1).unwrap_or(u32::MAX);
+    let pause = backoff(failures, asked, LONGEST_PAUSE, u64::from_be_bytes(app.clock.bytes()));
+    let message: String = error.to_string().chars().take(ERROR_LENGTH).collect();
+    tracing::warn!(sink = %cursor.sink_id, failures, error = message, ?pause, "delivering audit events failed");
+    metrics::counter!("kaizen_audit_delivery_failures_total").increment(1);
+    let mut tx = app.store.begin().await?;
+    store::delivery::failed(&mut tx, cursor, &message, app.clock.now() + pause).await?;
+    tx.commit().await
+}
+
+/// Tells how far the sinks are behind, by plugin: their number is the operator's, not the tenants'.
+async fn measure(app: App) {
+    let mut seen = std::collections::BTreeSet::new();
+    while app.stopping.run_until_cancelled(tokio::time::sleep(MEASURE)).await.is_some() {
+        let lag = async { store::delivery::lag(&mut app.store.read().await?).await };
+        let lag = match lag.await {
+            Ok(lag) => lag,
+            Err(error) => {
+                tracing::debug!(%error, "could not measure the lag of audit delivery");
+                continue;
+            }
+        };
+        for plugin in &seen {
+            metrics::gauge!("kaizen_audit_delivery_lag_events", "plugin" => String::clone(plugin)).set(0.0);
+        }
+        for (plugin, events) in lag {
+            metrics::gauge!("kaizen_audit_delivery_lag_events", "plugin" => plugin.clone()).set(events as f64);
+            seen.insert(plugin);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::domain::{audit::Outcome, id::AuditEventId};
+
+    fn event(details: usize) -> Event {
+        Event {
+            id: AuditEventId(Uuid::nil()),
+            organization_id: OrganizationId(Uuid::nil()),
+            sequence: 1,
+            occurred_at: DateTime::UNIX_EPOCH,
+            actor: String::new(),
+            action: String::new(),
+            target: String::new(),
+            outcome: Outcome::Success,
+            details: "x".repeat(details),
+            hash: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_batch_stays_under_its_size_and_is_never_empty() {
+        assert_eq!(fitting(&[]), 0);
+        assert_eq!(fitting(&[event(10), event(10)]), 2);
+        assert_eq!(fitting(&[event(BATCH_BYTES - 1000), event(10), event(1000)]), 2);
+        assert_eq!(fitting(&[event(BATCH_BYTES * 2), event(10)]), 1);
+    }
+}

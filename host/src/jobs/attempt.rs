@@ -1,0 +1,234 @@
+//! One attempt at a job: its lease is renewed while it runs, and its end is written under its fence.
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use super::{deploy, undeploy};
+use crate::{
+    app::App,
+    bus::Hint,
+    domain::job::{Job, JobKind, JobState, backoff},
+    plugins::PluginError,
+    store::{self, StoreError, Tx, jobs::Claimed},
+};
+
+/// The longest pause between two attempts, unless the far side asks for more.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Characters of an error that are kept.
+const ERROR_LENGTH: usize = 2000;
+
+/// Why an attempt ended without its job being done.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// Worth another attempt.
+    #[error("{message}")]
+    Retry {
+        /// What went wrong.
+        message: String,
+        /// How long the far side asks to wait.
+        after: Option<Duration>,
+        /// Whether the far side may have done something all the same.
+        uncertain: bool,
+    },
+    /// Another attempt would end the same way.
+    #[error("{0}")]
+    Fatal(String),
+    /// The job is no longer this worker's.
+    #[error("another worker has taken the job over")]
+    Lost,
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Stale => Failure::Lost,
+            error => Failure::Retry { message: format!("the database: {error}"), after: None, uncertain: true },
+        }
+    }
+}
+
+impl From<PluginError> for Failure {
+    fn from(error: PluginError) -> Self {
+        let message = error.to_string();
+        match error {
+            // Who says when to come back has answered, and done nothing.
+            PluginError::Unavailable { retry_after, .. } => {
+                Failure::Retry { message, after: retry_after, uncertain: retry_after.is_none() }
+            }
+            error if error.retryable() => Failure::Retry { message, after: None, uncertain: true },
+            _ => Failure::Fatal(message),
+        }
+    }
+}
+
+/// Runs one attempt to its end, and writes down how it ended. Never fails: what cannot be written is taken over by another
+/// worker when the lease ends.
+pub(super) async fn attempt(app: App, claimed: Claimed) {
+    let kind = claimed.job.kind.as_str();
+    let begun = Instant::now();
+    let job = claimed.job.clone();
+    tracing::info!(job = %job.id, kind, attempt = job.attempts, "job begins");
+    let work = {
+        let app = app.clone();
+        async move { work(&app, &claimed).await }
+    };
+    let outcome = match guarded(&app, &job, work).await {
+        Ok(state) => state.as_str(),
+        Err(failure) => settle(&app, &job, failure).await,
+    };
+    tracing::info!(job = %job.id, kind, attempt = job.attempts, outcome, "job ends");
+    metrics::counter!("kaizen_jobs_total", "kind" => kind, "outcome" => outcome).increment(1);
+    metrics::histogram!("kaizen_job_seconds", "kind" => kind).record(begun.elapsed().as_secs_f64());
+}
+
+async fn work(app: &App, claimed: &Claimed) -> Result<JobState, Failure> {
+    let job = &claimed.job;
+    if claimed.exhausted {
+        return Err(Failure::Fatal(format!(
+            "given up after {} attempts: the last worker did not come back",
+            job.attempts
+        )));
+    }
+    match job.kind {
+        JobKind::Deploy => deploy::run(app, job).await,
+        JobKind::Undeploy => undeploy::run(app, job).await,
+    }
+}
+
+/// Runs `work` on a task of its own while its lease is renewed; ends it where the lease is lost.
+async fn guarded<T: Send + 'static>(
+    app: &App,
+    job: &Job,
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    let lost = CancellationToken::new();
+    let keeper = AbortOnDropHandle::new(tokio::spawn(keep(app.clone(), job.clone(), lost.clone())));
+    let work = AbortOnDropHandle::new(tokio::spawn(work));
+    let result = tokio::select! {
+        biased;
+        result = work => result,
+        () = lost.cancelled() => return Err(Failure::Lost),
+    };
+    drop(keeper);
+    match result {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => {
+            let panic = error.into_panic();
+            let text = panic.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown");
+            tracing::error!(job = %job.id, panic = text, "a job panicked");
+            let message = "a defect in the server; its log has more".to_owned();
+            Err(Failure::Retry { message, after: None, uncertain: true })
+        }
+        Err(_) => Err(Failure::Lost),
+    }
+}
+
+/// Renews the lease three times in its length; gives up when it is somebody else's, or when it has ended meanwhile.
+async fn keep(app: App, job: Job, lost: CancellationToken) {
+    let lease = app.config.job_lease;
+    let mut until = Instant::now() + lease;
+    loop {
+        tokio::time::sleep(lease / 3).await;
+        let asked = Instant::now();
+        let renewed = async {
+            let mut tx = app.store.begin().await?;
+            store::jobs::renew(&mut tx, &job, app.clock.now() + lease).await?;
+            tx.commit().await
+        };
+        match renewed.await {
+            Ok(()) => until = asked + lease,
+            Err(StoreError::Stale) => {
+                // Also the end of an attempt that has just finished its job.
+                tracing::debug!(job = %job.id, "the lease is not held any more");
+                return lost.cancel();
+            }
+            Err(error) if Instant::now() < until => {
+                tracing::warn!(job = %job.id, %error, "could not renew a lease; trying again")
+            }
+            Err(error) => {
+                tracing::warn!(job = %job.id, %error, "lost a lease: it could not be renewed in time");
+                return lost.cancel();
+            }
+        }
+    }
+}
+
+/// Writes down a failed attempt: put back for later, or given up. Returns the outcome for the metrics.
+async fn settle(app: &App, job: &Job, failure: Failure) -> &'static str {
+    let again = match &failure {
+        Failure::Lost => return "lost",
+        Failure::Retry { after, uncertain, .. } => (job.attempts < job.max_attempts).then_some((*after, *uncertain)),
+        Failure::Fatal(_) => None,
+    };
+    let message: String = failure.to_string().chars().take(ERROR_LENGTH).collect();
+    tracing::warn!(job = %job.id, attempt = job.attempts, error = message, retried = again.is_some(), "an attempt failed");
+    for pause in [1, 2, 4, 0] {
+        let written = match again {
+            Some((after, uncertain)) => put_back(app, job, &message, after, uncertain).await.map(|()| "retried"),
+            None => give_up(app, job, &message).await.map(|()| "failed"),
+        };
+        match written {
+            Ok(outcome) => return outcome,
+            Err(StoreError::Stale) => return "lost",
+            Err(error) => tracing::warn!(job = %job.id, %error, "could not write down how an attempt ended"),
+        }
+        tokio::time::sleep(Duration::from_secs(pause)).await;
+    }
+    "lost"
+}
+
+async fn put_back(
+    app: &App,
+    job: &Job,
+    message: &str,
+    after: Option<Duration>,
+    uncertain: bool,
+) -> Result<(), StoreError> {
+    let now = app.clock.now();
+    let failures = u32::try_from(job.attempts).unwrap_or(u32::MAX);
+    let pause = backoff(failures, after, LONGEST_PAUSE, u64::from_be_bytes(app.clock.bytes()));
+    let mut tx = app.store.begin().await?;
+    let held = store::jobs::hold(&mut tx, job, now).await?;
+    // Who called it off does not wait for a pause that was meant for success.
+    let run_at = if held.cancel_requested && !job.cancel_requested { now } else { now + pause };
+    note(&mut tx, job, message, pause, now).await?;
+    store::jobs::later(&mut tx, job, run_at, message, uncertain, now).await?;
+    tx.commit().await?;
+    app.bus.publish(Hint::Deployment { deployment: job.payload.deployment_id });
+    Ok(())
+}
+
+/// Tells the deployment's watchers why nothing seems to happen.
+async fn note(
+    tx: &mut Tx,
+    job: &Job,
+    message: &str,
+    pause: Duration,
+    now: chrono::DateTime<chrono::Utc>,
+) -> Result<(), StoreError> {
+    let found = store::deployments::lock(tx, job.organization_id, job.payload.deployment_id).await?;
+    let Some(deployment) = found else { return Ok(()) };
+    let told = format!(
+        "Attempt {} of {} failed: {message}; the next in {:.1} s",
+        job.attempts,
+        job.max_attempts,
+        pause.as_secs_f64()
+    );
+    let progress = crate::domain::deployment::Progress { percent: deployment.progress.percent, message: Some(told) };
+    store::deployments::progress(tx, &deployment, &progress, Some(message), true, now).await
+}
+
+async fn give_up(app: &App, job: &Job, message: &str) -> Result<(), StoreError> {
+    match job.kind {
+        JobKind::Deploy => deploy::give_up(app, job, message).await,
+        JobKind::Undeploy => undeploy::give_up(app, job, message).await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+//! How far each audit sink has got, and who delivers to it.
+//!
+//! The row of a sink is made by a trigger when the sink is: it begins where the organization's chain ends then.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::{Connection, StoreError, Tx};
+use crate::{
+    domain::id::{AuditSinkId, OrganizationId},
+    on,
+};
+
+/// A sink's place in the chain.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Cursor {
+    /// Whose chain.
+    pub organization_id: OrganizationId,
+    /// The sink.
+    pub sink_id: AuditSinkId,
+    /// The last event that the far side has stored.
+    pub sequence: i64,
+    /// Failures in a row.
+    pub attempt: i64,
+    /// Counts who held it: a write under an older fence is refused.
+    pub fence: i64,
+}
+
+/// How a sink is doing.
+#[derive(Debug, Clone, Serialize, sqlx::FromRow, utoipa::ToSchema)]
+pub struct Delivery {
+    /// The sink.
+    pub sink_id: AuditSinkId,
+    /// The last event of the chain that the far side has stored.
+    pub delivered_sequence: i64,
+    /// The chain's last event.
+    pub head_sequence: i64,
+    /// Events that are still to be delivered.
+    pub lag: i64,
+    /// Failures in a row; 0 while it works.
+    pub failures: i64,
+    /// Why the last delivery failed; null while it works.
+    pub last_error: Option<String>,
+    /// When it is tried again.
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    /// When something was last delivered.
+    pub delivered_at: Option<DateTime<Utc>>,
+}
+
+/// How a sink is doing; none if there is no such sink in the organization.
+///
+/// # Errors
+/// As the database says.
+pub async fn state(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    sink: AuditSinkId,
+) -> Result<Option<Delivery>, StoreError> {
+    let sql = "SELECT d.sink_id, d.sequence AS delivered_sequence, h.sequence AS head_sequence,
+                      h.sequence - d.sequence AS lag, d.attempt AS failures, d.last_error,
+                      CASE WHEN d.attempt > 0 THEN d.next_at END AS next_attempt_at, d.delivered_at
+               FROM audit_deliveries AS d JOIN audit_heads AS h ON h.organization_id = d.organization_id
+               WHERE d.organization_id = $1 AND d.sink_id = $2";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(sink).fetch_optional(c).await)?)
+}
+
+/// Active sinks that have something to be delivered, whose time has come and which nobody holds; the longest waiting first.
+///
+/// # Errors
+/// As the database says.
+pub async fn due(
+    c: &mut impl Connection,
+    now: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<(OrganizationId, AuditSinkId)>, StoreError> {
+    let sql = "SELECT d.organization_id, d.sink_id
+               FROM audit_deliveries AS d
+               JOIN audit_heads AS h ON h.organization_id = d.organization_id
+               JOIN connections AS k ON k.organization_id = d.organization_id AND k.id = d.sink_id
+               WHERE k.active AND h.sequence > d.sequence AND d.next_at <= $1
+                 AND (d.lease_until IS NULL OR d.lease_until <= $1)
+               ORDER BY d.next_at LIMIT $2";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(now).bind(limit).fetch_all(c).await)?)
+}
+
+/// Takes a sink, unless somebody else holds it.
+///
+/// # Errors
+/// As the database says.
+pub async fn claim(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    sink: AuditSinkId,
+    owner: &str,
+    now: DateTime<Utc>,
+    lease_until: DateTime<Utc>,
+) -> Result<Option<Cursor>, StoreError> {
+    let sql = "UPDATE audit_deliveries SET lease_owner = $3, lease_until = $4, fence = fence + 1
+               WHERE organization_id = $1 AND sink_id = $2 AND next_at <= $5 AND (lease_until IS NULL OR lease_until <= $5)
+               RETURNING organization_id, sink_id, sequence, attempt, fence";
+    Ok(on!(tx, |c| sqlx::query_as(sql)
+        .bind(organization)
+        .bind(sink)
+        .bind(owner)
+        .bind(lease_until)
+        .bind(now)
+        .fetch_optional(c)
+        .await)?)
+}
+
+/// Keeps a sink for longer.
+///
+/// # Errors
+/// [`StoreError::Stale`] if it is no longer held under this fence.
+pub async fn renew(tx: &mut Tx, cursor: &Cursor, lease_until: DateTime<Utc>) -> Result<(), StoreError> {
+    let sql = "UPDATE audit_deliveries SET lease_until = $4 WHERE organization_id = $1 AND sink_id = $2 AND fence = $3";
+    one(on!(tx, |c| sqlx::query(sql)
+        .bind(cursor.organization_id)
+        .bind(cursor.sink_id)
+        .bind(cursor.fence)
+        .bind(lease_until)
+        .execute(c)
+        .await
+        .map(|done| done.rows_affected()))?)
+}
+
+/// Moves a held sink on to `sequence`.
+///
+/// # Errors
+/// [`StoreError::Stale`] if it is no longer held under this fence.
+pub async fn delivered(
+    tx: &mut Tx,
+    cursor: &Cursor,
+    sequence: i64,
+    now: DateTime<Utc>,
+    lease_until: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let sql =
+        "UPDATE audit_deliveries SET sequence = $4, attempt = 0, last_error = NULL, delivered_at = $5, next_at = $5,
+                      lease_until = $6
+               WHERE organization_id = $1 AND sink_id = $2 AND fence = $3";
+    one(on!(tx, |c| sqlx::query(sql)
+        .bind(cursor.organization_id)
+        .bind(cursor.sink_id)
+        .bind(cursor.fence)
+        .bind(sequence)
+        .bind(now)
+        .bind(lease_until)
+        .execute(c)
+        .await
+        .map(|done| done.rows_affected()))?)
+}
+
+/// Gives a held sink back after a failure, to be tried again from `next_at`.
+///
+/// # Errors
+/// [`StoreError::Stale`] if it is no longer held under this fence.
+pub async fn failed(tx: &mut Tx, cursor: &Cursor, error: &str, next_at: DateTime<Utc>) -> Result<(), StoreError> {
+    let sql = "UPDATE audit_deliveries SET attempt = attempt + 1, last_error = $4, next_at = $5, lease_owner = NULL,
+                      lease_until = NULL
+               WHERE organization_id = $1 AND sink_id = $2 AND fence = $3";
+    one(on!(tx, |c| sqlx::query(sql)
+        .bind(cursor.organization_id)
+        .bind(cursor.sink_id)
+        .bind(cursor.fence)
+        .bind(error)
+        .bind(next_at)
+        .execute(c)
+        .await
+        .map(|done| done.rows_affected()))?)
+}
+
+/// Gives a held sink back.
+///
+/// # Errors
+/// As the database says.
+pub async fn release(tx: &mut Tx, cursor: &Cursor) -> Result<(), StoreError> {
+    let sql = "UPDATE audit_deliveries SET lease_owner = NULL, lease_until = NULL, fence = fence + 1
+               WHERE organization_id = $1 AND sink_id = $2 AND fence = $3";
+    on!(tx, |c| sqlx::query(sql)
+        .bind(cursor.organization_id)
+        .bind(cursor.sink_id)
+        .bind(cursor.fence)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// Gives back everything that a stopping host still holds.
+///
+/// # Errors
+/// As the database says.
+pub async fn release_all(tx: &mut Tx, owner: &str) -> Result<(), StoreError> {
+    let sql =
+        "UPDATE audit_deliveries SET lease_owner = NULL, lease_until = NULL, fence = fence + 1 WHERE lease_owner = $1";
+    on!(tx, |c| sqlx::query(sql).bind(owner).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+/// Events that active sinks still have to get, by plugin: for the metrics.
+///
+/// # Errors
+/// As the database says.
+pub async fn lag(c: &mut impl Connection) -> Result<Vec<(String, i64)>, StoreError> {
+    let sql = "SELECT k.plugin, CAST(SUM(h.sequence - d.sequence) AS BIGINT)
+               FROM audit_deliveries AS d
+               JOIN audit_heads AS h ON h.organization_id = d.organization_id
+               JOIN connections AS k ON k.organization_id = d.organization_id AND k.id = d.sink_id
+               WHERE k.active GROUP BY k.plugin";
+    Ok(on!(c, |c| sqlx::query_as(sql).fetch_all(c).await)?)
+}
+
+fn one(changed: u64) -> Result<(), StoreError> {
+    if changed == 1 { Ok(()) } else { Err(StoreError::Stale) }
+}
+
+#[cfg(test)]
+mod tests;
