@@ -7,6 +7,7 @@ pub mod authz;
 pub mod canvas;
 pub mod deployment_events;
 pub mod deployments;
+pub mod connections;
 pub mod extract;
 pub mod guard;
 pub mod health;
@@ -18,6 +19,7 @@ pub mod openapi;
 pub mod organizations;
 pub mod page;
 pub mod policies;
+pub mod plugins;
 pub mod problem;
 pub mod server;
 pub mod users;
@@ -46,6 +48,8 @@ fn routes() -> OpenApiRouter<App> {
         .merge(deployment_events::router())
         .merge(jobs::router())
         .merge(audit::router())
+        .merge(connections::router())
+        .merge(plugins::router())
 }
 
 /// The whole API with its document, its page and its middleware, ready to serve.

@@ -5,6 +5,7 @@
 
 mod call;
 mod calls;
+mod destinations;
 mod manifest;
 mod types;
 

@@ -217,3 +217,32 @@ async fn secrets_of_a_row_open_for_that_row_only() {
     assert!(bind(&keys, &row(organization, clock.id())).is_err());
     assert!(bind(&keys, &row(clock.id(), id)).is_err());
 }
+
+#[tokio::test]
+async fn a_change_that_takes_a_secret_elsewhere_needs_the_secret_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let plugins = plugins(folder.path(), &[]).await;
+    let stored = |name: &str| BTreeMap::from([(name.to_owned(), SecretString::from("value-of-it"))]);
+    let cases = [
+        (Kind::DeploymentTarget, "nexus", "api-key", "api_url"),
+        (Kind::AuditSink, "webhook", "signing-key", "url"),
+        (Kind::IdentityProvider, "oidc", "client-secret", "issuer"),
+    ];
+    for (kind, plugin, secret, property) in cases {
+        let config = |url: &str| json!({ property: url, "client_id": "c" });
+        let (before, stored) = (config("https://a.example/x"), stored(secret));
+        let faults = |after: &str, supplied: bool| {
+            plugins.redirected(kind, plugin, &before, &config(after), &stored, |_| supplied)
+        };
+        assert!(faults("https://a.example/other", false).is_empty(), "{plugin}: same host");
+        assert!(faults("https://evil.example/", true).is_empty(), "{plugin}: sent again");
+        for elsewhere in ["https://evil.example/x", "http://a.example/x", "https://a.example:8443/x"] {
+            let faults = faults(elsewhere, false);
+            assert_eq!(
+                faults.iter().map(|fault| fault.pointer.as_str()).collect::<Vec<_>>(),
+                [format!("/secrets/{secret}")],
+                "{plugin}: {elsewhere}"
+            );
+        }
+    }
+}

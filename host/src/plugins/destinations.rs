@@ -1,0 +1,64 @@
+//! Where a connection's secrets can go. Whoever may change a connection must not thereby be able to read its secrets: a
+//! change that sends one elsewhere needs the secret again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use secrecy::SecretString;
+use serde_json::Value;
+use url::Url;
+
+use super::{Manifest, Plugins};
+use crate::{
+    domain::{connection::Kind, fault::Fault},
+    sandbox::grants::{Capability, Template},
+};
+
+/// Where the configuration as a whole points: what capabilities resolve to, and every address in it. A secret that is
+/// bound to no host is used by the server itself or read by the plugin, so it may go to any of these.
+fn everywhere(manifest: &Manifest, config: &Value) -> BTreeSet<String> {
+    let templates = manifest.capabilities.iter().filter_map(|capability| match capability {
+        Capability::Http(template) | Capability::Tcp(template) => Some(template),
+        _ => None,
+    });
+    let mut found = resolved(templates, config);
+    let properties = config.as_object().into_iter().flatten();
+    let urls = properties.filter_map(|(_, value)| Url::parse(value.as_str()?).ok()).filter(Url::has_host);
+    found.extend(urls.map(|url| url.origin().ascii_serialization()));
+    found
+}
+
+fn resolved<'a>(templates: impl Iterator<Item = &'a Template>, config: &Value) -> BTreeSet<String> {
+    templates.filter_map(|template| template.resolve(config).ok()?).map(|pattern| pattern.to_string()).collect()
+}
+
+impl Plugins {
+    /// Secrets that a change of the configuration would send to where they did not go before, and that do not come with
+    /// the change: each a fault at `/secrets/NAME`.
+    pub fn redirected(
+        &self,
+        kind: Kind,
+        plugin: &str,
+        before: &Value,
+        after: &Value,
+        stored: &BTreeMap<String, SecretString>,
+        supplied: impl Fn(&str) -> bool,
+    ) -> Vec<Fault> {
+        let Ok(plugin) = self.find(kind, plugin) else { return Vec::new() };
+        let manifest = &plugin.manifest;
+        let kept = manifest.slots.iter().filter(|slot| stored.contains_key(&slot.name) && !supplied(&slot.name));
+        kept.filter_map(|slot| {
+            let reach = |config: &Value| match slot.hosts.as_slice() {
+                [] => everywhere(manifest, config),
+                hosts => resolved(hosts.iter(), config),
+            };
+            let known = reach(before);
+            let new: Vec<String> = reach(after).into_iter().filter(|place| !known.contains(place)).collect();
+            let message = format!(
+                "send it again: the new configuration takes it to {}, where it did not go before",
+                new.join(", ")
+            );
+            (!new.is_empty()).then(|| Fault::new(format!("/secrets/{}", slot.name), message))
+        })
+        .collect()
+    }
+}
