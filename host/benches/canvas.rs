@@ -70,7 +70,7 @@ fn moved(user: UserId, node: u64, x: u64) -> Submission {
     let ops = json!([{ "op": "node.patch", "id": format!("n{node}"), "set": { "position": { "x": x, "y": 1.5 } } }]);
     let text = ops.to_string();
     let ops: Vec<Op> = serde_json::from_value(ops).unwrap();
-    Submission { user, client: "n:tab".into(), reference: Some(format!("c{x}")), repeats: 1..=0, ops, text }
+    Submission { user, client: "n:tab".into(), reference: Some(format!("c{x}")), repeats: i64::MAX..=i64::MAX, ops, text }
 }
 
 fn canvas(c: &mut Criterion) {
@@ -84,7 +84,7 @@ fn canvas(c: &mut Criterion) {
         let ops = json!((0..200).map(node).collect::<Vec<_>>());
         let text = ops.to_string();
         let ops = serde_json::from_value(ops).unwrap();
-        let first = Submission { user: *user, client: "n:tab".into(), reference: None, repeats: 1..=0, ops, text };
+        let first = Submission { user: *user, client: "n:tab".into(), reference: None, repeats: i64::MAX..=i64::MAX, ops, text };
         let stored = journal.commit(&[first], &mut edits).await.outcomes.unwrap();
         assert_eq!(stored, [Outcome::Stored(1)]);
         (Mutex::new(journal), Mutex::new(edits))
