@@ -8,6 +8,7 @@ pub mod canvas;
 pub mod deployment_events;
 pub mod deployments;
 pub mod connections;
+pub mod authz;
 pub mod extract;
 pub mod guard;
 pub mod health;
