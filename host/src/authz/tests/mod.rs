@@ -3,6 +3,7 @@
 mod alike;
 mod invariants;
 mod roles;
+mod stored;
 mod texts;
 
 use chrono::{DateTime, Utc};

@@ -1,0 +1,141 @@
+//! Policy sets as they are stored: loaded by version, in force at once, and of their own organization only.
+
+use super::{super::Authz, *};
+use crate::{
+    clock::Clock,
+    domain::{
+        id::{PolicySetId, PolicyVersionId},
+        policy::{PolicySet, PolicyText, PolicyVersion},
+        tenancy::Organization,
+    },
+    store::{Store, StoreError, organizations, policies},
+};
+
+struct Stored {
+    store: Store,
+    authz: Authz,
+    _folder: tempfile::TempDir,
+}
+
+impl Stored {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::connect(&format!("sqlite:{}", folder.path().join("test.db").display()), 4).await.unwrap();
+        store.migrate().await.unwrap();
+        let mut tx = store.begin().await.unwrap();
+        for n in [1, 2] {
+            let organization = Organization {
+                id: id(n),
+                name: format!("Organization {n}"),
+                policy_version_id: None,
+                created_at: now(),
+                updated_at: now(),
+                revision: 1,
+            };
+            organizations::insert(&mut tx, &organization).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        Self { store, authz: Authz::new(Clock::fixed(now(), 7)).unwrap(), _folder: folder }
+    }
+
+    async fn set(&self, organization: u128, n: u128) -> PolicySetId {
+        let set = PolicySet {
+            id: id(1000 + n),
+            organization_id: id(organization),
+            name: format!("set {n}"),
+            description: String::new(),
+            active_version: None,
+            latest_version: None,
+            created_by: id(100),
+            created_at: now(),
+            updated_at: now(),
+            revision: 1,
+        };
+        let mut tx = self.store.begin().await.unwrap();
+        policies::insert(&mut tx, &set).await.unwrap();
+        tx.commit().await.unwrap();
+        set.id
+    }
+
+    async fn version(&self, organization: u128, set: PolicySetId, n: u128, text: &str) -> PolicyVersionId {
+        let mut tx = self.store.begin().await.unwrap();
+        let number = policies::next_number(&mut tx, id(organization), set).await.unwrap().unwrap();
+        let version = PolicyVersion {
+            id: id(2000 + n),
+            policy_id: set,
+            number,
+            digest: String::new(),
+            note: String::new(),
+            created_by: id(100),
+            created_at: now(),
+        };
+        let version_id = version.id;
+        policies::insert_version(&mut tx, id(organization), &PolicyText { version, text: text.into() }).await.unwrap();
+        tx.commit().await.unwrap();
+        version_id
+    }
+
+    async fn reason(&self, version: Option<PolicyVersionId>) -> Reason {
+        let who = Principal { policy_version: version, ..person(&[(Role::Developer, None)]) };
+        let context = Context::default();
+        let decision = self.authz.check(&self.store, &who, Action::AgentRead, &agent(), &context).await.unwrap();
+        let filtered = self.authz.filter(&self.store, &who, Action::AgentRead, &[agent(), agent()]).await.unwrap();
+        assert_eq!(filtered, [decision.allowed; 2]);
+        decision.reason
+    }
+}
+
+const FORBID: &str = r#"forbid (principal, action == Kaizen::Action::"agent.read", resource);"#;
+
+#[tokio::test]
+async fn the_version_that_the_principal_carries_decides() {
+    let stored = Stored::new().await;
+    let set = stored.set(1, 1).await;
+    let (open, closed) = (stored.version(1, set, 1, "").await, stored.version(1, set, 2, FORBID).await);
+    for (version, reason) in [(None, Reason::Allowed), (Some(open), Reason::Allowed), (Some(closed), Reason::Forbidden), (Some(open), Reason::Allowed)] {
+        assert_eq!(stored.reason(version).await, reason);
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_is_not_there_or_another_tenants_denies() {
+    let stored = Stored::new().await;
+    let theirs = stored.set(2, 1).await;
+    let permits = stored.version(2, theirs, 1, "permit (principal, action, resource);").await;
+    assert_eq!(stored.reason(Some(permits)).await, Reason::Error);
+    assert_eq!(stored.reason(Some(id(9999))).await, Reason::Error);
+    let broken = stored.version(2, theirs, 2, "permit (").await;
+    let who = Principal { organization_id: id(2), policy_version: Some(broken), ..person(&[(Role::Developer, None)]) };
+    let on = Resource { organization: id(2), ..agent() };
+    let decision = stored.authz.check(&stored.store, &who, Action::AgentRead, &on, &Context::default()).await.unwrap();
+    assert_eq!((decision.allowed, decision.reason), (false, Reason::Error));
+    assert!(decision.sentence().contains("the policy set in force cannot be used"), "{}", decision.sentence());
+}
+
+#[tokio::test]
+async fn what_is_in_force_is_the_organizations_own_and_stays_there() {
+    let stored = Stored::new().await;
+    let (ours, theirs) = (stored.set(1, 1).await, stored.set(2, 2).await);
+    let own = stored.version(1, ours, 1, FORBID).await;
+    let foreign = stored.version(2, theirs, 2, FORBID).await;
+    let mut tx = stored.store.begin().await.unwrap();
+    assert!(policies::put_in_force(&mut tx, acme(), Some(foreign)).await.is_err(), "another tenant's");
+    drop(tx);
+    let mut tx = stored.store.begin().await.unwrap();
+    policies::put_in_force(&mut tx, acme(), Some(own)).await.unwrap();
+    tx.commit().await.unwrap();
+    let mut conn = stored.store.read().await.unwrap();
+    let set = policies::get(&mut conn, acme(), ours).await.unwrap().unwrap();
+    assert_eq!((set.active_version, set.latest_version), (Some(1), Some(1)));
+    assert!(policies::get(&mut conn, acme(), theirs).await.unwrap().is_none());
+    assert!(policies::version(&mut conn, acme(), theirs, 1).await.unwrap().is_none());
+    drop(conn);
+    let mut tx = stored.store.begin().await.unwrap();
+    assert!(matches!(policies::delete(&mut tx, &set).await, Err(StoreError::Stale)), "it is in force");
+    drop(tx);
+    let mut tx = stored.store.begin().await.unwrap();
+    assert_eq!(policies::in_force(&mut tx, acme()).await.unwrap(), Some(own));
+    policies::put_in_force(&mut tx, acme(), None).await.unwrap();
+    policies::delete(&mut tx, &set).await.unwrap();
+    tx.commit().await.unwrap();
+}
