@@ -3,7 +3,12 @@
 //!
 //! `cargo bench -p kaizen --bench authz`
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, reason = "a benchmark: what fails, fails loudly")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a benchmark: what fails, fails loudly"
+)]
 
 use std::collections::{HashMap, HashSet};
 
@@ -27,7 +32,8 @@ use kaizen::{
 use uuid::Uuid;
 
 const ROLES: [&str; 5] = ["owner", "admin", "developer", "viewer", "auditor"];
-const ACTIONS: [&str; 6] = ["agent.read", "agent.create", "agent.update", "agent.deploy", "gateway.read", "deployment.stop"];
+const ACTIONS: [&str; 6] =
+    ["agent.read", "agent.create", "agent.update", "agent.deploy", "gateway.read", "deployment.stop"];
 
 fn id(n: u128) -> Uuid {
     Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0000 + n)
@@ -42,7 +48,8 @@ fn spread(count: usize) -> String {
                        principal.attributes has department && principal.attributes.department == "department-{n}" }};"#,
             ROLES[n % ROLES.len()],
             // Gateways are in no workspace.
-            ["agent.read", "agent.create", "agent.update", "agent.deploy", "agent.version", "deployment.stop"][n % ACTIONS.len()],
+            ["agent.read", "agent.create", "agent.update", "agent.deploy", "agent.version", "deployment.stop"]
+                [n % ACTIONS.len()],
             id(1000 + (n as u128) % 7),
         )
     };
@@ -119,7 +126,8 @@ async fn stored(store: &Store, organization: &Organization, n: u128, text: &str)
 /// The same request for bare Cedar, its entities built beforehand.
 fn bare(text: &str) -> (Request, PolicySet, Entities) {
     let uid = |kind: &str, id: &str| -> EntityUid { format!("Kaizen::{kind}::\"{id}\"").parse().unwrap() };
-    let platform = ["boundaries", "member", "owner", "admin", "developer", "viewer", "auditor", "platform_administrator"];
+    let platform =
+        ["boundaries", "member", "owner", "admin", "developer", "viewer", "auditor", "platform_administrator"];
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../policies/platform/");
     let mut all: String =
         platform.iter().map(|file| std::fs::read_to_string(format!("{folder}{file}.cedar")).unwrap()).collect();

@@ -70,7 +70,14 @@ fn moved(user: UserId, node: u64, x: u64) -> Submission {
     let ops = json!([{ "op": "node.patch", "id": format!("n{node}"), "set": { "position": { "x": x, "y": 1.5 } } }]);
     let text = ops.to_string();
     let ops: Vec<Op> = serde_json::from_value(ops).unwrap();
-    Submission { user, client: "n:tab".into(), reference: Some(format!("c{x}")), repeats: i64::MAX..=i64::MAX, ops, text }
+    Submission {
+        user,
+        client: "n:tab".into(),
+        reference: Some(format!("c{x}")),
+        repeats: i64::MAX..=i64::MAX,
+        ops,
+        text,
+    }
 }
 
 fn canvas(c: &mut Criterion) {

@@ -6,8 +6,17 @@ use anyhow::Context;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    authz::Authz, bus::Bus, canvas::{self, Canvases}, clock::Clock, config::Config, identity::Identity, jobs::Jobs,
-    plugins::Plugins, sandbox::egress, secrets::Secrets, store::Store,
+    authz::Authz,
+    bus::Bus,
+    canvas::{self, Canvases},
+    clock::Clock,
+    config::Config,
+    identity::Identity,
+    jobs::Jobs,
+    plugins::Plugins,
+    sandbox::egress,
+    secrets::Secrets,
+    store::Store,
 };
 
 /// Everything a request or a job needs. Cheap to clone; the state of every route.
@@ -126,12 +135,14 @@ impl App {
 pub async fn connect(config: &Config) -> anyhow::Result<Store> {
     // Others have no business in it: it holds keys, and with SQLite everything.
     let mut folder = std::fs::DirBuilder::new();
-    std::os::unix::fs::DirBuilderExt::mode(folder.recursive(true), 0o700).create(&config.data_dir).with_context(|| {
-        format!(
-            "data_dir: cannot make {}: set KAIZEN_DATA_DIR to a folder that can be written",
-            config.data_dir.display()
-        )
-    })?;
+    std::os::unix::fs::DirBuilderExt::mode(folder.recursive(true), 0o700).create(&config.data_dir).with_context(
+        || {
+            format!(
+                "data_dir: cannot make {}: set KAIZEN_DATA_DIR to a folder that can be written",
+                config.data_dir.display()
+            )
+        },
+    )?;
     Store::connect(&config.database_url, config.database_connections)
         .await
         .context("database_url (KAIZEN_DATABASE_URL): cannot connect")

@@ -144,9 +144,8 @@ fn check(set: &PolicySet) -> Result<()> {
 async fn validate(app: &App, text: &str) -> Result<Validated> {
     let (authz, text) = (app.authz.clone(), text.to_owned());
     let validated = tokio::task::spawn_blocking(move || authz.validate(&text)).await.map_err(Problem::internal)?;
-    validated.map_err(|faults| {
-        Problem::invalid(faults.iter().map(|fault| Fault::new("/text", fault.to_string())).collect())
-    })
+    validated
+        .map_err(|faults| Problem::invalid(faults.iter().map(|fault| Fault::new("/text", fault.to_string())).collect()))
 }
 
 /// Create a policy set
@@ -314,8 +313,7 @@ async fn list_versions(
     find(&app, &caller, id, Action::PolicyRead).await?;
     let (limit, after) = (page.limit()?, page.after()?);
     let more = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-    let mut items =
-        policies::versions(&mut app.store.read().await?, caller.organization_id, id, after, more).await?;
+    let mut items = policies::versions(&mut app.store.read().await?, caller.organization_id, id, after, more).await?;
     let has_more = items.len() > limit;
     items.truncate(limit);
     let next_cursor = items.last().filter(|_| has_more).map(|version| cursor(version.id.0));
@@ -359,7 +357,8 @@ async fn activate(
     let mut tx = app.store.begin().await?;
     let previous = policies::in_force(&mut tx, caller.organization_id).await?;
     policies::put_in_force(&mut tx, caller.organization_id, Some(version.id)).await?;
-    let details = json!({ "version": number, "version_id": version.id, "digest": version.digest, "previous": previous });
+    let details =
+        json!({ "version": number, "version_id": version.id, "digest": version.digest, "previous": previous });
     in_force_now(&app, tx, &caller, id, details).await
 }
 

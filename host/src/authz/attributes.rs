@@ -180,7 +180,9 @@ fn operands(op: &BinaryOp, left: &Expr, right: &Expr) -> (Option<Type>, Option<T
     match op {
         BinaryOp::Eq | BinaryOp::NotEq => (type_of(right), type_of(left)),
         BinaryOp::And | BinaryOp::Or => (Some(Type::Bool), Some(Type::Bool)),
-        BinaryOp::Less | BinaryOp::LessEq | BinaryOp::Greater | BinaryOp::GreaterEq => (Some(Type::Long), Some(Type::Long)),
+        BinaryOp::Less | BinaryOp::LessEq | BinaryOp::Greater | BinaryOp::GreaterEq => {
+            (Some(Type::Long), Some(Type::Long))
+        }
         BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul => (Some(Type::Long), Some(Type::Long)),
         BinaryOp::Contains => {
             let of = type_of(right).unwrap_or(Type::String);
@@ -200,12 +202,16 @@ fn type_of(expr: &Expr) -> Option<Type> {
         Expr::Literal(Literal::Bool(_)) => Some(Type::Bool),
         Expr::Literal(Literal::Long(_)) => Some(Type::Long),
         Expr::Literal(Literal::String(_)) => Some(Type::String),
-        Expr::Set(items) => Some(Type::Set(Box::new(items.iter().find_map(|item| type_of(item)).unwrap_or(Type::String)))),
+        Expr::Set(items) => {
+            Some(Type::Set(Box::new(items.iter().find_map(|item| type_of(item)).unwrap_or(Type::String))))
+        }
         Expr::UnaryOp { op: UnaryOp::Neg, .. } => Some(Type::Long),
         Expr::BinaryOp { op, .. } => match op {
             BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mul => Some(Type::Long),
             BinaryOp::GetTag => Some(Type::String),
-            BinaryOp::Eq | BinaryOp::NotEq | BinaryOp::And | BinaryOp::Or | BinaryOp::In | BinaryOp::Contains => Some(Type::Bool),
+            BinaryOp::Eq | BinaryOp::NotEq | BinaryOp::And | BinaryOp::Or | BinaryOp::In | BinaryOp::Contains => {
+                Some(Type::Bool)
+            }
             _ => None,
         },
         Expr::GetAttr { expr, attr } => match (&**expr, attr.as_str()) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use cedar_policy::{Authorizer, AuthorizationError};
+use cedar_policy::{AuthorizationError, Authorizer};
 use chrono::{DateTime, Utc};
 
 use super::{

@@ -64,14 +64,16 @@ impl Question<'_> {
             self.context(vocabulary, &mut context, &mut entities)?;
         }
         let context = CedarContext::from_pairs(context).map_err(failed)?;
-        let request = Request::new(principal, vocabulary.action(self.action), resource, context, None).map_err(failed)?;
+        let request =
+            Request::new(principal, vocabulary.action(self.action), resource, context, None).map_err(failed)?;
         let entities = Entities::from_entities(entities, None).map_err(failed)?;
         Ok((request, entities))
     }
 
     fn principal_attributes(&self, vocabulary: &Vocabulary, reads: &Reads) -> Result<Attributes, BuildError> {
         let principal = self.principal;
-        let roles = |roles: Roles| Value::new_set(roles.iter().map(|role| Value::new_entity_uid(vocabulary.role(role))));
+        let roles =
+            |roles: Roles| Value::new_set(roles.iter().map(|role| Value::new_entity_uid(vocabulary.role(role))));
         let mut attributes = Attributes::new();
         if reads.has(reads::P_ORGANIZATION | reads::R_ORGANIZATION) {
             attributes.push(("organization".into(), organization(vocabulary, principal.organization_id)?));
@@ -84,7 +86,8 @@ impl Question<'_> {
             attributes.push(("name".into(), Value::new_string(principal.name.clone())));
         }
         if reads.has(reads::P_ATTRIBUTES) {
-            let fields = principal.attributes.iter().filter_map(|(name, value)| Some((name.clone(), from_json(value)?)));
+            let fields =
+                principal.attributes.iter().filter_map(|(name, value)| Some((name.clone(), from_json(value)?)));
             attributes.push(("attributes".into(), Value::new_record(fields).map_err(failed)?));
         }
         if reads.has(reads::P_ROLES) {
@@ -127,7 +130,8 @@ impl Question<'_> {
         if let Some(role) = self.context.role {
             context.push(("role".into(), Value::new_entity_uid(vocabulary.role(role))));
         }
-        let of_gateway = || self.context.gateway.as_ref().map(|gateway| gateway.environment.clone().unwrap_or_default());
+        let of_gateway =
+            || self.context.gateway.as_ref().map(|gateway| gateway.environment.clone().unwrap_or_default());
         if let Some(environment) = self.context.environment.clone().or_else(of_gateway) {
             context.push(("environment".into(), Value::new_string(environment)));
         }

@@ -91,7 +91,10 @@ impl Decision {
                 deciding.error.as_deref().unwrap_or("unknown error").trim_end_matches('.'),
             ),
             (Reason::Error, None) => {
-                format!("Denied because {}. Doubt denies.", self.fault.as_deref().unwrap_or("the request could not be evaluated"))
+                format!(
+                    "Denied because {}. Doubt denies.",
+                    self.fault.as_deref().unwrap_or("the request could not be evaluated")
+                )
             }
         }
     }

@@ -20,7 +20,8 @@ use cedar_policy::{
 use uuid::Uuid;
 
 use super::{
-    Action, Kind, Resource, kind::{ROLES, Roles},
+    Action, Kind, Resource,
+    kind::{ROLES, Roles},
     reads::{self, Reads, entity_type, known},
     schema::Vocabulary,
     text::Source,
@@ -119,7 +120,12 @@ pub(super) struct Entry {
 
 impl Entry {
     /// The groups that can match.
-    pub(super) fn matching(&self, principal: &Principal, roles: Roles, resource: &Resource) -> impl Iterator<Item = &Group> {
+    pub(super) fn matching(
+        &self,
+        principal: &Principal,
+        roles: Roles,
+        resource: &Resource,
+    ) -> impl Iterator<Item = &Group> {
         self.groups.iter().filter(move |group| group.guard.admits(principal, roles, resource))
     }
 }
@@ -228,7 +234,9 @@ impl Compiled {
         let actions = match &tree.action {
             ActionConstraint::Any => None,
             // An action equals itself only, but a group is never asked for, so that the two need not be told apart.
-            ActionConstraint::Eq(uid) => Some(Action::parse(&uid.eid).into_iter().filter(|a| named(uid).contains(a)).collect()),
+            ActionConstraint::Eq(uid) => {
+                Some(Action::parse(&uid.eid).into_iter().filter(|a| named(uid).contains(a)).collect())
+            }
             ActionConstraint::In(uids) => Some(uids.iter().flat_map(named).collect()),
         };
         let entity = |slot: &EntityOrSlot| match slot {
@@ -243,7 +251,8 @@ impl Compiled {
             PrincipalConstraint::In(slot) => entity(slot),
             PrincipalConstraint::IsIn(ty, slot) => entity(slot).filter(|_| is_user(ty)),
         };
-        let mut rest = Template::new(id, tree.effect, PrincipalConstraint::Any, ActionConstraint::Any, ResourceConstraint::Any);
+        let mut rest =
+            Template::new(id, tree.effect, PrincipalConstraint::Any, ActionConstraint::Any, ResourceConstraint::Any);
         for clause in tree.clauses() {
             rest.try_add_clause(clause.clone())?;
         }

@@ -56,8 +56,8 @@ impl Reads {
             let (Clause::When(expr) | Clause::Unless(expr)) = clause;
             reads.expr(expr);
         }
-        if let ResourceConstraint::In(EntityOrSlot::Entity(uid)) | ResourceConstraint::IsIn(_, EntityOrSlot::Entity(uid)) =
-            &policy.resource
+        if let ResourceConstraint::In(EntityOrSlot::Entity(uid))
+        | ResourceConstraint::IsIn(_, EntityOrSlot::Entity(uid)) = &policy.resource
             && entity_type(&uid.ty.0) == Some("Role")
         {
             reads.hidden = Some("roles".into());

@@ -163,9 +163,10 @@ impl Nesting {
 fn nesting(expr: &Expr) -> Nesting {
     let of = |items: &mut dyn Iterator<Item = &Expr>| items.map(nesting).fold(Nesting::default(), Nesting::max);
     let mut inner = match expr {
-        Expr::UnaryOp { expr, .. } | Expr::GetAttr { expr, .. } | Expr::HasAttr { expr, .. } | Expr::Like { expr, .. } => {
-            nesting(expr)
-        }
+        Expr::UnaryOp { expr, .. }
+        | Expr::GetAttr { expr, .. }
+        | Expr::HasAttr { expr, .. }
+        | Expr::Like { expr, .. } => nesting(expr),
         Expr::BinaryOp { left, right, .. } => nesting(left).max(nesting(right)),
         Expr::Is { expr, in_expr, .. } => of(&mut std::iter::once(&**expr).chain(in_expr.as_deref())),
         Expr::IfThenElse { cond, then_expr, else_expr } => {
@@ -200,9 +201,14 @@ fn read(text: &str) -> Result<Parsed, Vec<PolicyFault>> {
     })?;
     if set.num_of_templates() > 0 {
         let at = text.find("?principal").or_else(|| text.find("?resource")).unwrap_or_default();
-        return Err(vec![fault(text, at, "templates (`?principal`, `?resource`) are not accepted; write the policy out".into())]);
+        return Err(vec![fault(
+            text,
+            at,
+            "templates (`?principal`, `?resource`) are not accepted; write the policy out".into(),
+        )]);
     }
-    let place = |policy: &Policy| policy.id().to_string().trim_start_matches("policy").parse::<usize>().unwrap_or(usize::MAX);
+    let place =
+        |policy: &Policy| policy.id().to_string().trim_start_matches("policy").parse::<usize>().unwrap_or(usize::MAX);
     let mut ordered: Vec<_> = set.policies().map(|policy| (place(policy), policy.clone())).collect();
     ordered.sort_by_key(|(place, _)| *place);
     if ordered.len() > MAX_POLICIES {
@@ -218,7 +224,11 @@ fn read(text: &str) -> Result<Parsed, Vec<PolicyFault>> {
         {
             let quoted = format!("@id({name:?})");
             let at = text.rfind(&quoted).unwrap_or_default();
-            return Err(vec![fault(text, at, format!("another policy is called `{name}` already; each `@id` is used once"))]);
+            return Err(vec![fault(
+                text,
+                at,
+                format!("another policy is called `{name}` already; each `@id` is used once"),
+            )]);
         }
         let tree = policy.to_pst().map_err(|error| vec![fault(text, 0, error.to_string())])?.body().clone();
         let clauses = tree.clauses().iter().map(|(Clause::When(expr) | Clause::Unless(expr))| nesting(expr));

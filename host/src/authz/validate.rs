@@ -37,15 +37,15 @@ fn strictly(vocabulary: &Vocabulary, text: &str, parsed: &Parsed) -> Result<Vali
     let mut uses = Uses::default();
     parsed.policies.iter().for_each(|policy| uses.policy(&policy.tree));
     let schema = |required| {
-        vocabulary.schema(&uses.attributes, &uses.labels, required).map_err(|error| vec![fault(text, 0, error.to_string())])
+        vocabulary
+            .schema(&uses.attributes, &uses.labels, required)
+            .map_err(|error| vec![fault(text, 0, error.to_string())])
     };
     let mut faults = hidden(text, parsed);
     let guarded = Validator::new(schema(false)?);
     let result = guarded.validate_with_level(&parsed.set, ValidationMode::Strict, LEVEL);
-    let mut warnings: Vec<_> = result
-        .validation_warnings()
-        .map(|warning| from_diagnostic(text, warning, warning.to_string()))
-        .collect();
+    let mut warnings: Vec<_> =
+        result.validation_warnings().map(|warning| from_diagnostic(text, warning, warning.to_string())).collect();
     let errors: Vec<_> = result.validation_errors().collect();
     if !errors.is_empty() {
         // Once more, with every attribute taken to be there, for the policies that did not pass.
@@ -116,7 +116,8 @@ fn hidden(text: &str, parsed: &Parsed) -> Vec<PolicyFault> {
     for source in &parsed.policies {
         if let Some(attribute) = Reads::of(&source.tree).hidden.filter(|name| HIDDEN.contains(&name.as_str())) {
             let at = text.find(&format!("resource.{attribute}")).unwrap_or_default();
-            let message = format!("`resource.{attribute}` is not visible: of another person only `organization` and `name` are");
+            let message =
+                format!("`resource.{attribute}` is not visible: of another person only `organization` and `name` are");
             faults.push(fault(text, at, format!("in {}: {message}", source.name)));
         }
     }

@@ -40,7 +40,8 @@ macro_rules! versions {
 /// # Errors
 /// [`StoreError::Duplicate`] if the organization has one of this name.
 pub async fn insert(tx: &mut Tx, set: &PolicySet) -> Result<(), StoreError> {
-    let sql = "INSERT INTO policy_sets (id, organization_id, name, description, created_by, created_at, updated_at, revision)
+    let sql =
+        "INSERT INTO policy_sets (id, organization_id, name, description, created_by, created_at, updated_at, revision)
                VALUES ($1, $2, $3, $4, $5, $6, $6, 1)";
     on!(tx, |c| sqlx::query(sql)
         .bind(set.id)
@@ -134,17 +135,21 @@ pub async fn delete(tx: &mut Tx, set: &PolicySet) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// As the database says.
-pub async fn next_number(tx: &mut Tx, organization: OrganizationId, id: PolicySetId) -> Result<Option<i64>, StoreError> {
+pub async fn next_number(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    id: PolicySetId,
+) -> Result<Option<i64>, StoreError> {
     let lock = match tx {
         Tx::Sqlite(_) => "SELECT revision FROM policy_sets WHERE organization_id = $1 AND id = $2",
         Tx::Postgres(_) => "SELECT revision FROM policy_sets WHERE organization_id = $1 AND id = $2 FOR UPDATE",
     };
-    let found: Option<i64> =
-        on!(tx, |c| sqlx::query_scalar(lock).bind(organization).bind(id).fetch_optional(c).await)?;
+    let found: Option<i64> = on!(tx, |c| sqlx::query_scalar(lock).bind(organization).bind(id).fetch_optional(c).await)?;
     if found.is_none() {
         return Ok(None);
     }
-    let sql = "SELECT COALESCE(MAX(number), 0) + 1 FROM policy_versions WHERE organization_id = $1 AND policy_set_id = $2";
+    let sql =
+        "SELECT COALESCE(MAX(number), 0) + 1 FROM policy_versions WHERE organization_id = $1 AND policy_set_id = $2";
     Ok(Some(on!(tx, |c| sqlx::query_scalar(sql).bind(organization).bind(id).fetch_one(c).await)?))
 }
 
@@ -152,11 +157,7 @@ pub async fn next_number(tx: &mut Tx, organization: OrganizationId, id: PolicySe
 ///
 /// # Errors
 /// As the database says.
-pub async fn insert_version(
-    tx: &mut Tx,
-    organization: OrganizationId,
-    written: &PolicyText,
-) -> Result<(), StoreError> {
+pub async fn insert_version(tx: &mut Tx, organization: OrganizationId, written: &PolicyText) -> Result<(), StoreError> {
     let PolicyText { version, text } = written;
     let sql = "INSERT INTO policy_versions
                    (id, organization_id, policy_set_id, number, digest, text, note, created_by, created_at)

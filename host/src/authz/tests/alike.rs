@@ -2,7 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::{super::{entities::Question, filter::filter, kind::Roles, text::Source}, *};
+use super::{
+    super::{entities::Question, filter::filter, kind::Roles, text::Source},
+    *,
+};
 
 fn scope_principal() -> impl Strategy<Value = String> {
     prop_oneof![
@@ -43,11 +46,16 @@ fn scope_resource() -> impl Strategy<Value = String> {
 fn condition() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         Just("true".to_owned()),
-        prop::sample::select(vec!["owner", "developer", "viewer"]).prop_map(|r| format!(r#"principal in Kaizen::Role::"{r}""#)),
+        prop::sample::select(vec!["owner", "developer", "viewer"])
+            .prop_map(|r| format!(r#"principal in Kaizen::Role::"{r}""#)),
         Just(r#"principal in [Kaizen::Role::"viewer", Kaizen::Role::"auditor"]"#.to_owned()),
         (10u128..12).prop_map(|n| format!(r#"resource.workspace == Kaizen::Workspace::"{}""#, id::<Uuid>(n))),
         (10u128..12).prop_map(|n| format!(r#"resource in Kaizen::Workspace::"{}""#, id::<Uuid>(n))),
-        (10u128..12).prop_map(|n| format!(r#"resource in [Kaizen::Workspace::"{}", Kaizen::Agent::"{}"]"#, id::<Uuid>(n), id::<Uuid>(n + 10))),
+        (10u128..12).prop_map(|n| format!(
+            r#"resource in [Kaizen::Workspace::"{}", Kaizen::Agent::"{}"]"#,
+            id::<Uuid>(n),
+            id::<Uuid>(n + 10)
+        )),
         (20u128..23).prop_map(|n| format!(r#"resource == Kaizen::Agent::"{}""#, id::<Uuid>(n))),
         Just("resource.owner == principal".to_owned()),
         Just("principal == resource.owner".to_owned()),
@@ -90,11 +98,14 @@ fn condition() -> impl Strategy<Value = String> {
 fn policy() -> impl Strategy<Value = String> {
     let clause = prop_oneof![2 => Just("when"), 1 => Just("unless")];
     let clauses = prop::collection::vec((clause, condition()), 0..3);
-    (prop::bool::ANY, scope_principal(), scope_action(), scope_resource(), clauses).prop_map(|(permit, p, a, r, clauses)| {
-        let effect = if permit { "permit" } else { "forbid" };
-        let clauses: String = clauses.iter().map(|(word, condition)| format!(" {word} {{ {condition} }}")).collect();
-        format!("{effect} ({p}, {a}, {r}){clauses};\n")
-    })
+    (prop::bool::ANY, scope_principal(), scope_action(), scope_resource(), clauses).prop_map(
+        |(permit, p, a, r, clauses)| {
+            let effect = if permit { "permit" } else { "forbid" };
+            let clauses: String =
+                clauses.iter().map(|(word, condition)| format!(" {word} {{ {condition} }}")).collect();
+            format!("{effect} ({p}, {a}, {r}){clauses};\n")
+        },
+    )
 }
 
 fn policies() -> impl Strategy<Value = String> {
@@ -113,7 +124,15 @@ fn who() -> impl Strategy<Value = Principal> {
 fn what() -> impl Strategy<Value = Resource> {
     let text = prop::sample::select(vec!["a", "b", "ab"]);
     let label = prop::option::of(prop::sample::select(vec!["x", "y", "Ada"]));
-    let kind = prop::sample::select(vec![Kind::Agent, Kind::Agent, Kind::Agent, Kind::Gateway, Kind::Workspace, Kind::User, Kind::Deployment]);
+    let kind = prop::sample::select(vec![
+        Kind::Agent,
+        Kind::Agent,
+        Kind::Agent,
+        Kind::Gateway,
+        Kind::Workspace,
+        Kind::User,
+        Kind::Deployment,
+    ]);
     let ids = (20u128..24, prop::option::weighted(0.9, 10u128..12), prop::option::weighted(0.9, 100u128..103));
     (kind, ids, text, label, prop::option::of(Just("production".to_owned()))).prop_map(
         |(kind, (n, workspace, owner), name, label, environment)| {
@@ -122,7 +141,8 @@ fn what() -> impl Strategy<Value = Resource> {
                 Kind::User => n + 80,
                 _ => n,
             };
-            let workspace = if matches!(kind, Kind::Gateway | Kind::User) { None } else { workspace.map(id::<WorkspaceId>) };
+            let workspace =
+                if matches!(kind, Kind::Gateway | Kind::User) { None } else { workspace.map(id::<WorkspaceId>) };
             Resource {
                 workspace,
                 owner: if matches!(kind, Kind::Agent | Kind::Deployment) { owner.map(id::<UserId>) } else { None },
@@ -192,15 +212,25 @@ proptest! {
 #[test]
 fn alike_resources_are_decided_once() {
     let world = World::new();
-    let index = world.compile(r#"
+    let index = world.compile(
+        r#"
         permit (principal, action == Kaizen::Action::"agent.read", resource)
         when { principal.attributes has level && principal.attributes.level >= 2 };
         forbid (principal, action == Kaizen::Action::"agent.deploy", resource) when { resource.name == "x" };
         permit (principal, action == Kaizen::Action::"agent.read", resource) when { resource.owner == principal };
-    "#);
+    "#,
+    );
     let tells = world.engine.tells(Tenant::Policies(&index), Action::AgentRead, Kind::Agent);
     use super::super::reads::*;
-    for (bit, read) in [(R_ORGANIZATION, true), (R_OWN, true), (R_OWNER, false), (R_NAME, false), (R_IDENTITY, false), (R_LABELS, false), (R_WORKSPACE, false)] {
+    for (bit, read) in [
+        (R_ORGANIZATION, true),
+        (R_OWN, true),
+        (R_OWNER, false),
+        (R_NAME, false),
+        (R_IDENTITY, false),
+        (R_LABELS, false),
+        (R_WORKSPACE, false),
+    ] {
         assert_eq!(tells.has(bit), read, "{bit}");
     }
 }

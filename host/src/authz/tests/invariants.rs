@@ -14,8 +14,7 @@ fn no_tenant_policy_grants_across_organizations() {
     let owner = person(&[(Role::Owner, None), (Role::Admin, Some(10))]);
     for (action, kind) in world.engine.vocabulary.pairs() {
         let foreign = Resource { organization: id(2), ..thing(kind) };
-        let decision =
-            world.engine.decide(Tenant::Policies(&index), &owner, action, &foreign, &context(action), now());
+        let decision = world.engine.decide(Tenant::Policies(&index), &owner, action, &foreign, &context(action), now());
         assert_eq!((decision.allowed, decision.reason), (false, Reason::Forbidden), "{} {kind:?}", action.as_str());
         assert_eq!(decision.policies[0].policy.id, "organization-boundary");
     }
@@ -47,7 +46,12 @@ fn the_boundary_holds_by_policy_alone_too() {
             let context = Context::default();
             let roles = super::super::kind::Roles::effective(&owner, &resource);
             let question = super::super::entities::Question {
-                principal: &owner, roles, action, resource: &resource, context: &context, now: now(),
+                principal: &owner,
+                roles,
+                action,
+                resource: &resource,
+                context: &context,
+                now: now(),
             };
             assert_eq!(world.engine.everything(&all, &question).0, allowed, "{kind:?}");
         }
@@ -64,8 +68,15 @@ fn owners_cannot_be_locked_out_of_policy_management() {
         "forbid (principal, action, resource) when { principal.attributes.missing == 1 };",
     ];
     for text in hostile {
-        for action in ["policy.create", "policy.read", "policy.update", "policy.activate", "policy.delete",
-                       "organization.read", "membership.read"] {
+        for action in [
+            "policy.create",
+            "policy.read",
+            "policy.update",
+            "policy.activate",
+            "policy.delete",
+            "organization.read",
+            "membership.read",
+        ] {
             let action = Action::parse(action).unwrap();
             for kind in Kind::ALL.iter().filter(|kind| world.engine.vocabulary.applies(action, **kind)) {
                 assert!(world.allows(text, &owner, action, &thing(*kind)), "{text} {}", action.as_str());
@@ -93,7 +104,8 @@ fn owners_cannot_be_locked_out_of_policy_management() {
 fn a_tenant_cannot_grant_what_is_the_platforms() {
     let world = World::new();
     let owner = person(&[(Role::Owner, None)]);
-    let decision = world.decide(EVERYTHING, &owner, Action::OrganizationCreate, &thing(Kind::Organization), &Context::default());
+    let decision =
+        world.decide(EVERYTHING, &owner, Action::OrganizationCreate, &thing(Kind::Organization), &Context::default());
     assert_eq!((decision.allowed, decision.reason), (false, Reason::Forbidden));
 }
 
@@ -106,7 +118,10 @@ fn deny_wins_whatever_the_order_and_the_source() {
         let decision = world.decide(&text, &owner, Action::AgentRead, &agent(), &Context::default());
         assert_eq!((decision.allowed, decision.reason), (false, Reason::Forbidden));
         assert_eq!(decision.policies.len(), 1);
-        assert_eq!((decision.policies[0].policy.id.as_str(), decision.policies[0].policy.origin), ("no", Origin::Tenant));
+        assert_eq!(
+            (decision.policies[0].policy.id.as_str(), decision.policies[0].policy.origin),
+            ("no", Origin::Tenant)
+        );
     }
 }
 
@@ -131,7 +146,10 @@ fn doubt_denies() {
     }
     // An attribute of another type than the policy needs.
     let textual = with_attributes(developer.clone(), json!({"clearance": "three"}));
-    assert_eq!(world.decide(erring[0], &textual, Action::AgentRead, &agent(), &Context::default()).reason, Reason::Error);
+    assert_eq!(
+        world.decide(erring[0], &textual, Action::AgentRead, &agent(), &Context::default()).reason,
+        Reason::Error
+    );
     let cleared = with_attributes(developer.clone(), json!({"clearance": 3}));
     assert!(world.allows(erring[0], &cleared, Action::AgentRead, &agent()));
     // A deployment to nowhere, asked of a policy that turns on where.
@@ -139,7 +157,14 @@ fn doubt_denies() {
     let decision = world.decide(production, &developer, Action::AgentDeploy, &agent(), &Context::default());
     assert_eq!(decision.reason, Reason::Error);
     // An action asked of a kind of thing that it does not apply to.
-    let decision = world.engine.decide(Tenant::None, &person(&[(Role::Owner, None)]), Action::AgentRead, &gateway(""), &Context::default(), now());
+    let decision = world.engine.decide(
+        Tenant::None,
+        &person(&[(Role::Owner, None)]),
+        Action::AgentRead,
+        &gateway(""),
+        &Context::default(),
+        now(),
+    );
     assert_eq!((decision.allowed, decision.reason), (false, Reason::Error));
 }
 
@@ -185,6 +210,12 @@ fn explanations_tell_forbidden_from_not_permitted() {
     let other = Resource { organization: id(2), ..agent() };
     let decision = world.decide("", &owner, Action::AgentRead, &other, &Context::default());
     insta::assert_snapshot!(decision.sentence(), @"Forbidden by platform policy `organization-boundary`: Nobody acts in another organization.");
-    let decision = world.decide(r#"@id("cleared") forbid (principal, action, resource) when { principal.attributes.clearance < 3 };"#, &owner, Action::AgentRead, &agent(), &Context::default());
+    let decision = world.decide(
+        r#"@id("cleared") forbid (principal, action, resource) when { principal.attributes.clearance < 3 };"#,
+        &owner,
+        Action::AgentRead,
+        &agent(),
+        &Context::default(),
+    );
     insta::assert_snapshot!(decision.sentence(), @"Denied because tenant policy `cleared` could not be evaluated: record does not have the attribute `clearance`. Doubt denies; guard what may be absent with `has`.");
 }

@@ -11,10 +11,10 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    Action, Context, Decision, Kind, Origin, Reason, Resource,
+    Action, Context, Decision, Kind, Origin, PolicyFault, Reason, Resource, Validated,
     engine::{Engine, Tenant},
     index::Index,
-    PolicyFault, Validated, tenant, text,
+    tenant, text,
 };
 use crate::domain::{
     id::{OrganizationId, UserId, WorkspaceId},

@@ -43,10 +43,25 @@ fn admins_may_do_everything_but_remove_the_organization() {
 fn developers_build_and_deploy() {
     let world = World::new();
     let expected = [
-        "agent.create", "agent.delete", "agent.deploy", "agent.read", "agent.update", "agent.version",
-        "deployment.cancel", "deployment.read", "deployment.rollback", "deployment.stop",
-        "gateway.check", "gateway.read", "job.cancel", "job.read", "job.retry",
-        "organization.read", "plugin.read", "user.read", "workspace.read",
+        "agent.create",
+        "agent.delete",
+        "agent.deploy",
+        "agent.read",
+        "agent.update",
+        "agent.version",
+        "deployment.cancel",
+        "deployment.read",
+        "deployment.rollback",
+        "deployment.stop",
+        "gateway.check",
+        "gateway.read",
+        "job.cancel",
+        "job.read",
+        "job.retry",
+        "organization.read",
+        "plugin.read",
+        "user.read",
+        "workspace.read",
     ];
     assert_eq!(permitted(&world, &person(&[(Role::Developer, None)])), expected);
 }
@@ -54,8 +69,7 @@ fn developers_build_and_deploy() {
 #[test]
 fn viewers_read_agents_and_deployments() {
     let world = World::new();
-    let expected =
-        ["agent.read", "deployment.read", "gateway.read", "job.read", "organization.read", "workspace.read"];
+    let expected = ["agent.read", "deployment.read", "gateway.read", "job.read", "organization.read", "workspace.read"];
     assert_eq!(permitted(&world, &person(&[(Role::Viewer, None)])), expected);
 }
 
@@ -115,7 +129,8 @@ fn only_owners_make_change_or_remove_owners() {
     let world = World::new();
     let everything = "permit (principal, action, resource);";
     let owner_role = Context { role: Some(Role::Owner), ..Context::default() };
-    let on = |action| if action == Action::MembershipCreate { thing(Kind::Organization) } else { thing(Kind::Membership) };
+    let on =
+        |action| if action == Action::MembershipCreate { thing(Kind::Organization) } else { thing(Kind::Membership) };
     for action in [Action::MembershipCreate, Action::MembershipUpdate, Action::MembershipDelete] {
         let admin = person(&[(Role::Admin, None)]);
         let decision = world.decide(everything, &admin, action, &on(action), &owner_role);
@@ -163,7 +178,12 @@ fn what_is_built_for_deciding_conforms_to_the_schema() {
         }
         let roles = super::super::kind::Roles::effective(&who, &resource);
         let question = super::super::entities::Question {
-            principal: &who, roles, action, resource: &resource, context: &context, now: now(),
+            principal: &who,
+            roles,
+            action,
+            resource: &resource,
+            context: &context,
+            now: now(),
         };
         let (request, entities) = question.build(&world.engine.vocabulary, &everything).unwrap();
         // Our context has `role`, `gateway` and the like only where they are given.

@@ -92,7 +92,12 @@ async fn the_version_that_the_principal_carries_decides() {
     let stored = Stored::new().await;
     let set = stored.set(1, 1).await;
     let (open, closed) = (stored.version(1, set, 1, "").await, stored.version(1, set, 2, FORBID).await);
-    for (version, reason) in [(None, Reason::Allowed), (Some(open), Reason::Allowed), (Some(closed), Reason::Forbidden), (Some(open), Reason::Allowed)] {
+    for (version, reason) in [
+        (None, Reason::Allowed),
+        (Some(open), Reason::Allowed),
+        (Some(closed), Reason::Forbidden),
+        (Some(open), Reason::Allowed),
+    ] {
         assert_eq!(stored.reason(version).await, reason);
     }
 }

@@ -45,14 +45,30 @@ fn what_a_tenant_would_naturally_write_works() {
     let nobody = person(&[]);
     let with = |attributes| with_attributes(person(&[]), attributes);
     let cases = [
-        (r#"principal.attributes.department == "legal""#, json!({"department": "legal"}), json!({"department": "sales"})),
+        (
+            r#"principal.attributes.department == "legal""#,
+            json!({"department": "legal"}),
+            json!({"department": "sales"}),
+        ),
         ("principal.attributes.clearance >= 3", json!({"clearance": 3}), json!({"clearance": 2})),
         ("principal.attributes.clearance >= 3", json!({"clearance": 4.0}), json!({"clearance": 3.5})),
         ("principal.attributes.clearance + 1 == 4", json!({"clearance": 3}), json!({"clearance": 4})),
         (r#"principal.attributes.regions.contains("eu")"#, json!({"regions": ["us", "eu"]}), json!({"regions": []})),
-        (r#"principal.attributes.regions.containsAny(["eu", "ch"])"#, json!({"regions": ["ch"]}), json!({"regions": ["us"]})),
-        (r#"["legal", "sales"].contains(principal.attributes.department)"#, json!({"department": "sales"}), json!({"department": "it"})),
-        (r#"principal.attributes.department like "le*""#, json!({"department": "legal"}), json!({"department": "sales"})),
+        (
+            r#"principal.attributes.regions.containsAny(["eu", "ch"])"#,
+            json!({"regions": ["ch"]}),
+            json!({"regions": ["us"]}),
+        ),
+        (
+            r#"["legal", "sales"].contains(principal.attributes.department)"#,
+            json!({"department": "sales"}),
+            json!({"department": "it"}),
+        ),
+        (
+            r#"principal.attributes.department like "le*""#,
+            json!({"department": "legal"}),
+            json!({"department": "sales"}),
+        ),
         ("!principal.attributes.contractor", json!({"contractor": false}), json!({"contractor": true})),
         ("principal.attributes.contractor == false", json!({"contractor": false}), json!({"contractor": true})),
         (r#"principal.attributes["cost centre"] == "7""#, json!({"cost centre": "7"}), json!({"cost centre": "8"})),
@@ -62,10 +78,15 @@ fn what_a_tenant_would_naturally_write_works() {
         (r#"resource.hasTag("team") && resource.getTag("team") == "support""#, json!({}), json!(null)),
         (r#"resource.workspace == Kaizen::Workspace::"01900000-0000-7000-8000-00000000000a""#, json!({}), json!(null)),
         (r#"resource in Kaizen::Workspace::"01900000-0000-7000-8000-00000000000a""#, json!({}), json!(null)),
-        (r#"context.weekday == "friday" && context.hour >= 10 && context.now > datetime("2026-11-20T10:00:00Z")"#, json!({}), json!(null)),
+        (
+            r#"context.weekday == "friday" && context.hour >= 10 && context.now > datetime("2026-11-20T10:00:00Z")"#,
+            json!({}),
+            json!(null),
+        ),
     ];
     for (condition, yes, no) in cases {
-        let text = format!(r#"permit (principal, action == Kaizen::Action::"agent.read", resource) when {{ {condition} }};"#);
+        let text =
+            format!(r#"permit (principal, action == Kaizen::Action::"agent.read", resource) when {{ {condition} }};"#);
         assert!(world.allows(&text, &with(yes), Action::AgentRead, &agent()), "{condition}");
         if !no.is_null() {
             assert!(!world.allows(&text, &with(no), Action::AgentRead, &agent()), "{condition}");
@@ -96,7 +117,8 @@ fn faults_name_line_and_column() {
 
 #[test]
 fn an_unguarded_attribute_is_accepted_with_a_warning() {
-    let validated = check("permit (principal, action, resource)\nwhen { principal.attributes.clearance >= 3 };").unwrap();
+    let validated =
+        check("permit (principal, action, resource)\nwhen { principal.attributes.clearance >= 3 };").unwrap();
     let warnings: Vec<_> = validated.warnings.iter().map(ToString::to_string).collect();
     insta::assert_snapshot!(warnings.join("\n"), @"line 2, column 8: `attributes.clearance` of a `Kaizen::User` may be absent, and a request is then denied with the reason `error`; guard it: `… has attributes.clearance && …`");
     let guarded = "permit (principal, action, resource) when { principal.attributes has clearance && principal.attributes.clearance >= 3 };";
@@ -117,7 +139,9 @@ fn a_deeply_nested_text_ends_in_a_fault_and_not_in_a_crash() {
     let with = |condition: String| format!("permit (principal, action, resource) when {{ {condition} }};");
     let nested = |open: &str, close: &str, n: usize| with(open.repeat(n) + "true" + &close.repeat(n));
     for n in [150, 1_000, 30_000] {
-        for (open, close) in [("(", ")"), ("!(", ")"), ("[", "]"), ("{a: ", "}"), ("if true then ", " else false"), ("principal.", "")] {
+        for (open, close) in
+            [("(", ")"), ("!(", ")"), ("[", "]"), ("{a: ", "}"), ("if true then ", " else false"), ("principal.", "")]
+        {
             drop(check(&nested(open, close, n)));
         }
         for chained in [" && true", " || true", " + 1", ".a", " == 1", " has a", " in resource"] {
@@ -127,14 +151,18 @@ fn a_deeply_nested_text_ends_in_a_fault_and_not_in_a_crash() {
     assert!(refused(&with("true".to_owned() + &" && true".repeat(300))).contains("nests deeper than 200"));
     assert!(refused(&nested("(", ")", 300)).contains("at most"));
     // Brackets in strings and comments do not count.
-    let quoted = format!("// {0}\npermit (principal, action, resource) when {{ principal.name == \"\\\"{0}\" }};", "(".repeat(3000));
+    let quoted = format!(
+        "// {0}\npermit (principal, action, resource) when {{ principal.name == \"\\\"{0}\" }};",
+        "(".repeat(3000)
+    );
     assert_eq!(check(&quoted).map(|validated| validated.policies), Ok(1));
 }
 
 #[test]
 fn what_is_accepted_can_be_evaluated_on_a_small_stack() {
     let conjuncts = vec!["principal.attributes has level"; 190].join(" && ");
-    let text = format!(r#"permit (principal, action == Kaizen::Action::"agent.read", resource) when {{ {conjuncts} }};"#);
+    let text =
+        format!(r#"permit (principal, action == Kaizen::Action::"agent.read", resource) when {{ {conjuncts} }};"#);
     let small = std::thread::Builder::new().stack_size(2 * 1024 * 1024).spawn(move || {
         let world = World::new();
         let who = with_attributes(person(&[]), json!({"level": 1}));
