@@ -98,10 +98,7 @@ async fn revoking_is_felt_on_the_other_host_without_redis_too() {
 #[tokio::test]
 async fn what_one_host_signs_the_other_accepts() {
     let redis = Redis::start().await;
-    let setup = Setup::new(Backend::Postgres)
-        .await
-        .with("KAIZEN_REDIS_URL", redis.url())
-        .with("KAIZEN_MASTER_KEY", "07".repeat(32));
+    let setup = Setup::new(Backend::Postgres).await.with("KAIZEN_REDIS_URL", redis.url());
     let world = World::with(setup).await;
     let tenant = world.tenant("acme").await;
     // A host with a data folder, and so a signing key, of its own.

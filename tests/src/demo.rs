@@ -5,7 +5,7 @@ use crate::harness::{Backend, Setup};
 on_both!(the_demo_holds_and_ends);
 
 async fn the_demo_holds_and_ends(backend: Backend) {
-    let setup = Setup::new(backend).await.without("KAIZEN_EGRESS_ALLOW_PRIVATE");
+    let setup = Setup::new(backend).await.without("KAIZEN_EGRESS_ALLOW_PRIVATE").without("KAIZEN_MASTER_KEY");
     for run in ["the first", "a later"] {
         let ran = setup.run(&["demo", "--exit"], "").await;
         assert!(ran.status.success(), "{run} run: {}\n{}\n{}", ran.status, ran.stdout, ran.stderr);

@@ -98,7 +98,7 @@ async fn a_stop_is_orderly(backend: Backend) {
 }
 
 async fn several_start_at_once_on_an_empty_database(backend: Backend) {
-    let setup = std::sync::Arc::new(Setup::new(backend).await.with("KAIZEN_MASTER_KEY", "42".repeat(32)));
+    let setup = std::sync::Arc::new(Setup::new(backend).await);
     let count = if backend == Backend::Postgres { 3 } else { 1 };
     let servers = futures::future::join_all((0..count).map(|_| setup.start())).await;
     let world = World { server: servers.into_iter().next().expect("one"), setup };

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::{
@@ -21,6 +22,9 @@ use tokio::{
 };
 
 use super::{Backend, Database, eventually, within};
+
+/// The same for all tests, and in `tests/run`.
+const MASTER_KEY: &str = "7465737473746573747374657374737465737473746573747374657374737465";
 
 /// Settings and data that servers are started with, one after the other or several at once.
 pub struct Setup {
@@ -66,6 +70,7 @@ impl Setup {
         let dir = tempfile::Builder::new().prefix("kztest-").tempdir().expect("a temporary folder");
         let database = Database::fresh(backend, dir.path()).await;
         let setup = Self { database, env: BTreeMap::new(), starts: AtomicU32::new(0), dir };
+        setup.take_compiled();
         let (data, url) = (setup.data_dir().display().to_string(), setup.database.url.clone());
         setup
             .with("KAIZEN_LISTEN", "127.0.0.1:0")
@@ -73,8 +78,19 @@ impl Setup {
             .with("KAIZEN_DATA_DIR", data)
             .with("KAIZEN_DATABASE_URL", url)
             .with("KAIZEN_DATABASE_CONNECTIONS", "6")
+            .with("KAIZEN_MASTER_KEY", MASTER_KEY)
             .with("KAIZEN_EGRESS_ALLOW_PRIVATE", "127.0.0.0/8")
             .with("KAIZEN_LOG", "info")
+    }
+
+    /// Plugins that `tests/run` had compiled under the same master key: seconds less for each server.
+    fn take_compiled(&self) {
+        let Some(from) = std::env::var_os("KZTEST_COMPILED").map(PathBuf::from) else { return };
+        let to = self.data_dir().join("compiled");
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&to).expect("a folder");
+        for file in std::fs::read_dir(from).expect("KZTEST_COMPILED").filter_map(Result::ok) {
+            std::fs::copy(file.path(), to.join(file.file_name())).expect("copied");
+        }
     }
 
     /// With one more setting, or another value for one.
