@@ -21,7 +21,7 @@ const WAITING: usize = 64;
 /// How long they wait.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Characters of a password.
-const LENGTH: std::ops::RangeInclusive<usize> = 12..=128;
+const LENGTH: std::ops::RangeInclusive<usize> = 8..=128;
 
 /// Too many passwords to look at: come back later.
 #[derive(Debug, thiserror::Error)]
@@ -135,12 +135,12 @@ impl Passwords {
     }
 }
 
-/// Checks a new password: 12 to 128 characters of any kind, and none that everyone tries first. There are no rules about
+/// Checks a new password: 8 to 128 characters (NIST SP 800-63B, section 5.1.1.2) of any kind, and none that everyone tries first. There are no rules about
 /// kinds of characters; they make passwords worse (NIST SP 800-63B-4, section 3.1.1.2).
 pub fn check(pointer: &str, password: &SecretString, email: &Email, faults: &mut Vec<Fault>) {
     let text = password.expose_secret();
     if !LENGTH.contains(&text.chars().count()) {
-        faults.push(Fault::new(pointer, "12 to 128 characters; several words make a good one"));
+        faults.push(Fault::new(pointer, "8 to 128 characters; several words make a good one"));
         return;
     }
     let lower = text.to_lowercase();

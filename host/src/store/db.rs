@@ -3,7 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use sqlx::{
-    PgConnection, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool, Transaction,
+    Connection as _, PgConnection, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool, Transaction,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -158,6 +158,8 @@ impl Db {
                 .map_err(|error| StoreError::Url(error.to_string()))?
                 .application_name("kaizen")
                 .statement_cache_capacity(512);
+            // The pool would try until its time is over and then say only that; a single attempt says what is wrong.
+            PgConnection::connect_with(&options).await?.close().await?;
             // A broken connection is noticed by the statement that meets it; asking first would double each round trip.
             let pool = PgPoolOptions::new()
                 .max_connections(max_connections)

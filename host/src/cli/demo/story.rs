@@ -1,5 +1,7 @@
 //! The story itself, step by step; each step is checked, and the first that does not hold ends it.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, ensure};
 use futures::StreamExt;
 use secrecy::SecretString;
@@ -63,7 +65,7 @@ impl Story<'_> {
         let production = self.gateway(&ada, "Production", "production").await?;
         self.deploy(&ben, &agent, &staging).await?;
         self.refused(&ada, &ben, &agent, &production).await?;
-        self.trail(&ada).await?;
+        self.trail(&ada, &ben).await?;
         Ok(people)
     }
 
@@ -231,8 +233,13 @@ impl Story<'_> {
         self.screen.detail(&format!("403 {detail}"))
     }
 
-    async fn trail(&self, ada: &Person) -> anyhow::Result<()> {
+    async fn trail(&self, ada: &Person, ben: &Person) -> anyhow::Result<()> {
         self.screen.part("The audit trail")?;
+        let mut names = BTreeMap::new();
+        for person in [ada, ben] {
+            let me = person.get("/api/v1/auth/me").await?.ok()?;
+            names.insert(format!("user/{}", text(&me, "/user/id")?), person.name);
+        }
         let page = ada.get("/api/v1/audit/events?limit=200").await?.ok()?;
         let events = page.pointer("/items").and_then(Value::as_array).context("the trail is a list")?;
         let field = |event: &Value, name: &str| event.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -240,12 +247,13 @@ impl Story<'_> {
             let time = field(event, "occurred_at");
             let target = field(event, "target");
             self.screen.detail(&format!(
-                "{:>3}  {}  {:<9} {:<22} {:<24} {}…",
+                "{:>3}  {}  {:<8} {:<7} {:<19} {:<12} {}…",
                 event.get("sequence").and_then(Value::as_i64).unwrap_or_default(),
                 time.get(11..23).unwrap_or(&time),
+                names.get(&field(event, "actor")).copied().unwrap_or("system"),
                 field(event, "outcome"),
                 field(event, "action"),
-                target.get(..24).unwrap_or(&target),
+                target.split_once('/').map_or(target.as_str(), |(kind, _)| kind),
                 field(event, "hash").get(..12).unwrap_or_default(),
             ))?;
         }
