@@ -87,7 +87,7 @@ impl App {
             egress::Policy { allow: config.egress_allow.clone(), allow_private: config.egress_allow_private.clone() };
         let egress = egress::Client::new(policy, Arc::new(egress::SystemResolver));
         let plugins = plugins(&config, &secrets, egress.clone()).await?;
-        let identity = Identity::new(&config, &clock, &store).await?;
+        let identity = Identity::new(&config, &clock, &store, &egress).await?;
         let jobs = Jobs::new();
         let stopping = CancellationToken::new();
         let tasks = TaskTracker::new();

@@ -22,6 +22,7 @@ pub mod plugins;
 pub mod policies;
 pub mod problem;
 pub mod server;
+pub mod sso;
 pub mod users;
 pub mod versions;
 pub mod workspaces;
@@ -35,6 +36,7 @@ use crate::app::App;
 fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::base())
         .merge(auth::router())
+        .merge(sso::router())
         .merge(organizations::router())
         .merge(users::router())
         .merge(memberships::router())

@@ -6,10 +6,15 @@
 pub mod browser;
 mod key;
 pub mod login;
+pub mod oidc;
 pub mod organization;
 pub mod password;
+pub mod provision;
 mod secret;
 pub mod session;
+pub mod sso;
+#[cfg(test)]
+mod tests;
 mod throttle;
 mod token;
 
@@ -21,6 +26,7 @@ use tokio::sync::Semaphore;
 use self::{
     browser::Origins,
     key::SigningKey,
+    oidc::Providers,
     password::Passwords,
     secret::Opaque,
     session::{COARSE, live_at},
@@ -34,6 +40,7 @@ use crate::{
         id::{OrganizationId, UserId},
         principal::Principal,
     },
+    sandbox::egress,
     store::{
         Connection, Store, StoreError,
         sessions::{self, Seen},
@@ -54,6 +61,8 @@ pub struct Parts {
     throttle: Throttle,
     /// Whose pages may use the cookie.
     pub origins: Origins,
+    /// Where people sign in elsewhere.
+    providers: Providers,
     /// Sessions being written down as seen.
     touching: Arc<Semaphore>,
 }
@@ -95,7 +104,7 @@ impl Identity {
     ///
     /// # Errors
     /// If the key cannot be read, made or published.
-    pub async fn new(config: &Config, clock: &Clock, store: &Store) -> anyhow::Result<Self> {
+    pub async fn new(config: &Config, clock: &Clock, store: &Store, egress: &egress::Client) -> anyhow::Result<Self> {
         let key = SigningKey::load(&config.data_dir, clock)?;
         let issuer = config.public_url.as_str().trim_end_matches('/').to_owned();
         let tokens = Tokens::new(key, issuer);
@@ -105,6 +114,7 @@ impl Identity {
             passwords: Passwords::new(clock)?,
             throttle: Throttle::new(clock),
             origins: Origins::new(config),
+            providers: Providers::new(egress.clone()),
             touching: Arc::new(Semaphore::new(4)),
         })))
     }

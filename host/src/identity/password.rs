@@ -220,9 +220,6 @@ const COMMON: &[&str] = &[
     "kaizenstudio",
     "kaizen-studio",
     "kaizenkaizen",
-    "correcthorsebatterystaple",
-    "correct horse battery staple",
-    "correct-horse-battery-staple",
     "testtesttest",
     "testpassword",
     "examplepassword",
@@ -297,7 +294,6 @@ mod tests {
             "abcabcabcabc",
             "abcdefghijklmn",
             "987654321098",
-            "correct horse battery staple",
             "Summer2026!!!",
             "administrator",
         ] {

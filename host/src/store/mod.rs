@@ -3,6 +3,7 @@
 //! Functions take a [`Connection`] (a [`Conn`] to read, a [`Tx`] to change) and, always, the organization they act in:
 //! tenant isolation is in the query, not around it.
 
+pub mod accounts;
 pub mod agents;
 pub mod audit;
 pub mod canvas;

@@ -1,0 +1,132 @@
+//! Who is who at an identity provider, and sign-ins under way.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{Connection, StoreError, Tx};
+use crate::{
+    domain::{
+        email::Email,
+        id::{OrganizationId, UserId},
+    },
+    on,
+};
+
+/// Who a provider's subject is here.
+///
+/// # Errors
+/// As the database says.
+pub async fn find(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    connection: Uuid,
+    subject: &str,
+) -> Result<Option<UserId>, StoreError> {
+    let sql = "SELECT user_id FROM accounts WHERE organization_id = $1 AND connection_id = $2 AND subject = $3";
+    Ok(on!(c, |c| {
+        sqlx::query_scalar(sql).bind(organization).bind(connection).bind(subject).fetch_optional(c).await?
+    }))
+}
+
+/// Links a provider's subject to a user, or writes down that it signed in once more.
+///
+/// # Errors
+/// As the database says.
+pub async fn link(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    connection: Uuid,
+    subject: &str,
+    user: UserId,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO accounts (organization_id, connection_id, subject, user_id, created_at, last_sign_in_at)
+               VALUES ($1, $2, $3, $4, $5, $5)
+               ON CONFLICT (connection_id, subject) DO UPDATE SET last_sign_in_at = excluded.last_sign_in_at";
+    on!(tx, |c| sqlx::query(sql)
+        .bind(organization)
+        .bind(connection)
+        .bind(subject)
+        .bind(user)
+        .bind(now)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// A sign-in under way.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Pending {
+    /// Into which organization.
+    pub organization_id: OrganizationId,
+    /// By which identity connection.
+    pub connection_id: Uuid,
+    /// Where to go in the end: a whole address.
+    pub return_to: String,
+    /// When it is too late.
+    pub expires_at: DateTime<Utc>,
+}
+
+/// Writes down that a browser has begun to sign in.
+///
+/// # Errors
+/// As the database says.
+pub async fn begin(tx: &mut Tx, state: &[u8], browser: &[u8], pending: &Pending) -> Result<(), StoreError> {
+    let sql = "INSERT INTO sso_states (state_hash, browser_hash, organization_id, connection_id, return_to, expires_at)
+               VALUES ($1, $2, $3, $4, $5, $6)";
+    on!(tx, |c| sqlx::query(sql)
+        .bind(state)
+        .bind(browser)
+        .bind(pending.organization_id)
+        .bind(pending.connection_id)
+        .bind(&pending.return_to)
+        .bind(pending.expires_at)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// Takes a sign-in under way out, once, for the browser that began it.
+///
+/// # Errors
+/// As the database says.
+pub async fn take(tx: &mut Tx, state: &[u8], browser: &[u8]) -> Result<Option<Pending>, StoreError> {
+    let sql = "DELETE FROM sso_states WHERE state_hash = $1 AND browser_hash = $2
+               RETURNING organization_id, connection_id, return_to, expires_at";
+    Ok(on!(tx, |c| sqlx::query_as(sql).bind(state).bind(browser).fetch_optional(c).await)?)
+}
+
+/// Forgets sign-ins that were not finished in time.
+///
+/// # Errors
+/// As the database says.
+pub async fn sweep(tx: &mut Tx, now: DateTime<Utc>) -> Result<(), StoreError> {
+    let sql = "DELETE FROM sso_states WHERE expires_at < $1";
+    on!(tx, |c| sqlx::query(sql).bind(now).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+/// An identity connection as somebody sees it who has not signed in yet.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Door {
+    /// Its id.
+    pub id: Uuid,
+    /// For people.
+    pub name: String,
+    /// The plugin's name.
+    pub plugin: String,
+}
+
+/// The active identity connections of every organization in which an active user has this address; 20 at the most.
+///
+/// # Errors
+/// As the database says.
+pub async fn doors(c: &mut impl Connection, email: &Email) -> Result<Vec<Door>, StoreError> {
+    let sql = "SELECT c.id, c.name, c.plugin
+               FROM users u JOIN connections c ON c.organization_id = u.organization_id
+               WHERE u.email = $1 AND u.active AND c.kind = 'identity_provider' AND c.active
+               ORDER BY c.id LIMIT 20";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(email.as_str()).fetch_all(c).await)?)
+}
