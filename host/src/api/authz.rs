@@ -14,7 +14,7 @@ use crate::{
     app::App,
     authz::{Action, Context, Kind, Reason, Resource},
     domain::{connection, fault::Fault, id::OrganizationId, principal::Principal, role::Role},
-    store::{Conn, agents, connections, memberships, policies, users, workspaces},
+    store::{Conn, agents, connections, deployments, memberships, policies, users, workspaces},
 };
 
 /// Questions in one request at the most.
@@ -227,26 +227,18 @@ async fn find(app: &App, caller: &Principal, kind: Kind, id: Uuid) -> Result<Opt
         Kind::Workspace => workspaces::get(&mut conn, organization, id.into()).await?.map(|it| it.resource()),
         Kind::Agent => agents::get(&mut conn, organization, id.into()).await?.map(|it| it.resource()),
         Kind::PolicySet => policies::get(&mut conn, organization, id.into()).await?.map(|it| it.resource()),
-        Kind::Gateway => connection(&mut conn, kind, connection::Kind::DeploymentTarget, organization, id).await?,
-        Kind::AuditSink => connection(&mut conn, kind, connection::Kind::AuditSink, organization, id).await?,
-        Kind::IdentityConnection => {
-            connection(&mut conn, kind, connection::Kind::IdentityProvider, organization, id).await?
-        }
-        Kind::Deployment => None,
+        Kind::Gateway => connection(&mut conn, connection::Kind::DeploymentTarget, organization, id).await?,
+        Kind::AuditSink => connection(&mut conn, connection::Kind::AuditSink, organization, id).await?,
+        Kind::IdentityConnection => connection(&mut conn, connection::Kind::IdentityProvider, organization, id).await?,
+        Kind::Deployment => deployments::get(&mut conn, organization, id.into()).await?.map(|it| it.resource()),
     })
 }
 
 async fn connection(
     conn: &mut Conn,
-    kind: Kind,
-    of: connection::Kind,
+    kind: connection::Kind,
     organization: OrganizationId,
     id: Uuid,
 ) -> Result<Option<Resource>> {
-    let found = connections::get(conn, organization, of, id).await?;
-    Ok(found.map(|it| Resource {
-        environment: it.environment,
-        labels: it.labels.0,
-        ..Resource::new(kind, it.id, it.organization_id, it.name)
-    }))
+    Ok(connections::get(conn, organization, kind, id).await?.map(|it| it.resource()))
 }
