@@ -4,7 +4,6 @@ pub mod agents;
 pub mod audit;
 pub mod auth;
 pub mod authz;
-pub mod authz;
 pub mod canvas;
 pub mod connections;
 pub mod deployment_events;
