@@ -78,7 +78,6 @@ fn moved(user: UserId, node: u64, x: u64) -> Submission {
         ops,
         text,
     }
-    Submission { user, client: "n:tab".into(), reference: Some(format!("c{x}")), repeats: i64::MAX..=i64::MAX, ops, text }
 }
 
 fn canvas(c: &mut Criterion) {
