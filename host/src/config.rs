@@ -239,7 +239,7 @@ impl Config {
                 Ok(seconds @ 1..=3600) => Ok(std::time::Duration::from_secs(seconds)),
                 _ => Err("expected a whole number from 1 to 3600".to_owned()),
             })?;
-        let log = layers.parse("log", "info".to_owned(), |text| {
+        let log = layers.parse("log", "info,sqlx::postgres::notice=warn".to_owned(), |text| {
             tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
         })?;
         let log_json = layers.parse("log_format", None, |text| match text {

@@ -29,7 +29,10 @@ use crate::{
     domain::{connection::Kind, fault, id::OrganizationId, principal::Principal},
     plugins::{self, Attempt, PluginError},
     secrets::SecretsError,
-    store::connections::{self, Connection},
+    store::{
+        connections::{self, Connection},
+        deployments,
+    },
 };
 
 /// The routes of this file.
@@ -348,6 +351,10 @@ async fn remove(app: App, caller: Principal, (kind, id): (Kind, Uuid), if_match:
     let connection = find(&app, &caller, kind, id, action).await?;
     if_match.check(connection.revision)?;
     let mut tx = app.store.begin().await?;
+    if kind == Kind::DeploymentTarget {
+        // What is over does not keep a gateway; what still runs does.
+        deployments::forget_gateway(&mut tx, caller.organization_id, id.into()).await?;
+    }
     connections::delete(&mut tx, &connection).await?;
     change(&app, tx, &caller, action, target(&connection), json!({ "before": Shown::of(&connection) })).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -84,6 +84,10 @@ impl<T: DeserializeOwned> FromRequest<App> for Input<T> {
             Ok(body) => body.to_bytes(),
             Err(error) => return Err(unreadable(&*error)),
         };
+        if has_nul(&bytes) {
+            let detail = "The body has the character U+0000 in it, which cannot be stored: remove `\\u0000`.";
+            return Err(Problem::new(ProblemType::Malformed, detail));
+        }
         let idempotency = idempotency_key(&parts.headers, &parts.method, parts.uri.path(), &bytes)?;
         Ok(Self { body: parse(&bytes)?, idempotency })
     }
@@ -104,6 +108,16 @@ fn unreadable(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Proble
         return Problem::new(ProblemType::TooLarge, format!("The body is over {} KiB.", BODY / 1024));
     }
     Problem::new(ProblemType::Malformed, "The body ended before all of it arrived.")
+}
+
+/// Whether the JSON text has an escaped U+0000: PostgreSQL can store it neither as text nor within JSONB.
+fn has_nul(json: &[u8]) -> bool {
+    let mut escaped = false;
+    json.iter().enumerate().any(|(at, byte)| {
+        let begins = escaped && *byte == b'u';
+        escaped = !escaped && *byte == b'\\';
+        begins && json.get(at + 1..at + 5).is_some_and(|digits| digits == b"0000")
+    })
 }
 
 /// Parses JSON; a fault names its place by JSON pointer, or by line and column where it is not JSON at all.
@@ -198,5 +212,16 @@ impl FromRequestParts<App> for Bodyless {
 
     async fn from_request_parts(parts: &mut Parts, _app: &App) -> Result<Self> {
         Ok(Self { idempotency: idempotency_key(&parts.headers, &parts.method, parts.uri.path(), &[])? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_nul;
+
+    #[test]
+    fn only_an_escaped_nul_is_one() {
+        assert!(has_nul(br#"{"name": "a\u0000b"}"#) && has_nul(br#"["\\\u0000"]"#));
+        assert!(!has_nul(br#"{"name": "a\\u0000b"}"#) && !has_nul(br#"["\u0001", "u0000", "\n0000"]"#));
     }
 }

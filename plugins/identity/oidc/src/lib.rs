@@ -50,9 +50,29 @@ pub struct Config {
     #[serde(default)]
     #[schemars(length(max = 64), inner(length(min = 1, max = 256)))]
     attributes: Vec<String>,
+    /// The role of people who sign in for the first time and are in none of the groups of `group_roles`; without one they
+    /// are refused until somebody adds them.
+    #[serde(default)]
+    #[expect(dead_code, reason = "the server uses it")]
+    default_role: Option<Role>,
+    /// The role that each of the provider's groups gives people who sign in for the first time.
+    #[serde(default)]
+    #[expect(dead_code, reason = "the server uses it")]
+    group_roles: BTreeMap<String, Role>,
     /// Extra parameters of the authorization request, such as `prompt` or `audience`.
     #[serde(default)]
     parameters: BTreeMap<String, String>,
+}
+
+/// A role that a provider can give. Ownership is given by owners alone.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(crate = "schemars")]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    Admin,
+    Developer,
+    Viewer,
+    Auditor,
 }
 
 fn default_scopes() -> Vec<String> {
