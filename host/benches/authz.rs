@@ -3,10 +3,10 @@
 //!
 //! `cargo bench -p kaizen --bench authz`
 
-#![allow(
+#![expect(
     missing_docs,
     clippy::unwrap_used,
-    clippy::disallowed_methods,
+    clippy::indexing_slicing,
     reason = "a benchmark: what fails, fails loudly"
 )]
 

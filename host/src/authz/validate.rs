@@ -64,10 +64,44 @@ fn strictly(vocabulary: &Vocabulary, text: &str, parsed: &Parsed) -> Result<Vali
         warnings.sort_by_key(|fault| (fault.line, fault.column));
         Ok(Validated { policies: parsed.policies.len(), warnings })
     } else {
-        faults.sort_by_key(|fault| (fault.line, fault.column));
-        faults.dedup();
-        Err(faults)
+        Err(merged(faults))
     }
+}
+
+/// In the order of the text; what is missing from several types at one place is told once.
+fn merged(mut faults: Vec<PolicyFault>) -> Vec<PolicyFault> {
+    faults.sort_by(|a, b| (a.line, a.column, &a.message).cmp(&(b.line, b.column, &b.message)));
+    faults.dedup();
+    let mut merged: Vec<PolicyFault> = Vec::with_capacity(faults.len());
+    let mut types: Vec<String> = Vec::new();
+    for fault in faults {
+        let missing = missing(&fault.message).map(|(attribute, of)| (attribute.to_owned(), of.to_owned()));
+        if let (Some((attribute, of)), Some(last)) = (missing, merged.last_mut())
+            && (last.line, last.column) == (fault.line, fault.column)
+            && last.message.starts_with(&format!("attribute `{attribute}` "))
+        {
+            if types.is_empty() {
+                types.extend(self::missing(&last.message).map(|(_, first)| first.to_owned()));
+            }
+            types.push(of);
+            let list = types.join("`, `");
+            last.message = format!(
+                "attribute `{attribute}` not found on `{list}`; name the actions or the type this is about \
+                 (`resource is Kaizen::Agent`), or guard it with `has`"
+            );
+            continue;
+        }
+        types.clear();
+        merged.push(fault);
+    }
+    merged
+}
+
+/// Attribute and type of "attribute `nmae` on entity type `Kaizen::Agent` not found; …".
+fn missing(message: &str) -> Option<(&str, &str)> {
+    let (attribute, rest) = message.strip_prefix("attribute `")?.split_once("` on entity type `")?;
+    let (of, rest) = rest.split_once('`')?;
+    rest.starts_with(" not found").then_some((attribute, of))
 }
 
 /// How many steps from principal, resource and context a policy may look.

@@ -116,6 +116,14 @@ fn faults_name_line_and_column() {
 }
 
 #[test]
+fn what_several_types_lack_is_told_once() {
+    let told = refused("permit (principal, action in Kaizen::Action::\"*.read\", resource)\nwhen { resource.workspace == resource.workspace };");
+    let lines: Vec<_> = told.lines().collect();
+    assert!(lines.len() <= 2, "{told}");
+    assert!(lines[0].starts_with("line 2, column 8: attribute `workspace` not found on `Kaizen::AuditSink`, `Kaizen::Gateway`"), "{told}");
+}
+
+#[test]
 fn an_unguarded_attribute_is_accepted_with_a_warning() {
     let validated =
         check("permit (principal, action, resource)\nwhen { principal.attributes.clearance >= 3 };").unwrap();
