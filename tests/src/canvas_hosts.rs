@@ -13,7 +13,7 @@ use crate::{
 async fn two_hosts(redis: &Redis) -> (Team, crate::harness::Server, Canvas, Canvas) {
     let setup = Setup::new(Backend::Postgres).await.with("KAIZEN_REDIS_URL", redis.url());
     let team = Team::on(World::with(setup).await).await;
-    let other = Arc::clone(&team.world.setup).start().await;
+    let other = Arc::clone(&team.world.setup).start_beside().await;
     let ada = team.join(&team.ada).await;
     let ben = team.join(&team.ben.at(&other.url)).await;
     (team, other, ada, ben)
@@ -104,7 +104,7 @@ async fn what_one_host_signs_the_other_accepts() {
     // A host with a data folder, and so a signing key, of its own.
     let elsewhere = tempfile::tempdir().expect("a folder");
     let folder = elsewhere.path().display().to_string();
-    let other = world.setup.start_with(&["--data-dir", &folder]).await;
+    let other = world.setup.start_with(&["--listen", "127.0.0.1:0", "--data-dir", &folder]).await;
     eventually("the other host knows the key", || async {
         (tenant.owner.at(&other.url).get("/api/v1/auth/me").await.status == 200).then_some(())
     })

@@ -134,7 +134,7 @@ async fn frames_that_make_no_sense_are_answered(backend: Backend) {
         let mut ada = team.join(&team.ada).await;
         ada.send_text(text.to_owned()).await;
         let answer = loop {
-            match ada.next().await {
+            match within("an answer", ada.next()).await {
                 Ok(frame) if frame["type"] == "presence" => {}
                 other => break other,
             }

@@ -60,9 +60,9 @@ async fn workers_of_several_hosts_share_the_jobs() {
     let metrics = Client::new(&shop.world.server.ops).get("/metrics").await;
     assert_eq!(metrics.status, 200);
 
-    let mut first = setup.start_with(&["--role", "worker"]).await;
+    let mut first = setup.start_with(&["--role", "worker", "--listen", "127.0.0.1:0"]).await;
     shop.gateway.stub.held(1).await;
-    let second = setup.start_with(&["--role", "worker"]).await;
+    let second = setup.start_with(&["--role", "worker", "--listen", "127.0.0.1:0"]).await;
     first.kill().await;
     shop.gateway.stub.release();
     shop.until(&deployment, "active").await;

@@ -100,9 +100,13 @@ async fn a_stop_is_orderly(backend: Backend) {
 async fn several_start_at_once_on_an_empty_database(backend: Backend) {
     let setup = std::sync::Arc::new(Setup::new(backend).await);
     let count = if backend == Backend::Postgres { 3 } else { 1 };
-    let servers = futures::future::join_all((0..count).map(|_| setup.start())).await;
-    let world = World { server: servers.into_iter().next().expect("one"), setup };
+    let servers = futures::future::join_all((0..count).map(|_| setup.start_beside())).await;
+    let mut servers = servers.into_iter();
+    let world = World { server: servers.next().expect("one"), setup };
     let tenant = world.tenant("acme").await;
+    for other in servers {
+        tenant.owner.at(&other.url).get("/api/v1/auth/me").await.ok(200);
+    }
     tenant.owner.get("/api/v1/auth/me").await.ok(200);
 }
 

@@ -3,9 +3,7 @@
 use reqwest::{Method, Url};
 use serde_json::{Value, json};
 
-use crate::harness::{
-    Answer, Backend, Browser, CLIENT_ID, CLIENT_SECRET, Client, Page, Provider, Setup, Tenant, World, free_port, id,
-};
+use crate::harness::{Answer, Backend, Browser, CLIENT_ID, CLIENT_SECRET, Client, Page, Provider, Tenant, World, id};
 
 on_both!(
     someone_signs_in_at_their_company,
@@ -25,10 +23,8 @@ struct Company {
 
 impl Company {
     async fn start(backend: Backend, claims: Value) -> Self {
-        // The redirect URI is registered before the server is up.
-        let address = format!("127.0.0.1:{}", free_port());
-        let world = World::with(Setup::new(backend).await.with("KAIZEN_LISTEN", &address)).await;
-        let provider = Provider::start(&format!("http://{address}/auth/sso/callback"), claims).await;
+        let world = World::start(backend).await;
+        let provider = Provider::start(&format!("{}/auth/sso/callback", world.server.url), claims).await;
         let tenant = world.tenant("acme").await;
         let body = json!({
             "name": "company",

@@ -1,11 +1,12 @@
 //! What a route takes: the caller, an id, a body, a page, a precondition. Each refuses with a problem document.
 
 use axum::{
+    body::Body,
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     http::{HeaderMap, HeaderValue, Method, header, request::Parts},
 };
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
@@ -80,10 +81,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Input<T> {
     async fn from_request(request: Request, _app: &App) -> Result<Self> {
         let (parts, body) = request.into_parts();
         json_only(&parts.headers)?;
-        let bytes = match Limited::new(body, BODY).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return Err(unreadable(&*error)),
-        };
+        let bytes = read(body).await?;
         if has_nul(&bytes) {
             let detail = "The body has the character U+0000 in it, which cannot be stored: remove `\\u0000`.";
             return Err(Problem::new(ProblemType::Malformed, detail));
@@ -103,11 +101,26 @@ fn json_only(headers: &HeaderMap) -> Result<()> {
     }
 }
 
-fn unreadable(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Problem {
-    if error.is::<LengthLimitError>() {
-        return Problem::new(ProblemType::TooLarge, format!("The body is over {} KiB.", BODY / 1024));
+/// Bytes beyond [`BODY`] that are still read, and dropped: a client in the middle of sending would otherwise find the
+/// connection closed, and never read why.
+const DRAINED: usize = 8 * BODY;
+
+async fn read(mut body: Body) -> Result<Bytes> {
+    let (mut bytes, mut length) = (BytesMut::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let cut_short = |_| Problem::new(ProblemType::Malformed, "The body ended before all of it arrived.");
+        let Ok(data) = frame.map_err(cut_short)?.into_data() else { continue };
+        length += data.len();
+        if length <= BODY {
+            bytes.extend_from_slice(&data);
+        } else if length > DRAINED {
+            break;
+        }
     }
-    Problem::new(ProblemType::Malformed, "The body ended before all of it arrived.")
+    if length > BODY {
+        return Err(Problem::new(ProblemType::TooLarge, format!("The body is over {} KiB.", BODY / 1024)));
+    }
+    Ok(bytes.freeze())
 }
 
 /// Whether the JSON text has an escaped U+0000: PostgreSQL can store it neither as text nor within JSONB.

@@ -68,10 +68,10 @@ impl Canvas {
         self.until("the snapshot", |frame| frame["type"] == "snapshot").await
     }
 
-    /// The next frame, already applied; the close code if the server closed.
+    /// The next frame, already applied; the close code if the server closed. Waits as long as it takes.
     pub async fn next(&mut self) -> Result<Value, u16> {
         loop {
-            match within("a frame", self.socket.next()).await {
+            match self.socket.next().await {
                 Some(Ok(Message::Text(text))) => {
                     let frame: Value = serde_json::from_str(&text).expect("JSON");
                     self.apply(&frame);
@@ -86,22 +86,28 @@ impl Canvas {
 
     /// Reads up to the first frame that satisfies a condition; the others go to `passed`.
     pub async fn until(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        loop {
-            match self.next().await {
-                Ok(frame) if wanted(&frame) => return frame,
-                Ok(frame) => self.passed.push(frame),
-                Err(code) => panic!("closed with {code} while waiting for {what}"),
+        let reading = async {
+            loop {
+                match self.next().await {
+                    Ok(frame) if wanted(&frame) => return frame,
+                    Ok(frame) => self.passed.push(frame),
+                    Err(code) => panic!("closed with {code} while waiting for {what}"),
+                }
             }
-        }
+        };
+        within(what, reading).await
     }
 
     /// Reads up to the close, and returns its code.
     pub async fn closed(&mut self) -> u16 {
-        loop {
-            if let Err(code) = self.next().await {
-                return code;
+        let reading = async {
+            loop {
+                if let Err(code) = self.next().await {
+                    return code;
+                }
             }
-        }
+        };
+        within("the close", reading).await
     }
 
     /// Sends a frame.
@@ -139,11 +145,14 @@ impl Canvas {
 
     /// Reads until the sequence is reached.
     pub async fn reach(&mut self, seq: i64) {
-        while self.seq < seq {
-            if let Err(code) = self.next().await {
-                panic!("closed with {code} at {} on the way to {seq}", self.seq);
+        let reading = async {
+            while self.seq < seq {
+                if let Err(code) = self.next().await {
+                    panic!("closed with {code} at {} on the way to {seq}", self.seq);
+                }
             }
-        }
+        };
+        within(&format!("change {seq}"), reading).await;
     }
 
     /// Leaves, properly.

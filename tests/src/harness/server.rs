@@ -21,7 +21,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{Backend, Database, eventually, within};
+use super::{Backend, Database, eventually, free_port, within};
 
 /// The same for all tests, and in `tests/run`.
 const MASTER_KEY: &str = "7465737473746573747374657374737465737473746573747374657374737465";
@@ -72,8 +72,11 @@ impl Setup {
         let setup = Self { database, env: BTreeMap::new(), starts: AtomicU32::new(0), dir };
         setup.take_compiled();
         let (data, url) = (setup.data_dir().display().to_string(), setup.database.url.clone());
+        // The same address after a restart, and the same issuer of tokens on every host.
+        let address = format!("127.0.0.1:{}", free_port());
         setup
-            .with("KAIZEN_LISTEN", "127.0.0.1:0")
+            .with("KAIZEN_PUBLIC_URL", format!("http://{address}"))
+            .with("KAIZEN_LISTEN", address)
             .with("KAIZEN_OPS_LISTEN", "127.0.0.1:0")
             .with("KAIZEN_DATA_DIR", data)
             .with("KAIZEN_DATABASE_URL", url)
@@ -149,6 +152,11 @@ impl Setup {
     /// Starts `kaizen serve` and waits until it is ready.
     pub async fn start(self: &Arc<Self>) -> Server {
         self.start_with(&[]).await
+    }
+
+    /// Starts one more host beside the first, on a port of its own.
+    pub async fn start_beside(self: &Arc<Self>) -> Server {
+        self.start_with(&["--listen", "127.0.0.1:0"]).await
     }
 
     /// The same with flags behind `serve`.
