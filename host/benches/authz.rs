@@ -3,12 +3,7 @@
 //!
 //! `cargo bench -p kaizen --bench authz`
 
-#![expect(
-    missing_docs,
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a benchmark: what fails, fails loudly"
-)]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark: what fails, fails loudly")]
 
 use std::collections::{HashMap, HashSet};
 

@@ -15,7 +15,7 @@ pub struct Clock {
 
 enum Source {
     System,
-    Fixed { now: Mutex<DateTime<Utc>>, random: Mutex<StdRng> },
+    Fixed { now: Mutex<DateTime<Utc>>, random: Box<Mutex<StdRng>> },
 }
 
 impl Clock {
@@ -26,7 +26,7 @@ impl Clock {
 
     /// For tests: stands at `now` until [`Clock::advance`], and always draws the same numbers. Never for secrets.
     pub fn fixed(now: DateTime<Utc>, seed: u64) -> Self {
-        let random = Mutex::new(StdRng::seed_from_u64(seed));
+        let random = Box::new(Mutex::new(StdRng::seed_from_u64(seed)));
         Self { source: Arc::new(Source::Fixed { now: Mutex::new(now.trunc_subsecs(6)), random }) }
     }
 

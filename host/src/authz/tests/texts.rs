@@ -117,10 +117,16 @@ fn faults_name_line_and_column() {
 
 #[test]
 fn what_several_types_lack_is_told_once() {
-    let told = refused("permit (principal, action in Kaizen::Action::\"*.read\", resource)\nwhen { resource.workspace == resource.workspace };");
+    let told = refused(
+        "permit (principal, action in Kaizen::Action::\"*.read\", resource)\nwhen { resource.workspace == resource.workspace };",
+    );
     let lines: Vec<_> = told.lines().collect();
     assert!(lines.len() <= 2, "{told}");
-    assert!(lines[0].starts_with("line 2, column 8: attribute `workspace` not found on `Kaizen::AuditSink`, `Kaizen::Gateway`"), "{told}");
+    assert!(
+        lines[0]
+            .starts_with("line 2, column 8: attribute `workspace` not found on `Kaizen::AuditSink`, `Kaizen::Gateway`"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -13,7 +13,6 @@ pub struct Screen {
 
 impl Screen {
     /// Begins.
-    #[expect(clippy::new_without_default, reason = "it begins to count time, which a default would hide")]
     pub fn new() -> Self {
         Self { begun: Instant::now() }
     }
