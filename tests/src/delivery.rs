@@ -124,18 +124,15 @@ async fn events_reach_a_file(backend: Backend) {
     let world = World::start(backend).await;
     let tenant = world.tenant("acme").await;
     let body = json!({ "name": "archive", "plugin": "file", "config": { "name": "acme" } });
-    tenant.owner.create("/api/v1/audit-sinks", body).await;
+    let sink = id(&tenant.owner.create("/api/v1/audit-sinks", body).await);
     for number in 0..3 {
         tenant.workspace(&format!("workspace {number}")).await;
     }
     let trail = tenant.owner.all("/api/v1/audit/events").await;
-    let folder = world.setup.data_dir().join("audit");
+    // Each connection has a folder of its own: no plugin sees another's files.
+    let file = world.setup.data_dir().join(format!("audit/{sink}/acme-{sink}.jsonl"));
     let lines: Vec<Value> = eventually("the events are in the file", || async {
-        let file = std::fs::read_dir(&folder)
-            .ok()?
-            .filter_map(Result::ok)
-            .find(|entry| entry.file_name().to_string_lossy().starts_with("acme-"))?;
-        let text = std::fs::read_to_string(file.path()).ok()?;
+        let text = std::fs::read_to_string(&file).ok()?;
         let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         (lines.last()?["sequence"] == trail.last()?["sequence"]).then_some(lines)
     })

@@ -21,8 +21,8 @@ struct Operation {
     body: Option<Value>,
 }
 
-/// Routes that are there for people who are not signed in.
-const PUBLIC: &[&str] = &["/auth/sso/", "/api/v1/auth/", "/.well-known/"];
+/// Routes that are there for people who are not signed in, and the socket, which says so by its close code.
+const PUBLIC: &[&str] = &["/auth/sso/", "/api/v1/auth/", "/.well-known/", "/ws/"];
 
 async fn operations(client: &Client) -> Vec<Operation> {
     let document = client.get("/api/openapi.json").await.ok(200);

@@ -87,11 +87,8 @@ async fn a_policy_that_does_not_hold_up_is_refused_by_line_and_column(backend: B
     }
     tenant.owner.post(&versions, json!({ "text": "x".repeat(2_000_000) })).await.problem(413, "too_large");
     assert_eq!(tenant.owner.all(&versions).await.len(), 1, "nothing refused was kept");
-    tenant
-        .owner
-        .post(&format!("/api/v1/policies/{set}/activate"), json!({ "version": 7 }))
-        .await
-        .problem(404, "not_found");
+    let activate = format!("/api/v1/policies/{set}/activate");
+    tenant.owner.post(&activate, json!({ "version": 7 })).await.fault("/version");
 }
 
 async fn deployable(tenant: &Tenant, gateway: &Gateway) -> (String, String) {
@@ -120,8 +117,10 @@ forbid (principal, action == Kaizen::Action::"agent.deploy", resource) when { co
         "in the words of whoever wrote it: {problem}"
     );
     assert!(gateway.registrations().is_empty());
-    let other = json!({ "gateway_id": gateway_id, "environment": "testing" });
-    tenant.owner.post(&format!("{agent}/deploy"), other).await.ok(202);
+    let mut other = gateway.body("east");
+    other["environment"] = "testing".into();
+    let other = id(&tenant.owner.create("/api/v1/gateways", other).await);
+    tenant.owner.post(&format!("{agent}/deploy"), json!({ "gateway_id": other })).await.ok(202);
 }
 
 async fn a_policy_cannot_reach_another_tenant_or_lock_the_owner_out(backend: Backend) {

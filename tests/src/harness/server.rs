@@ -169,7 +169,7 @@ impl Setup {
         let child =
             self.command(&args).stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn().expect("kaizen starts");
         let mut server = Server { child, url: String::new(), ops: String::new(), log, _setup: self.clone() };
-        let (url, ops) = server.announced().await;
+        let (url, ops) = server.announced(!flags.contains(&"worker")).await;
         (server.url, server.ops) = (url, ops);
         let http = reqwest::Client::builder().no_proxy().build().expect("a client");
         eventually("the server is ready", || async {
@@ -204,12 +204,13 @@ impl Server {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// The two addresses it says it listens on.
-    async fn announced(&mut self) -> (String, String) {
+    /// The two addresses it says it listens on; a host that only works has but the second.
+    async fn announced(&mut self, api: bool) -> (String, String) {
         let log = self.log.clone();
         let read = || {
             let text = std::fs::read_to_string(&log).unwrap_or_default();
-            Some((address(&text, "listening on ")?, address(&text, "ops on ")?))
+            let url = if api { address(&text, "listening on ")? } else { String::new() };
+            Some((url, address(&text, "ops on ")?))
         };
         let child = &mut self.child;
         let waiting = async {
