@@ -241,3 +241,6 @@ fn first_line(error: &wasmtime::Error) -> String {
 fn chain(error: &wasmtime::Error) -> String {
     error.chain().map(|cause| cause.to_string()).collect::<Vec<_>>().join(": ")
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,5 +21,6 @@ pub mod pattern;
 pub mod secret;
 pub mod state;
 mod stdio;
+pub mod template;
 
 pub use guest::{Fault, Guest, LoadError, Sandbox};
