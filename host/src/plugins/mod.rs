@@ -101,8 +101,13 @@ pub enum InstallError {
     Engine(wasmtime::Error),
 }
 
-/// What each call of `load` gets: kind, where it came from, bytes.
-pub type Artifact<'a> = (Kind, &'a str, &'a [u8]);
+/// A plugin before it is loaded: kind, where it came from, bytes.
+pub type Artifact = (Kind, &'static str, &'static [u8]);
+
+/// The plugins that are part of the binary.
+pub fn bundled() -> impl Iterator<Item = Artifact> {
+    bundled::BUNDLED.iter().filter_map(|(kind, name, wasm)| Some((Kind::from_wit(kind)?, *name, *wasm)))
+}
 
 impl Plugins {
     /// Loads the bundled plugins.
@@ -110,13 +115,9 @@ impl Plugins {
     /// # Errors
     /// If one does not load.
     pub async fn load(config: &Config, secrets: &Secrets, egress: egress::Client) -> Result<Self, InstallError> {
-        let artifacts: Vec<Artifact<'static>> = bundled::BUNDLED
-            .iter()
-            .filter_map(|(kind, name, wasm)| Some((Kind::from_wit(kind)?, *name, *wasm)))
-            .collect();
         let cache = Cache::new(config.data_dir.join("compiled"), &secrets.derive("kaizen.compiled-plugins.v1"));
         let folders = BTreeMap::from([("audit".to_owned(), config.audit_dir.clone())]);
-        Self::install(artifacts, cache, egress, folders).await
+        Self::install(bundled().collect(), cache, egress, folders).await
     }
 
     /// Loads these plugins, in parallel.
@@ -124,7 +125,7 @@ impl Plugins {
     /// # Errors
     /// If one does not load.
     pub async fn install(
-        artifacts: Vec<Artifact<'static>>,
+        artifacts: Vec<Artifact>,
         cache: Cache,
         egress: egress::Client,
         folders: BTreeMap<String, PathBuf>,

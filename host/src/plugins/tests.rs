@@ -17,12 +17,10 @@ fn client(private: &[&str]) -> egress::Client {
 }
 
 async fn plugins(folder: &std::path::Path, private: &[&str]) -> Plugins {
-    let artifacts =
-        bundled::BUNDLED.iter().map(|(kind, name, wasm)| (Kind::from_wit(kind).unwrap(), *name, *wasm)).collect();
     // The cache is shared by all tests of this run, so that each plugin is compiled once.
     let cache = Cache::new(std::env::temp_dir().join("kaizen-test-compiled"), &[9; 32]);
     let folders = BTreeMap::from([("audit".to_owned(), folder.to_path_buf())]);
-    Plugins::install(artifacts, cache, client(private), folders).await.unwrap()
+    Plugins::install(bundled().collect(), cache, client(private), folders).await.unwrap()
 }
 
 fn attempt() -> Attempt {
@@ -95,7 +93,7 @@ async fn far_side(answer: fn(&str) -> String) -> (String, Arc<parking_lot::Mutex
 async fn every_bundled_plugin_loads_and_is_listed() {
     let folder = tempfile::tempdir().unwrap();
     let plugins = plugins(folder.path(), &[]).await;
-    assert_eq!(plugins.manifests().len(), bundled::BUNDLED.len());
+    assert_eq!(plugins.manifests().len(), bundled().count());
     for (kind, name) in [
         (Kind::IdentityProvider, "oidc"),
         (Kind::DeploymentTarget, "nexus"),

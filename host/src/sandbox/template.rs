@@ -143,7 +143,8 @@ fn join(pieces: &[Piece], value: &dyn Fn(&str) -> Option<Value>, whole: bool) ->
             Piece::Property(name) => {
                 let Some(text) = value(name).as_ref().and_then(text_of) else { return Ok(None) };
                 let labels = text.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b));
-                if !labels && !(whole && pattern::parse_host(&text).is_ok()) {
+                let host = whole && pattern::parse_host(&text).is_ok();
+                if !labels && !host {
                     return Err(PatternError::new(format!(
                         "`{text}` is not a host name: letters, digits, dots and hyphens only"
                     )));
