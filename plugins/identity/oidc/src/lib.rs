@@ -69,9 +69,13 @@ pub struct Config {
 #[schemars(crate = "schemars")]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
+    /// Everything but what only owners may do.
     Admin,
+    /// Builds and deploys agents.
     Developer,
+    /// Reads agents and deployments.
     Viewer,
+    /// Reads everything that is configured, and the audit trail.
     Auditor,
 }
 
