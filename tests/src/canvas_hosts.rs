@@ -51,6 +51,23 @@ async fn clients_on_two_hosts_converge_with_redis_and_without() {
 }
 
 #[tokio::test]
+async fn the_first_changes_to_a_canvas_may_come_from_two_hosts_at_once() {
+    let redis = Redis::start().await;
+    let (team, other, _ada, _ben) = two_hosts(&redis).await;
+    let workspace = team.tenant.workspace("second").await;
+    for number in 0..8 {
+        let agent = team.tenant.agent(&workspace, &format!("agent {number}")).await;
+        let canvas = agent["canvas_id"].as_str().expect("an id");
+        let elsewhere = team.ben.at(&other.url);
+        let (mut ada, mut ben) = tokio::join!(Canvas::join(&team.ada, canvas), Canvas::join(&elsewhere, canvas));
+        let (_, _) = tokio::join!(ada.commit("a", json!([put("ada", 1)])), ben.commit("b", json!([put("ben", 1)])));
+        ada.reach(2).await;
+        ben.reach(2).await;
+        assert_eq!(ada.nodes, ben.nodes);
+    }
+}
+
+#[tokio::test]
 async fn a_server_starts_without_its_redis() {
     let mut redis = Redis::start().await;
     redis.stop().await;

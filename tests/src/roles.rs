@@ -25,6 +25,10 @@ async fn each_role_may_do_what_it_is_for(backend: Backend) {
     people.push(("nobody", tenant.stranger("nobody").await));
     // What, with which roles it works.
     let sink = json!({ "name": "s", "plugin": "webhook", "config": { "url": format!("{}/e", gateway.stub.url) }, "secrets": { "signing-key": "0123456789abcdef" } });
+    let provider = json!({
+        "name": "ROLE", "plugin": "oidc", "config": { "issuer": gateway.stub.url, "client_id": "kaizen" },
+        "secrets": { "client-secret": "secret" },
+    });
     let asks: Vec<(&str, String, Option<Value>, &[&str])> = vec![
         ("GET", helper.clone(), None, &["admin", "developer", "viewer", "auditor"]),
         ("PATCH", helper.clone(), Some(json!({ "description": "new" })), &["admin", "developer"]),
@@ -34,6 +38,7 @@ async fn each_role_may_do_what_it_is_for(backend: Backend) {
         ("POST", "/api/v1/users".into(), Some(json!({ "email": "ROLE@new.test", "name": "n" })), &["admin"]),
         ("POST", "/api/v1/gateways".into(), Some(gateway.body("ROLE")), &["admin"]),
         ("POST", "/api/v1/audit-sinks".into(), Some(sink), &["admin"]),
+        ("POST", "/api/v1/identity-connections".into(), Some(provider), &[]),
         ("GET", "/api/v1/audit/events".into(), None, &["admin", "auditor"]),
         ("GET", "/api/v1/audit/verify".into(), None, &["admin", "auditor"]),
         ("POST", "/api/v1/policies".into(), Some(json!({ "name": "ROLE" })), &["admin"]),

@@ -276,7 +276,8 @@ mod tests {
         assert!(good("gentle otter drums"));
         assert!(good("zwölf zeichen"));
         assert!(good("vxkqjwzmbtrp"));
-        assert!(!good("elevenchars"));
+        assert!(good("eightish"));
+        assert!(!good("sevench"));
         assert!(!good(&"a1b2c3d4e5f6g7h8".repeat(9)));
         assert!(good(&"gentle otter drums ".repeat(6)));
     }

@@ -104,8 +104,9 @@ pub async fn create(
     canvas: CanvasId,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
+    // No conflict target: with `(id)` PostgreSQL lets two hosts at once trip over the other unique index.
     let sql = "INSERT INTO canvases (id, organization_id, sequence, created_at, updated_at) VALUES ($1, $2, 0, $3, $3)
-               ON CONFLICT (id) DO NOTHING";
+               ON CONFLICT DO NOTHING";
     on!(tx, |c| sqlx::query(sql).bind(canvas).bind(organization).bind(now).execute(c).await.map(drop))?;
     Ok(())
 }

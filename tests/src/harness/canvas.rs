@@ -147,8 +147,9 @@ impl Canvas {
     pub async fn reach(&mut self, seq: i64) {
         let reading = async {
             while self.seq < seq {
-                if let Err(code) = self.next().await {
-                    panic!("closed with {code} at {} on the way to {seq}", self.seq);
+                match self.next().await {
+                    Ok(frame) => assert_ne!(frame["type"], "reject", "{frame}"),
+                    Err(code) => panic!("closed with {code} at {} on the way to {seq}", self.seq),
                 }
             }
         };

@@ -33,10 +33,17 @@ fn owners_may_do_everything_in_their_organization() {
 }
 
 #[test]
-fn admins_may_do_everything_but_remove_the_organization() {
+fn admins_may_do_everything_but_remove_the_organization_or_choose_identity_providers() {
     let world = World::new();
     let admin = person(&[(Role::Admin, None)]);
-    assert_eq!(permitted(&world, &admin), all_but(&["organization.create", "organization.delete"]));
+    let not = [
+        "identity_connection.create",
+        "identity_connection.delete",
+        "identity_connection.update",
+        "organization.create",
+        "organization.delete",
+    ];
+    assert_eq!(permitted(&world, &admin), all_but(&not));
 }
 
 #[test]
