@@ -6,7 +6,7 @@
 # and the load share CPU 1. Prints medians as a table. Everything is on 127.0.0.1 and in a temporary folder.
 #
 #   RUNS=3 SECS=10 CONNS=32 ROUTES="get_agent list_agents create_agent" host/benches/server/bench.sh
-#   KAIZEN_BINARY=target/release/kaizen    use this binary in place of building one
+#   BENCH_BINARY=target/release/kaizen    use this binary in place of building one
 set -euo pipefail
 cd "$(dirname "$0")"
 RUNS=${RUNS:-3} SECS=${SECS:-10} CONNS=${CONNS:-32} ROUTES=${ROUTES:-get_agent list_agents create_agent}
@@ -17,7 +17,7 @@ done
 PG_BIN=${PG_BIN:-$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -1)}
 [ -x "${PG_BIN:-}/postgres" ] || { echo "bench.sh: install PostgreSQL first (apt-get install postgresql)" >&2; exit 1; }
 
-BINARY=${KAIZEN_BINARY:-}
+BINARY=${BENCH_BINARY:-}
 if [ -z "$BINARY" ]; then
     root=$(cd ../../.. && pwd)
     (cd "$root" && cargo build --release --bin kaizen)

@@ -6,7 +6,7 @@ import http.client, json, os, subprocess, sys, time
 from urllib.parse import urlsplit
 
 ORGANIZATIONS, PEOPLE, AGENTS = 100, 5, 20
-PASSWORD = "correct horse battery staple"
+PASSWORD = "seven owls read the evening news"
 DEPARTMENTS, REGIONS = ["ml", "data", "platform", "ops", "research"], ["eu", "us", "ap"]
 binary, base = sys.argv[1:3]
 connection = http.client.HTTPConnection(urlsplit(base).netloc)
@@ -44,7 +44,7 @@ targets, begun = [], time.time()
 for o in range(ORGANIZATIONS):
     owner = f"owner@org{o}.example"
     subprocess.run([binary, "admin", "create-organization", "--name", f"Organization {o}", "--owner", owner, "--password-stdin"],
-                   input=PASSWORD.encode(), check=True, capture_output=True)
+                   input=PASSWORD.encode(), check=True, stdout=subprocess.DEVNULL)
     admin = sign_in(owner)
     workspace = call("POST", "/api/v1/workspaces", {"name": "Main"}, admin)["id"]
     people = []
