@@ -1,23 +1,24 @@
 //! `/api/v1/identity-connections`, `/api/v1/gateways` and `/api/v1/audit-sinks`: the same routes for each kind of connection.
 
+mod body;
+mod routes;
+
 use std::collections::BTreeMap;
 
 use axum::{
     Json,
-    extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use chrono::{DateTime, Utc};
 use secrecy::SecretString;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sqlx::types::Json as Column;
 use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
+use self::body::{Checked, ConnectionChange, NewConnection, Shown, faults_of, merge};
 use super::{
-    extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
+    extract::{IfMatch, Input, etag},
     guard::change,
     idempotency::{Claimed, Once},
     page::{Item, Listed, Page, visible},
@@ -26,7 +27,8 @@ use super::{
 use crate::{
     app::App,
     authz::{self, Action, Context, Resource},
-    domain::{connection::Kind, fault, id::OrganizationId, principal::Principal},
+    domain::{connection::Kind, principal::Principal},
+    identity::sso,
     plugins::{self, Attempt, PluginError},
     secrets::SecretsError,
     store::{
@@ -37,102 +39,7 @@ use crate::{
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().merge(identity_connections::router()).merge(gateways::router()).merge(audit_sinks::router())
-}
-
-/// A new connection.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewConnection {
-    /// For people; unique among those of its kind.
-    name: String,
-    /// One of `/api/v1/plugins`, of the right kind.
-    plugin: String,
-    /// As the plugin's `config_schema` says.
-    #[serde(default)]
-    config: Map<String, Value>,
-    /// The plugin's secrets by name. Written, never read back.
-    #[serde(default)]
-    #[schema(value_type = BTreeMap<String, String>)]
-    secrets: BTreeMap<String, SecretString>,
-    /// Whether it is in use from now on; true if absent.
-    #[serde(default = "yes")]
-    active: bool,
-    /// For gateways: what agents deployed there are for, e.g. `production`.
-    environment: Option<String>,
-    /// For gateways: key and value; policies see them.
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-}
-
-fn yes() -> bool {
-    true
-}
-
-/// What to change; what is absent stays.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ConnectionChange {
-    name: Option<String>,
-    /// Merged into the configuration (RFC 7396): null removes a property.
-    config: Option<Map<String, Value>>,
-    /// Merged into the secrets: null removes one. Where the new configuration takes a secret to another host than before,
-    /// it must come again.
-    #[schema(value_type = Option<BTreeMap<String, Option<String>>>)]
-    secrets: Option<BTreeMap<String, Option<SecretString>>>,
-    active: Option<bool>,
-    environment: Option<String>,
-    /// Replaces all labels.
-    labels: Option<BTreeMap<String, String>>,
-}
-
-/// A connection as shown.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-#[schema(as = Connection)]
-pub struct Shown {
-    id: Uuid,
-    organization_id: OrganizationId,
-    name: String,
-    plugin: String,
-    #[schema(value_type = Object)]
-    config: Value,
-    /// The names of those that are set; never a value.
-    secrets: Vec<String>,
-    active: bool,
-    /// Gateways only.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    environment: Option<String>,
-    /// Gateways only.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    labels: Option<BTreeMap<String, String>>,
-    created_at: DateTime<Utc>,
-    updated_at: DateTime<Utc>,
-}
-
-/// What a check found.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct Checked {
-    /// A sentence for the operator.
-    message: String,
-}
-
-impl Shown {
-    fn of(connection: &Connection) -> Self {
-        let gateway = connection.kind == Kind::DeploymentTarget;
-        Self {
-            id: connection.id,
-            organization_id: connection.organization_id,
-            name: connection.name.clone(),
-            plugin: connection.plugin.clone(),
-            config: connection.config.0.clone(),
-            secrets: connection.secret_names.0.clone(),
-            active: connection.active,
-            environment: connection.environment.clone().filter(|_| gateway),
-            labels: gateway.then(|| connection.labels.0.clone()),
-            created_at: connection.created_at,
-            updated_at: connection.updated_at,
-        }
-    }
+    routes::router()
 }
 
 impl Item for Connection {
@@ -211,25 +118,6 @@ pub async fn find(app: &App, caller: &Principal, kind: Kind, id: Uuid, action: A
     Ok(found)
 }
 
-/// Faults of what does not depend on the plugin.
-fn faults_of(connection: &Connection) -> Vec<Fault> {
-    let mut faults = Vec::new();
-    fault::name("/name", &connection.name, &mut faults);
-    fault::labels("/labels", &connection.labels.0, &mut faults);
-    if let Some(environment) = &connection.environment {
-        fault::name("/environment", environment, &mut faults);
-    }
-    if connection.kind != Kind::DeploymentTarget {
-        if connection.environment.is_some() {
-            faults.push(Fault::new("/environment", "only gateways have an environment"));
-        }
-        if !connection.labels.0.is_empty() {
-            faults.push(Fault::new("/labels", "only gateways have labels"));
-        }
-    }
-    faults
-}
-
 /// What the plugin makes of it, before it is stored: of an identity provider, whether it can say where to sign in.
 async fn try_out(app: &App, connection: &Connection, secrets: &BTreeMap<String, SecretString>) -> Result<()> {
     let (kind, config) = (connection.kind, &connection.config.0);
@@ -242,7 +130,10 @@ async fn try_out(app: &App, connection: &Connection, secrets: &BTreeMap<String, 
             secrets: secrets.clone(),
         };
         match app.plugins.begin(&binding, &attempt(app)).await {
-            Err(PluginError::Unavailable { .. }) | Ok(_) => {}
+            Ok(protocol) => {
+                sso::feasible(protocol, config).map_err(|why| Problem::invalid(vec![Fault::new("/config", why)]))?
+            }
+            Err(PluginError::Unavailable { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -364,144 +255,4 @@ async fn check(app: App, caller: Principal, kind: Kind, id: Uuid) -> Result<Json
     let connection = find(&app, &caller, kind, id, actions(kind).check).await?;
     let binding = plugins::bind(&app.secrets, &connection)?;
     Ok(Json(Checked { message: app.plugins.check(kind, &binding, &attempt(&app)).await? }))
-}
-
-/// JSON Merge Patch (RFC 7396).
-fn merge(into: &mut Value, patch: Value) {
-    match patch {
-        Value::Object(patch) => {
-            if !into.is_object() {
-                *into = json!({});
-            }
-            let Value::Object(into) = into else { return };
-            for (name, value) in patch {
-                if value.is_null() {
-                    into.remove(&name);
-                } else {
-                    merge(into.entry(name).or_insert(Value::Null), value);
-                }
-            }
-        }
-        value => *into = value,
-    }
-}
-
-/// The routes of one kind.
-macro_rules! routes_of {
-    ($module:ident, $kind:ident, $tag:literal, $all:literal, $one:literal, $check:literal) => {
-        mod $module {
-            use utoipa_axum::routes;
-
-            use super::*;
-
-            pub(super) fn router() -> OpenApiRouter<App> {
-                OpenApiRouter::new()
-                    .routes(routes!(create, list))
-                    .routes(routes!(read, update, remove))
-                    .routes(routes!(check))
-            }
-
-            /// Create one
-            #[utoipa::path(post, path = $all, tag = $tag, request_body = NewConnection,
-                responses((status = CREATED, body = Shown)))]
-            async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<NewConnection>) -> Result<Response> {
-                super::create(app, caller, Kind::$kind, input).await
-            }
-
-            /// List
-            #[utoipa::path(get, path = $all, tag = $tag, params(Page), responses((status = OK, body = Listed<Shown>)))]
-            async fn list(
-                State(app): State<App>,
-                Caller(caller): Caller,
-                Parameters(page): Parameters<Page>,
-            ) -> Result<Json<Listed<Shown>>> {
-                super::list(app, caller, Kind::$kind, page).await
-            }
-
-            /// Read one
-            #[utoipa::path(get, path = $one, tag = $tag, params(("id" = Uuid, Path)), responses((status = OK, body = Shown)))]
-            async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<Uuid>) -> Result<Response> {
-                super::read(app, caller, Kind::$kind, id).await
-            }
-
-            /// Change one
-            #[utoipa::path(patch, path = $one, tag = $tag, params(("id" = Uuid, Path)), request_body = ConnectionChange,
-                responses((status = OK, body = Shown)))]
-            async fn update(
-                State(app): State<App>,
-                Caller(caller): Caller,
-                PathId(id): PathId<Uuid>,
-                if_match: IfMatch,
-                input: Input<ConnectionChange>,
-            ) -> Result<Response> {
-                super::update(app, caller, (Kind::$kind, id), if_match, input.body).await
-            }
-
-            /// Delete one
-            #[utoipa::path(delete, path = $one, tag = $tag, params(("id" = Uuid, Path)), responses((status = NO_CONTENT)))]
-            async fn remove(
-                State(app): State<App>,
-                Caller(caller): Caller,
-                PathId(id): PathId<Uuid>,
-                if_match: IfMatch,
-            ) -> Result<StatusCode> {
-                super::remove(app, caller, (Kind::$kind, id), if_match).await
-            }
-
-            /// Ask the far side whether it works
-            #[utoipa::path(post, path = $check, tag = $tag, params(("id" = Uuid, Path)), responses((status = OK, body = Checked)))]
-            async fn check(
-                State(app): State<App>,
-                Caller(caller): Caller,
-                PathId(id): PathId<Uuid>,
-            ) -> Result<Json<Checked>> {
-                super::check(app, caller, Kind::$kind, id).await
-            }
-        }
-    };
-}
-
-routes_of!(
-    identity_connections,
-    IdentityProvider,
-    "Identity connections",
-    "/api/v1/identity-connections",
-    "/api/v1/identity-connections/{id}",
-    "/api/v1/identity-connections/{id}/check"
-);
-routes_of!(
-    gateways,
-    DeploymentTarget,
-    "Gateways",
-    "/api/v1/gateways",
-    "/api/v1/gateways/{id}",
-    "/api/v1/gateways/{id}/check"
-);
-routes_of!(
-    audit_sinks,
-    AuditSink,
-    "Audit sinks",
-    "/api/v1/audit-sinks",
-    "/api/v1/audit-sinks/{id}",
-    "/api/v1/audit-sinks/{id}/check"
-);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn configuration_is_merged_as_rfc_7396_says() {
-        for (before, patch, after) in [
-            (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
-            (json!({"a": "b", "b": "c"}), json!({"a": null}), json!({"b": "c"})),
-            (json!({"a": {"b": "c"}}), json!({"a": {"b": "d", "c": null}}), json!({"a": {"b": "d"}})),
-            (json!({"a": [1]}), json!({"a": [2]}), json!({"a": [2]})),
-            (json!({"a": "b"}), json!({"c": {"d": null}}), json!({"a": "b", "c": {}})),
-        ] {
-            let mut merged = before;
-            merge(&mut merged, patch);
-            assert_eq!(merged, after);
-        }
-    }
 }

@@ -21,7 +21,7 @@ use crate::{
     domain::{email::Email, fault::Fault},
     identity::{
         browser::{SSO_COOKIE, cookie, set_cookie},
-        oidc::OidcError,
+        code::ProviderError,
         sso::{self, Callback, Desk, SsoError},
     },
     plugins::PluginError,
@@ -215,13 +215,13 @@ impl From<SsoError> for Page {
                 let text = format!("Your identity provider did not sign you in: {code}.");
                 Self::new(StatusCode::FORBIDDEN, "Not signed in", text)
             }
-            SsoError::Oidc(OidcError::Untrusted(_)) => {
+            SsoError::Provider(ProviderError::Untrusted(_)) => {
                 tracing::warn!(%error, "sign-in elsewhere refused");
                 let text = "The answer of your identity provider could not be verified. Start again; if it stays so, tell your \
                             administrator the number below.";
                 Self::new(StatusCode::FORBIDDEN, "Not signed in", text)
             }
-            SsoError::Oidc(_) => {
+            SsoError::Provider(_) => {
                 upstream("Your identity provider does not answer as it should. Try again in a moment.")
             }
             SsoError::Plugin(PluginError::Rejected(message)) => {

@@ -4,8 +4,10 @@
 //! once. What a token or a cookie proves is only which session to look for.
 
 pub mod browser;
+pub mod code;
 mod key;
 pub mod login;
+mod oauth2;
 pub mod oidc;
 pub mod organization;
 pub mod password;

@@ -1,15 +1,10 @@
-//! OpenID Connect Core 1.0, the authorization code flow: discovery, the authorization request, the code exchange, the
-//! checks of the ID token, and the provider's keys, which are fetched again when they change.
-//!
-//! Everything goes out through the egress client: a tenant says where the provider is, so the same rules hold as for plugins.
+//! OpenID Connect Core 1.0 on top of the authorization code grant of [`code`]: discovery, the checks of the ID token, and
+//! the provider's keys, which are fetched again when they change.
 
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use base64::{
-    Engine,
-    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
-};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use http::{HeaderValue, Request, StatusCode, header};
@@ -27,9 +22,9 @@ use openidconnect::{
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use url::Url;
 
+use super::code::{self, ClientAuth, Flow, ProviderError, Tokens};
 use crate::sandbox::egress::{self, EgressError, FetchLimits};
 
 /// Signatures that are taken: not those with a shared secret, and never none.
@@ -44,41 +39,12 @@ const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
     CoreJwsSigningAlgorithm::EcdsaP384Sha384,
     CoreJwsSigningAlgorithm::EdDsa,
 ];
-/// What the protocol itself sends: no connection replaces it.
-const RESERVED: [&str; 12] = [
-    "client_id",
-    "client_secret",
-    "code_challenge",
-    "code_challenge_method",
-    "nonce",
-    "redirect_uri",
-    "request",
-    "request_uri",
-    "response_mode",
-    "response_type",
-    "scope",
-    "state",
-];
 /// Discovery documents and keys are kept for this long.
 const KEPT: Duration = Duration::from_secs(600);
 /// After keys were fetched again because of an unknown one, they are not for this long.
 const COOL_DOWN: TimeDelta = TimeDelta::seconds(30);
 /// How far the provider's clock may be off.
 const SKEW: TimeDelta = TimeDelta::minutes(5);
-
-/// Why the provider's side did not work out. For the log; people are told less.
-#[derive(Debug, thiserror::Error)]
-pub enum OidcError {
-    /// A rule refuses the provider's address, or it does not answer.
-    #[error(transparent)]
-    Egress(#[from] EgressError),
-    /// It answers, but not as the protocol wants it.
-    #[error("{0}")]
-    Provider(String),
-    /// The answer is not to be trusted.
-    #[error("{0}")]
-    Untrusted(String),
-}
 
 /// What discovery tells beyond the standard set.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -135,20 +101,6 @@ impl<'c> AsyncHttpClient<'c> for Http {
     }
 }
 
-/// One sign-in at one provider.
-pub struct Flow<'a> {
-    /// Exactly as in the tokens.
-    pub issuer: &'a str,
-    /// Ours, at the provider.
-    pub client_id: &'a str,
-    /// Where the provider sends people back to.
-    pub redirect_uri: &'a str,
-    /// 43 characters or more, different for each sign-in (RFC 7636).
-    pub verifier: &'a str,
-    /// Different for each sign-in.
-    pub nonce: &'a str,
-}
-
 /// What a provider vouches for.
 pub struct Verified {
     /// The ID token's claims.
@@ -159,23 +111,22 @@ pub struct Verified {
     pub access_token: SecretString,
 }
 
-#[derive(Deserialize)]
-struct TokenAnswer {
-    access_token: String,
-    id_token: Option<String>,
-}
-
 impl Providers {
     /// Over this way out.
     pub fn new(egress: egress::Client) -> Self {
         Self { http: Http(egress), known: Cache::builder().max_capacity(1000).time_to_live(KEPT).build() }
     }
 
-    async fn provider(&self, issuer: &str) -> Result<Arc<Provider>, OidcError> {
+    /// The way out to all of them.
+    pub fn egress(&self) -> &egress::Client {
+        &self.http.0
+    }
+
+    async fn provider(&self, issuer: &str) -> Result<Arc<Provider>, ProviderError> {
         if let Some(known) = self.known.get(issuer) {
             return Ok(known);
         }
-        let url = IssuerUrl::new(issuer.to_owned()).map_err(|e| OidcError::Provider(format!("issuer: {e}")))?;
+        let url = IssuerUrl::new(issuer.to_owned()).map_err(|e| ProviderError::Provider(format!("issuer: {e}")))?;
         let metadata = Metadata::discover_async(url, &self.http).await.map_err(discovery)?;
         let keys = ArcSwap::from_pointee(metadata.jwks().clone());
         let refetched = tokio::sync::Mutex::new(DateTime::<Utc>::MIN_UTC);
@@ -184,92 +135,76 @@ impl Providers {
         Ok(provider)
     }
 
-    /// Where to send somebody to sign in.
+    /// Where to send somebody to sign in at `issuer`, which is exactly as in the tokens. `nonce` is different for each sign-in.
     ///
     /// # Errors
-    /// As [`OidcError`].
+    /// As [`ProviderError`].
     pub async fn authorization(
         &self,
+        (issuer, nonce): (&str, &str),
         flow: &Flow<'_>,
-        state: &str,
         scopes: &[String],
         parameters: &[(String, String)],
-    ) -> Result<Url, OidcError> {
-        let provider = self.provider(flow.issuer).await?;
-        let mut url = provider.metadata.authorization_endpoint().url().clone();
-        if !matches!(url.scheme(), "http" | "https") {
-            return Err(OidcError::Provider(format!("authorization_endpoint is not a web address: {url}")));
+    ) -> Result<Url, ProviderError> {
+        let provider = self.provider(issuer).await?;
+        let endpoint = provider.metadata.authorization_endpoint().url();
+        if !matches!(endpoint.scheme(), "http" | "https") {
+            return Err(ProviderError::Provider(format!("authorization_endpoint is not a web address: {endpoint}")));
         }
         let mut scope = vec!["openid"];
         scope.extend(scopes.iter().map(String::as_str).filter(|scope| *scope != "openid"));
-        let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(flow.verifier));
-        let extra = parameters.iter().filter(|(name, _)| !RESERVED.contains(&name.as_str()));
-        url.query_pairs_mut()
-            .append_pair("response_type", "code")
-            .append_pair("client_id", flow.client_id)
-            .append_pair("redirect_uri", flow.redirect_uri)
-            .append_pair("scope", &scope.join(" "))
-            .append_pair("state", state)
-            .append_pair("nonce", flow.nonce)
-            .append_pair("code_challenge", &challenge)
-            .append_pair("code_challenge_method", "S256")
-            .extend_pairs(extra);
+        let mut url = flow.authorization(endpoint, &scope.join(" "), parameters);
+        url.query_pairs_mut().append_pair("nonce", nonce);
         Ok(url)
     }
 
     /// Exchanges the code of a callback, and checks everything that comes back. `iss` is the callback's (RFC 9207).
     ///
     /// # Errors
-    /// As [`OidcError`].
+    /// As [`ProviderError`].
     pub async fn exchange(
         &self,
+        (issuer, nonce): (&str, &str),
         flow: &Flow<'_>,
         secret: Option<&SecretString>,
         (code, iss): (&str, Option<&str>),
         now: DateTime<Utc>,
-    ) -> Result<Verified, OidcError> {
-        let provider = self.provider(flow.issuer).await?;
+    ) -> Result<Verified, ProviderError> {
+        let provider = self.provider(issuer).await?;
         let named = provider.metadata.additional_metadata().authorization_response_iss_parameter_supported;
-        if iss.map_or(named, |iss| iss != flow.issuer) {
-            return Err(OidcError::Untrusted("the callback is another issuer's (RFC 9207)".into()));
+        if iss.map_or(named, |iss| iss != issuer) {
+            return Err(code::another_issuer());
         }
-        let answer = self.redeem(&provider, flow, secret, code).await?;
-        let raw = answer.id_token.ok_or_else(|| OidcError::Provider("the token endpoint sent no ID token".into()))?;
+        let endpoint = provider.metadata.token_endpoint();
+        let endpoint =
+            endpoint.ok_or_else(|| ProviderError::Provider("discovery names no token_endpoint".into()))?.as_str();
+        // Without a word about it, the provider takes HTTP Basic (OpenID Connect Discovery 1.0, section 3).
+        let methods = provider.metadata.token_endpoint_auth_methods_supported();
+        let post = methods.is_some_and(|methods| {
+            !methods.contains(&CoreClientAuthMethod::ClientSecretBasic)
+                && methods.contains(&CoreClientAuthMethod::ClientSecretPost)
+        });
+        let auth = if post { ClientAuth::Post } else { ClientAuth::Basic };
+        let Tokens { access_token, id_token } = flow.redeem(self.egress(), endpoint, (secret, auth), code).await?;
+        let raw = id_token.ok_or_else(|| ProviderError::Provider("the token endpoint sent no ID token".into()))?;
+        let raw = raw.expose_secret();
         let token: CoreIdToken =
-            raw.parse().map_err(|e| OidcError::Untrusted(format!("the ID token is malformed: {e}")))?;
-        match verify(&provider, flow, &token, &answer.access_token, now) {
+            raw.parse().map_err(|e| ProviderError::Untrusted(format!("the ID token is malformed: {e}")))?;
+        let expected = Expected { client_id: flow.client_id, nonce, access_token: access_token.expose_secret(), now };
+        match verify(&provider, &expected, &token) {
             Ok(()) => {}
             Err(ClaimsVerificationError::SignatureVerification(_)) if self.refetch(&provider, now).await? => {
-                verify(&provider, flow, &token, &answer.access_token, now).map_err(untrusted)?;
+                verify(&provider, &expected, &token).map_err(untrusted)?;
             }
             Err(error) => return Err(untrusted(error)),
         }
-        let claims = payload(&raw)?;
-        let userinfo = self.userinfo(&provider, &answer.access_token, &claims).await?;
-        Ok(Verified { claims, userinfo, access_token: answer.access_token.into() })
-    }
-
-    async fn redeem(
-        &self,
-        provider: &Provider,
-        flow: &Flow<'_>,
-        secret: Option<&SecretString>,
-        code: &str,
-    ) -> Result<TokenAnswer, OidcError> {
-        let request = redemption(provider, flow, secret, code)?;
-        let response = self.http.0.fetch(request, FetchLimits::default()).await?;
-        if response.status() != StatusCode::OK {
-            let error = serde_json::from_slice::<Value>(response.body()).ok();
-            let code = error.as_ref().and_then(|body| body.get("error")).and_then(Value::as_str).unwrap_or("no code");
-            let status = response.status();
-            return Err(OidcError::Provider(format!("the token endpoint refused the code: {status}, {}", brief(code))));
-        }
-        serde_json::from_slice(response.body())
-            .map_err(|e| OidcError::Provider(format!("the token endpoint's answer is not as it should be: {e}")))
+        let claims = payload(raw)?;
+        let userinfo = self.userinfo(&provider, access_token.expose_secret(), &claims).await?;
+        Ok(Verified { claims, userinfo, access_token })
     }
 
     /// Fetches the provider's keys again, unless that was done a moment ago. Tells whether they are newer now.
-    async fn refetch(&self, provider: &Provider, now: DateTime<Utc>) -> Result<bool, OidcError> {
+    async fn refetch(&self, provider: &Provider, now: DateTime<Utc>) -> Result<bool, ProviderError> {
         let mut refetched = provider.refetched.lock().await;
         if now - *refetched < COOL_DOWN {
             return Ok(false);
@@ -282,16 +217,16 @@ impl Providers {
 
     /// The userinfo response, where there is one in plain JSON; of another subject it is refused (OpenID Connect Core 1.0,
     /// section 5.3.2).
-    async fn userinfo(&self, provider: &Provider, token: &str, claims: &Value) -> Result<Option<Value>, OidcError> {
+    async fn userinfo(&self, provider: &Provider, token: &str, claims: &Value) -> Result<Option<Value>, ProviderError> {
         let Some(endpoint) = provider.metadata.userinfo_endpoint() else { return Ok(None) };
         let mut bearer =
-            HeaderValue::from_str(&format!("Bearer {token}")).map_err(|e| OidcError::Provider(e.to_string()))?;
+            HeaderValue::from_str(&format!("Bearer {token}")).map_err(|e| ProviderError::Provider(e.to_string()))?;
         bearer.set_sensitive(true);
         let request = Request::get(endpoint.as_str())
             .header(header::AUTHORIZATION, bearer)
             .header(header::ACCEPT, "application/json")
             .body(Bytes::new())
-            .map_err(|e| OidcError::Provider(e.to_string()))?;
+            .map_err(|e| ProviderError::Provider(e.to_string()))?;
         let response = self.http.0.fetch(request, FetchLimits::default()).await?;
         let userinfo = (response.status() == StatusCode::OK)
             .then(|| serde_json::from_slice::<Value>(response.body()).ok())
@@ -301,95 +236,57 @@ impl Providers {
             return Ok(None);
         };
         if userinfo.get("sub").is_none_or(|sub| Some(sub) != claims.get("sub")) {
-            return Err(OidcError::Untrusted("userinfo is about another subject than the ID token".into()));
+            return Err(ProviderError::Untrusted("userinfo is about another subject than the ID token".into()));
         }
         Ok(Some(userinfo))
     }
 }
 
-/// The request that exchanges a code (RFC 6749, section 4.1.3).
-fn redemption(
-    provider: &Provider,
-    flow: &Flow<'_>,
-    secret: Option<&SecretString>,
-    code: &str,
-) -> Result<Request<Bytes>, OidcError> {
-    let endpoint = provider.metadata.token_endpoint();
-    let endpoint = endpoint.ok_or_else(|| OidcError::Provider("discovery names no token_endpoint".into()))?;
-    let encode = |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
-    let mut form = url::form_urlencoded::Serializer::new(String::new());
-    form.append_pair("grant_type", "authorization_code")
-        .append_pair("code", code)
-        .append_pair("redirect_uri", flow.redirect_uri)
-        .append_pair("code_verifier", flow.verifier);
-    let mut request = Request::post(endpoint.as_str())
-        .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-        .header(header::ACCEPT, "application/json");
-    // Without a word about it, the provider takes HTTP Basic (OpenID Connect Discovery 1.0, section 3).
-    let methods = provider.metadata.token_endpoint_auth_methods_supported();
-    let basic = methods.is_none_or(|m| {
-        m.contains(&CoreClientAuthMethod::ClientSecretBasic) || !m.contains(&CoreClientAuthMethod::ClientSecretPost)
-    });
-    match secret {
-        Some(secret) if basic => {
-            let pair = format!("{}:{}", encode(flow.client_id), encode(secret.expose_secret()));
-            let mut value = HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(pair)))
-                .map_err(|e| OidcError::Provider(e.to_string()))?;
-            value.set_sensitive(true);
-            request = request.header(header::AUTHORIZATION, value);
-        }
-        Some(secret) => {
-            form.append_pair("client_id", flow.client_id).append_pair("client_secret", secret.expose_secret());
-        }
-        None => {
-            form.append_pair("client_id", flow.client_id);
-        }
-    }
-    request.body(Bytes::from(form.finish())).map_err(|e| OidcError::Provider(e.to_string()))
-}
-
-fn discovery(error: openidconnect::DiscoveryError<EgressError>) -> OidcError {
+fn discovery(error: openidconnect::DiscoveryError<EgressError>) -> ProviderError {
     match error {
-        openidconnect::DiscoveryError::Request(error) => OidcError::Egress(error),
-        other => OidcError::Provider(format!("discovery failed: {other}")),
+        openidconnect::DiscoveryError::Request(error) => ProviderError::Egress(error),
+        other => ProviderError::Provider(format!("discovery failed: {other}")),
     }
 }
 
-fn untrusted(error: ClaimsVerificationError) -> OidcError {
-    OidcError::Untrusted(format!("the ID token does not hold: {error}"))
+fn untrusted(error: ClaimsVerificationError) -> ProviderError {
+    ProviderError::Untrusted(format!("the ID token does not hold: {error}"))
 }
 
-fn verify(
-    provider: &Provider,
-    flow: &Flow<'_>,
-    token: &CoreIdToken,
-    access_token: &str,
+/// What an ID token must be about.
+struct Expected<'a> {
+    client_id: &'a str,
+    nonce: &'a str,
+    access_token: &'a str,
     now: DateTime<Utc>,
-) -> Result<(), ClaimsVerificationError> {
+}
+
+fn verify(provider: &Provider, expected: &Expected<'_>, token: &CoreIdToken) -> Result<(), ClaimsVerificationError> {
+    let now = expected.now;
     let fresh = move |issued: DateTime<Utc>| {
         if (now - issued).abs() <= SKEW { Ok(()) } else { Err(format!("issued at {issued}, and now is {now}")) }
     };
     // For public clients: then signatures with a shared secret are refused, whatever the provider says of itself.
     let verifier = CoreIdTokenVerifier::new_public_client(
-        ClientId::new(flow.client_id.to_owned()),
+        ClientId::new(expected.client_id.to_owned()),
         provider.metadata.issuer().clone(),
         (**provider.keys.load()).clone(),
     )
     .set_allowed_algs(ALGORITHMS)
     .set_time_fn(move || now)
     .set_issue_time_verifier_fn(fresh);
-    let nonce = Nonce::new(flow.nonce.to_owned());
+    let nonce = Nonce::new(expected.nonce.to_owned());
     let claims: &CoreIdTokenClaims = token.claims(&verifier, &nonce)?;
-    if claims.authorized_party().is_some_and(|azp| azp.as_str() != flow.client_id) {
+    if claims.authorized_party().is_some_and(|azp| azp.as_str() != expected.client_id) {
         return Err(ClaimsVerificationError::InvalidAudience("azp names another client".into()));
     }
-    if let Some(expected) = claims.access_token_hash() {
+    if let Some(hash) = claims.access_token_hash() {
         let signature = ClaimsVerificationError::SignatureVerification;
         let algorithm = token.signing_alg().map_err(signature)?;
         let key = token.signing_key(&verifier).map_err(signature)?;
-        let found = AccessTokenHash::from_token(&AccessToken::new(access_token.to_owned()), algorithm, key)
+        let found = AccessTokenHash::from_token(&AccessToken::new(expected.access_token.to_owned()), algorithm, key)
             .map_err(|e| ClaimsVerificationError::Other(e.to_string()))?;
-        if found != *expected {
+        if found != *hash {
             return Err(ClaimsVerificationError::Other("at_hash does not match the access token".into()));
         }
     }
@@ -397,14 +294,9 @@ fn verify(
 }
 
 /// The claims of a token whose signature was verified, as they were sent.
-fn payload(raw: &str) -> Result<Value, OidcError> {
-    let malformed = || OidcError::Untrusted("the ID token is malformed".into());
+fn payload(raw: &str) -> Result<Value, ProviderError> {
+    let malformed = || ProviderError::Untrusted("the ID token is malformed".into());
     let part = raw.split('.').nth(1).ok_or_else(malformed)?;
     let bytes = URL_SAFE_NO_PAD.decode(part.trim_end_matches('=')).map_err(|_| malformed())?;
     serde_json::from_slice(&bytes).map_err(|_| malformed())
-}
-
-/// What a far side said, fit for a log line.
-pub fn brief(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(100).collect()
 }

@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use super::{
     Identity, IssueError,
-    oidc::{Flow, OidcError},
+    code::{Flow, ProviderError, brief},
+    oauth2,
     provision::{self, Refusal},
     secret::Opaque,
     session::{Method, SignIn, SignedIn},
@@ -49,7 +50,7 @@ pub enum SsoError {
     Refused(String),
     /// The provider's side.
     #[error(transparent)]
-    Oidc(#[from] OidcError),
+    Provider(#[from] ProviderError),
     /// The plugin.
     #[error(transparent)]
     Plugin(#[from] PluginError),
@@ -107,10 +108,44 @@ pub struct Callback<'a> {
 /// How the protocol is run for one connection.
 struct Plan {
     binding: Binding,
-    issuer: String,
+    way: Way,
     scopes: Vec<String>,
     parameters: Vec<(String, String)>,
     client_id: String,
+}
+
+/// The protocol and the provider.
+enum Way {
+    /// OpenID Connect, at this issuer.
+    Oidc(String),
+    /// OAuth 2.
+    Oauth2(oauth2::Endpoints),
+}
+
+impl Way {
+    fn of(protocol: Protocol, config: &Value) -> Result<(Self, Vec<String>, Vec<(String, String)>), String> {
+        Ok(match protocol {
+            Protocol::Oidc { issuer, scopes, parameters } => (Self::Oidc(issuer), scopes, parameters),
+            Protocol::Oauth2 { authorization_endpoint, token_endpoint, scopes, parameters } => {
+                let endpoints = oauth2::Endpoints::new(&authorization_endpoint, &token_endpoint, config)?;
+                (Self::Oauth2(endpoints), scopes, parameters)
+            }
+        })
+    }
+}
+
+/// Whether a sign-in could be begun with what a plugin says for this configuration.
+///
+/// # Errors
+/// A sentence that names what is wrong.
+pub fn feasible(protocol: Protocol, config: &Value) -> Result<(), String> {
+    client_id(config)?;
+    Way::of(protocol, config).map(drop)
+}
+
+fn client_id(config: &Value) -> Result<&str, String> {
+    let id = config.get("client_id").and_then(Value::as_str).unwrap_or_default();
+    if id.is_empty() { Err("the configuration has no `client_id`".into()) } else { Ok(id) }
 }
 
 impl Desk<'_> {
@@ -122,23 +157,19 @@ impl Desk<'_> {
     async fn plan(&self, connection: &Connection) -> Result<Plan, SsoError> {
         let binding = bind(self.secrets, connection).map_err(|error| SsoError::Config(error.to_string()))?;
         let protocol = self.plugins.begin(&binding, &self.attempt()).await?;
-        let (issuer, scopes, parameters) = match protocol {
-            Protocol::Oidc { issuer, scopes, parameters } => (issuer, scopes, parameters),
-            Protocol::Oauth2 { .. } => {
-                return Err(SsoError::Config(
-                    "this server signs people in by OpenID Connect only, not yet by OAuth 2".into(),
-                ));
-            }
-        };
-        let client_id = binding.config.get("client_id").and_then(Value::as_str).unwrap_or_default().to_owned();
-        if client_id.is_empty() {
-            return Err(SsoError::Config("the connection's configuration has no `client_id`".into()));
-        }
-        Ok(Plan { binding, issuer, scopes, parameters, client_id })
+        let (way, scopes, parameters) = Way::of(protocol, &binding.config).map_err(SsoError::Config)?;
+        let client_id = client_id(&binding.config).map_err(SsoError::Config)?.to_owned();
+        Ok(Plan { binding, way, scopes, parameters, client_id })
     }
 
     fn attempt(&self) -> Attempt {
         Attempt { idempotency_key: self.clock.id::<Uuid>().to_string(), attempt: 1 }
+    }
+}
+
+impl Plan {
+    fn flow<'a>(&'a self, desk: &Desk<'a>, state: &'a str, verifier: &'a str) -> Flow<'a> {
+        Flow { client_id: &self.client_id, redirect_uri: desk.redirect_uri, state, verifier }
     }
 }
 
@@ -172,14 +203,14 @@ impl Identity {
         let browser = cookie.and_then(|text| Opaque::parse("", text)).unwrap_or_else(|| Opaque::random(desk.clock));
         let state = Opaque::random(desk.clock);
         let Derived { nonce, verifier } = derive(&browser, &state);
-        let flow = Flow {
-            issuer: &plan.issuer,
-            client_id: &plan.client_id,
-            redirect_uri: desk.redirect_uri,
-            verifier: &verifier,
-            nonce: &nonce,
+        let state_text = state.encode();
+        let flow = plan.flow(desk, &state_text, &verifier);
+        let location = match &plan.way {
+            Way::Oidc(issuer) => {
+                self.providers.authorization((issuer, &nonce), &flow, &plan.scopes, &plan.parameters).await?
+            }
+            Way::Oauth2(endpoints) => endpoints.authorization(&flow, &plan.scopes, &plan.parameters),
         };
-        let location = self.providers.authorization(&flow, &state.encode(), &plan.scopes, &plan.parameters).await?;
         let now = desk.clock.now();
         let pending = Pending {
             organization_id: connection.organization_id,
@@ -214,22 +245,26 @@ impl Identity {
         let pending = pending.filter(|pending| pending.expires_at > desk.clock.now()).ok_or(SsoError::State)?;
         let code = match (callback.code, callback.error) {
             (Some(code), None) => code,
-            (_, error) => return Err(SsoError::Refused(super::oidc::brief(error.unwrap_or("no code was sent")))),
+            (_, error) => return Err(SsoError::Refused(brief(error.unwrap_or("no code was sent")))),
         };
         let connection = desk.connection(pending.connection_id).await?;
         let plan = desk.plan(&connection).await?;
         let Derived { nonce, verifier } = derive(&browser, &state);
-        let flow = Flow {
-            issuer: &plan.issuer,
-            client_id: &plan.client_id,
-            redirect_uri: desk.redirect_uri,
-            verifier: &verifier,
-            nonce: &nonce,
-        };
+        let flow = plan.flow(desk, callback.state, &verifier);
         let secret = plan.binding.secrets.get("client-secret");
-        let verified = self.providers.exchange(&flow, secret, (code, callback.iss), desk.clock.now()).await?;
-        let grant = IdentityGrant { claims: Some(verified.claims), userinfo: verified.userinfo };
-        let access_token: SecretString = verified.access_token;
+        let answer = (code, callback.iss);
+        let (grant, access_token): (IdentityGrant, SecretString) = match &plan.way {
+            Way::Oidc(issuer) => {
+                let now = desk.clock.now();
+                let verified = self.providers.exchange((issuer, &nonce), &flow, secret, answer, now).await?;
+                let grant = IdentityGrant { claims: Some(verified.claims), userinfo: verified.userinfo };
+                (grant, verified.access_token)
+            }
+            Way::Oauth2(endpoints) => {
+                let tokens = endpoints.exchange(self.providers.egress(), &flow, secret, answer).await?;
+                (IdentityGrant::default(), tokens.access_token)
+            }
+        };
         let identity = desk.plugins.identify(&plan.binding, &desk.attempt(), grant, Some(access_token)).await?;
 
         let how = SignIn { method: Method::Sso, connection: Some(connection.id), user_agent, request_id };

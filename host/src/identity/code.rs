@@ -1,0 +1,289 @@
+//! The authorization code grant (RFC 6749, section 4.1) with PKCE (RFC 7636), which OpenID Connect and plain OAuth 2 share:
+//! the address that a browser is sent to, and the exchange of the code that it comes back with.
+//!
+//! Everything goes out through the egress client: a tenant says where the provider is, so the same rules hold as for plugins.
+
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use url::{Url, form_urlencoded};
+
+use crate::sandbox::egress::{self, EgressError, FetchLimits};
+
+/// What the protocol itself sends: no connection replaces it.
+const RESERVED: [&str; 12] = [
+    "client_id",
+    "client_secret",
+    "code_challenge",
+    "code_challenge_method",
+    "nonce",
+    "redirect_uri",
+    "request",
+    "request_uri",
+    "response_mode",
+    "response_type",
+    "scope",
+    "state",
+];
+
+/// Why the provider's side did not work out. For the log; people are told less.
+#[derive(Debug, thiserror::Error)]
+pub enum ProviderError {
+    /// A rule refuses the provider's address, or it does not answer.
+    #[error(transparent)]
+    Egress(#[from] EgressError),
+    /// It answers, but not as the protocol wants it.
+    #[error("{0}")]
+    Provider(String),
+    /// The answer is not to be trusted.
+    #[error("{0}")]
+    Untrusted(String),
+}
+
+/// The callback names another issuer than the one that the browser was sent to: a mix-up (RFC 9207; RFC 9700, section 4.4).
+pub fn another_issuer() -> ProviderError {
+    ProviderError::Untrusted("the callback is another issuer's (RFC 9207)".into())
+}
+
+/// What a far side said, fit for a log line.
+pub fn brief(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(100).collect()
+}
+
+/// One sign-in at one provider.
+pub struct Flow<'a> {
+    /// Ours, at the provider.
+    pub client_id: &'a str,
+    /// Where the provider sends people back to.
+    pub redirect_uri: &'a str,
+    /// Binds the callback to the browser that was sent off.
+    pub state: &'a str,
+    /// 43 characters or more, different for each sign-in (RFC 7636).
+    pub verifier: &'a str,
+}
+
+/// How the client's secret is sent to the token endpoint (RFC 6749, section 2.3.1); the names are RFC 7591's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// `client_secret_basic`: what every provider must take.
+    Basic,
+    /// `client_secret_post`.
+    Post,
+}
+
+/// What a code was exchanged for.
+#[derive(Debug)]
+pub struct Tokens {
+    /// A bearer token.
+    pub access_token: SecretString,
+    /// OpenID Connect only. Not verified yet.
+    pub id_token: Option<SecretString>,
+}
+
+impl Flow<'_> {
+    /// Where to send somebody to sign in. `scope` is left out where it is empty.
+    pub fn authorization(&self, endpoint: &Url, scope: &str, parameters: &[(String, String)]) -> Url {
+        let mut url = endpoint.clone();
+        let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(self.verifier));
+        let extra = parameters.iter().filter(|(name, _)| !RESERVED.contains(&name.as_str()));
+        url.query_pairs_mut()
+            .append_pair("response_type", "code")
+            .append_pair("client_id", self.client_id)
+            .append_pair("redirect_uri", self.redirect_uri)
+            .extend_pairs((!scope.is_empty()).then_some(("scope", scope)))
+            .append_pair("state", self.state)
+            .append_pair("code_challenge", &challenge)
+            .append_pair("code_challenge_method", "S256")
+            .extend_pairs(extra);
+        url
+    }
+
+    /// Exchanges the code of a callback. Without a secret it is a public client's, which has PKCE alone.
+    ///
+    /// # Errors
+    /// As [`ProviderError`]; none of its texts holds the secret, the code or a token.
+    pub async fn redeem(
+        &self,
+        egress: &egress::Client,
+        endpoint: &str,
+        (secret, auth): (Option<&SecretString>, ClientAuth),
+        code: &str,
+    ) -> Result<Tokens, ProviderError> {
+        let request = self.redemption(endpoint, (secret, auth), code)?;
+        let response = egress.fetch(request, FetchLimits::default()).await?;
+        let hidden = [secret.map(ExposeSecret::expose_secret).unwrap_or_default(), code, self.verifier];
+        tokens(&response).map_err(|error| match error {
+            ProviderError::Provider(text)
+                if hidden.iter().any(|hidden| !hidden.is_empty() && text.contains(hidden)) =>
+            {
+                ProviderError::Provider("the token endpoint refused the code, and sent back what is secret".into())
+            }
+            error => error,
+        })
+    }
+
+    /// The request that exchanges a code (RFC 6749, section 4.1.3).
+    fn redemption(
+        &self,
+        endpoint: &str,
+        (secret, auth): (Option<&SecretString>, ClientAuth),
+        code: &str,
+    ) -> Result<Request<Bytes>, ProviderError> {
+        let encode = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("grant_type", "authorization_code")
+            .append_pair("code", code)
+            .append_pair("redirect_uri", self.redirect_uri)
+            .append_pair("code_verifier", self.verifier);
+        let mut request = Request::post(endpoint)
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header(header::ACCEPT, "application/json");
+        match secret {
+            Some(secret) if auth == ClientAuth::Basic => {
+                let pair = format!("{}:{}", encode(self.client_id), encode(secret.expose_secret()));
+                let mut value = HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(pair)))
+                    .map_err(|e| ProviderError::Provider(e.to_string()))?;
+                value.set_sensitive(true);
+                request = request.header(header::AUTHORIZATION, value);
+            }
+            Some(secret) => {
+                form.append_pair("client_id", self.client_id).append_pair("client_secret", secret.expose_secret());
+            }
+            None => {
+                form.append_pair("client_id", self.client_id);
+            }
+        }
+        request.body(Bytes::from(form.finish())).map_err(|e| ProviderError::Provider(e.to_string()))
+    }
+}
+
+/// The token endpoint's answer (RFC 6749, sections 5.1 and 5.2). Some providers send it form-encoded, and some send an
+/// error as 200 OK; GitHub does both.
+fn tokens(response: &Response<Bytes>) -> Result<Tokens, ProviderError> {
+    let status = response.status();
+    let fields = fields(response);
+    let text = |name: &str| fields.as_ref().and_then(|fields| fields.get(name)).and_then(Value::as_str);
+    if status != StatusCode::OK || text("error").is_some() {
+        let code = brief(text("error").unwrap_or("no code"));
+        return Err(ProviderError::Provider(format!("the token endpoint refused the code: {status}, {code}")));
+    }
+    let wrong = |what: &str| Err(ProviderError::Provider(format!("the token endpoint's answer {what}")));
+    if fields.is_none() {
+        return wrong("is not a JSON object");
+    }
+    if text("token_type").is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
+        return wrong("holds a token that is not a bearer token");
+    }
+    // RFC 6749, appendix A.12. It goes into a header later on.
+    match text("access_token") {
+        Some(token) if !token.is_empty() && token.bytes().all(|b| (b' '..=b'~').contains(&b)) => {
+            Ok(Tokens { access_token: token.into(), id_token: text("id_token").map(Into::into) })
+        }
+        Some(_) => wrong("holds an `access_token` of other characters than RFC 6749 allows"),
+        None => wrong("holds no `access_token`"),
+    }
+}
+
+fn fields(response: &Response<Bytes>) -> Option<Map<String, Value>> {
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+        let pairs = form_urlencoded::parse(response.body());
+        return Some(pairs.map(|(name, value)| (name.into_owned(), Value::String(value.into_owned()))).collect());
+    }
+    serde_json::from_slice(response.body()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FLOW: Flow<'static> = Flow {
+        client_id: "id with space",
+        redirect_uri: "https://studio.example.com/auth/sso/callback",
+        state: "the-state",
+        verifier: "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk",
+    };
+
+    fn answer(status: u16, kind: &str, body: &str) -> Result<Tokens, ProviderError> {
+        let response = Response::builder().status(status).header(header::CONTENT_TYPE, kind);
+        tokens(&response.body(Bytes::copy_from_slice(body.as_bytes())).unwrap())
+    }
+
+    #[test]
+    fn a_browser_is_sent_off_with_state_and_challenge() {
+        let endpoint = Url::parse("https://id.example.com/authorize?tenant=a").unwrap();
+        let parameters = [("state", "mine"), ("code_challenge_method", "plain"), ("prompt", "login")];
+        let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let url = FLOW.authorization(&endpoint, "read:user user:email", &parameters);
+        let query: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+        let expected = [
+            ("tenant", "a"),
+            ("response_type", "code"),
+            ("client_id", "id with space"),
+            ("redirect_uri", "https://studio.example.com/auth/sso/callback"),
+            ("scope", "read:user user:email"),
+            ("state", "the-state"),
+            // RFC 7636, appendix B.
+            ("code_challenge", "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"),
+            ("code_challenge_method", "S256"),
+            ("prompt", "login"),
+        ];
+        assert_eq!(query, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert!(!FLOW.authorization(&endpoint, "", &[]).as_str().contains("scope"));
+    }
+
+    #[test]
+    fn the_secret_goes_where_the_provider_takes_it() {
+        let secret = SecretString::from("s&cret:");
+        let redeem = |secret, auth| FLOW.redemption("https://id.example.com/token", (secret, auth), "c").unwrap();
+        let basic = redeem(Some(&secret), ClientAuth::Basic);
+        let header = basic.headers().get(header::AUTHORIZATION).unwrap();
+        assert!(header.is_sensitive());
+        assert_eq!(header.to_str().unwrap(), format!("Basic {}", STANDARD.encode("id+with+space:s%26cret%3A")));
+        let body = |request: Request<Bytes>| String::from_utf8(request.into_body().to_vec()).unwrap();
+        let basic = body(basic);
+        assert!(basic.contains("code_verifier=dBjf") && !basic.contains("client_"), "{basic}");
+        let post = redeem(Some(&secret), ClientAuth::Post);
+        assert!(post.headers().get(header::AUTHORIZATION).is_none());
+        assert!(body(post).ends_with("&client_id=id+with+space&client_secret=s%26cret%3A"));
+        assert!(body(redeem(None, ClientAuth::Basic)).ends_with("&client_id=id+with+space"));
+    }
+
+    #[test]
+    fn answers_are_read_as_json_and_as_a_form() {
+        for (kind, body) in [
+            ("application/json; charset=utf-8", r#"{"access_token":"gho_1","token_type":"bearer","scope":""}"#),
+            ("application/x-www-form-urlencoded; charset=utf-8", "access_token=gho_1&scope=&token_type=bearer"),
+        ] {
+            assert_eq!(answer(200, kind, body).unwrap().access_token.expose_secret(), "gho_1");
+        }
+    }
+
+    #[test]
+    fn answers_that_do_not_hold_say_why_without_what_is_secret() {
+        for (status, kind, body, why) in [
+            (200, "application/json", r#"{"error":"bad_verification_code"}"#, "200 OK, bad_verification_code"),
+            (200, "application/x-www-form-urlencoded", "error=bad_verification_code", "200 OK, bad_verification_code"),
+            (400, "application/json", r#"{"error":"invalid_grant"}"#, "400 Bad Request, invalid_grant"),
+            (401, "application/json", r#"{"error":"invalid_client\nx"}"#, "401 Unauthorized, invalid_clientx"),
+            (500, "text/html", "<h1>gho_1", "500 Internal Server Error, no code"),
+            (302, "application/json", r#"{"access_token":"gho_1"}"#, "302 Found, no code"),
+            (200, "text/html", "gho_1", "not a JSON object"),
+            (200, "application/json", r#""gho_1""#, "not a JSON object"),
+            (200, "application/json", r#"{"access_token":5}"#, "no `access_token`"),
+            (200, "application/json", r#"{"access_token":""}"#, "other characters"),
+            (200, "application/json", r#"{"access_token":"gho_1\r\nx: y"}"#, "other characters"),
+            (200, "application/json", r#"{"access_token":"gho_1","token_type":"mac"}"#, "not a bearer token"),
+        ] {
+            let error = answer(status, kind, body).unwrap_err().to_string();
+            assert!(error.contains(why) && !error.contains("gho_1"), "{body}: {error}");
+        }
+    }
+}

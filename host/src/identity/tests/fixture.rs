@@ -1,0 +1,141 @@
+//! A host at a fresh database of each kind.
+
+use std::path::Path;
+
+use chrono::DateTime;
+use http::{HeaderMap, HeaderValue, Method, header};
+use secrecy::SecretString;
+use sqlx::{ConnectOptions, Connection as _, postgres::PgConnectOptions};
+use uuid::Uuid;
+
+use crate::{
+    clock::Clock,
+    config::Config,
+    domain::{
+        email::Email,
+        id::{OrganizationId, UserId},
+        principal::Principal,
+    },
+    identity::{
+        AuthError, Identity,
+        login::{Attempt, LoginError},
+        organization::{NewOrganization, create_organization},
+        session::{Refreshed, SignedIn},
+    },
+    sandbox::egress,
+    store::{self, Store},
+};
+
+pub(super) const PASSWORD: &str = "gentle otter drums";
+
+/// A database with one organization, and a host at it.
+pub(super) struct Fixture {
+    pub(super) url: String,
+    pub(super) store: Store,
+    pub(super) clock: Clock,
+    pub(super) config: Config,
+    pub(super) identity: Identity,
+    pub(super) organization: OrganizationId,
+    pub(super) user: UserId,
+    pub(super) email: Email,
+    _folder: tempfile::TempDir,
+}
+
+impl Fixture {
+    pub(super) async fn each() -> Vec<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("kaizen.db").display());
+        let mut each = vec![Self::at(url, folder).await];
+        if let Ok(url) = std::env::var("KZTEST_POSTGRES_URL") {
+            let name = format!("unit_{}", Clock::system().id::<Uuid>().simple());
+            let mut admin = url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
+            sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut admin).await.unwrap();
+            admin.close().await.unwrap();
+            let mut url = url::Url::parse(&url).unwrap();
+            url.set_path(&name);
+            each.push(Self::at(url.to_string(), tempfile::tempdir().unwrap()).await);
+        }
+        each
+    }
+
+    async fn at(url: String, folder: tempfile::TempDir) -> Self {
+        let store = Store::connect(&url, 8).await.unwrap();
+        store.migrate().await.unwrap();
+        let clock = Clock::fixed(DateTime::from_timestamp(1_800_000_000, 0).unwrap(), 7);
+        let config = config(&url, folder.path());
+        let identity = host(&config, &clock, &store).await;
+        let (email, password) = (Email::parse("ada@example.com").unwrap(), SecretString::from(PASSWORD));
+        let (organization, user) = {
+            let new = NewOrganization {
+                name: "Acme",
+                owner: &email,
+                owner_name: "Ada",
+                password: Some(&password),
+                platform_administrator: false,
+                actor: "system",
+                request_id: "",
+            };
+            create_organization(&store, &clock, &identity.passwords, &new).await.unwrap()
+        };
+        Self { url, store, clock, config, identity, organization: organization.id, user, email, _folder: folder }
+    }
+
+    pub(super) async fn attempt(&self, password: &str) -> Result<SignedIn, LoginError> {
+        let password = SecretString::from(password);
+        let attempt = Attempt {
+            email: &self.email,
+            password: &password,
+            organization: None,
+            client: None,
+            user_agent: "test",
+            request_id: "r",
+        };
+        self.identity.login(&self.store, &self.clock, attempt).await
+    }
+
+    pub(super) async fn login(&self) -> SignedIn {
+        self.attempt(PASSWORD).await.unwrap()
+    }
+
+    pub(super) async fn ask(&self, headers: &HeaderMap) -> Result<Principal, AuthError> {
+        self.identity.authenticate(&self.store, &self.clock, &Method::GET, headers).await
+    }
+
+    pub(super) async fn bearer(&self, token: &str) -> Result<Principal, AuthError> {
+        self.ask(&bearer(token)).await
+    }
+
+    pub(super) async fn refresh(&self, token: &SecretString) -> Refreshed {
+        self.identity.refresh(&self.store, &self.clock, token, "r").await.unwrap()
+    }
+
+    pub(super) async fn actions(&self) -> Vec<String> {
+        let events =
+            store::audit::after(&mut self.store.read().await.unwrap(), self.organization, 0, 100).await.unwrap();
+        events.into_iter().map(|event| format!("{} {:?}", event.action, event.outcome)).collect()
+    }
+}
+
+pub(super) fn config(url: &str, folder: &Path) -> Config {
+    let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let flags = [
+        set("database_url", url),
+        set("data_dir", folder.to_str().unwrap()),
+        set("public_url", "https://studio.example.com"),
+    ];
+    Config::load(None, [], flags).unwrap()
+}
+
+pub(super) async fn host(config: &Config, clock: &Clock, store: &Store) -> Identity {
+    let policy = egress::Policy { allow: Vec::new(), allow_private: Vec::new() };
+    let egress = egress::Client::new(policy, std::sync::Arc::new(egress::SystemResolver));
+    Identity::new(config, clock, store, &egress).await.unwrap()
+}
+
+pub(super) fn bearer(token: &str) -> HeaderMap {
+    HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {token}")).unwrap())])
+}
+
+pub(super) fn refused(result: Result<Principal, AuthError>) -> bool {
+    matches!(result, Err(AuthError::Unauthenticated))
+}
