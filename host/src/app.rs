@@ -2,7 +2,7 @@
 
 use std::{ops::Deref, sync::Arc};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -143,7 +143,39 @@ pub async fn connect(config: &Config) -> anyhow::Result<Store> {
             )
         },
     )?;
-    Store::connect(&config.database_url, config.database_connections)
-        .await
-        .context("database_url (KAIZEN_DATABASE_URL): cannot connect")
+    Store::connect(&config.database_url, config.database_connections).await.map_err(|error| {
+        let at = place(&config.database_url);
+        // Its text alone: sqlx's causes repeat it.
+        anyhow!("database_url (KAIZEN_DATABASE_URL): {at} ({error})")
+    })
+}
+
+/// Which database an address means and what to look at where it cannot be opened; without user and password.
+fn place(url: &str) -> String {
+    let bare = url.split(['?', '#']).next().unwrap_or_default();
+    if let Some(path) = bare.strip_prefix("sqlite:") {
+        return format!("cannot open {path}: its folder must be there, and it must be an SQLite file or not there yet");
+    }
+    match url::Url::parse(bare) {
+        Ok(url) => {
+            let (host, name) = (url.host_str().unwrap_or("its socket"), url.path().trim_start_matches('/'));
+            let port = url.port().unwrap_or(5432);
+            format!(
+                "cannot connect to database `{name}` at {host}:{port}: see that it runs there and lets this user in"
+            )
+        }
+        Err(_) => "cannot connect: expected postgres://USER:PASSWORD@HOST/DATABASE".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_named_without_user_and_password() {
+        assert!(place("sqlite:/no/such/kaizen.db?mode=rw").starts_with("cannot open /no/such/kaizen.db:"));
+        let place = place("postgres://kaizen:hunter2@db.example.com:6432/studio?password=hunter3");
+        assert!(place.contains("database `studio` at db.example.com:6432") && !place.contains("hunter"), "{place}");
+    }
 }

@@ -22,7 +22,7 @@ pub struct Setting {
 
 /// All settings.
 pub const SETTINGS: &[Setting] = &[
-    Setting { name: "listen", help: "address of the API, host:port (127.0.0.1:8080)" },
+    Setting { name: "listen", help: "address of the API, IP:PORT (127.0.0.1:8080)" },
     Setting { name: "ops_listen", help: "address of /metrics, /healthz and /readyz (127.0.0.1:9090)" },
     Setting { name: "data_dir", help: "folder for the SQLite file, generated keys and caches ($XDG_DATA_HOME/kaizen)" },
     Setting { name: "database_url", help: "sqlite:PATH or postgres://… (sqlite:DATA_DIR/kaizen.db)" },
@@ -170,8 +170,15 @@ impl Config {
     }
 
     fn validate(layers: &Layers) -> Result<Self, ConfigError> {
-        let address =
-            |text: &str| text.parse::<SocketAddr>().map_err(|_| "expected host:port, e.g. 127.0.0.1:8080".to_owned());
+        // No name server is asked where to listen.
+        let address = |text: &str| match text.strip_prefix("localhost:") {
+            Some(port) => format!("127.0.0.1:{port}").parse::<SocketAddr>(),
+            None => text.parse(),
+        };
+        let address = |text: &str| {
+            address(text)
+                .map_err(|_| "expected an IP address and a port, e.g. 127.0.0.1:8080 or 0.0.0.0:8080".to_owned())
+        };
         let listen = layers.parse("listen", SocketAddr::from(([127, 0, 0, 1], 8080)), address)?;
         let ops_listen = layers.parse("ops_listen", SocketAddr::from(([127, 0, 0, 1], 9090)), address)?;
         let data_dir = layers.parse("data_dir", None, |text| Ok(Some(PathBuf::from(text))))?;
@@ -296,7 +303,15 @@ fn read_file(layers: &mut Layers, path: &Path, text: &str) -> Result<(), ConfigE
                 .collect::<Option<Vec<_>>>()
                 .ok_or_else(|| fault(&source, format!("`{name}`: a list may hold strings only")))?
                 .join(","),
-            _ => return Err(fault(&source, format!("`{name}`: expected a string, a number or a list of strings"))),
+            toml::Value::Table(_) => {
+                return Err(fault(
+                    &source,
+                    format!("`{name}`: there are no sections; settings stand at the top level"),
+                ));
+            }
+            toml::Value::Datetime(_) => {
+                return Err(fault(&source, format!("`{name}`: expected a string, a number or a list of strings")));
+            }
         };
         layers.set(&name, value, source.clone())?;
     }
@@ -333,6 +348,11 @@ mod tests {
     }
 
     #[test]
+    fn this_machine_may_be_called_localhost() {
+        assert_eq!(load(&[("KAIZEN_LISTEN", "localhost:81")]).unwrap().listen.to_string(), "127.0.0.1:81");
+    }
+
+    #[test]
     fn an_unknown_setting_names_the_nearest() {
         let error = load(&[("KAIZEN_LISTN", "127.0.0.1:1")]).unwrap_err();
         assert_eq!(error, "KAIZEN_LISTN: unknown setting `listn`; did you mean `listen`?");
@@ -342,7 +362,8 @@ mod tests {
     #[test]
     fn a_bad_value_names_the_setting_and_its_shape() {
         for (key, value, expected) in [
-            ("KAIZEN_LISTEN", "8080", "host:port"),
+            ("KAIZEN_LISTEN", "8080", "an IP address and a port"),
+            ("KAIZEN_LISTEN", "studio.example.com:8080", "an IP address and a port"),
             ("KAIZEN_DATABASE_URL", "mysql://x", "sqlite:PATH or postgres://"),
             ("KAIZEN_REDIS_URL", "localhost", "redis://HOST:PORT"),
             ("KAIZEN_PUBLIC_URL", "studio.example.com", "https://studio.example.com"),

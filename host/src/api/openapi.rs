@@ -1,6 +1,10 @@
 //! The OpenAPI document (3.1), and a page to read it that needs no outside host.
 
-use axum::Router;
+use axum::{
+    Router,
+    http::{HeaderValue, header},
+};
+use tower_http::set_header::SetResponseHeaderLayer;
 use utoipa::{
     OpenApi, ToSchema,
     openapi::{
@@ -9,7 +13,7 @@ use utoipa::{
         security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
-use utoipa_swagger_ui::SwaggerUi;
+use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::problem::{ProblemBody, ProblemType};
 use crate::app::App;
@@ -70,9 +74,17 @@ fn problems(operation: &mut Operation) {
     operation.responses.responses.entry("default".to_owned()).or_insert_with(|| RefOr::T(response));
 }
 
+/// What the page may load: of this host only. Swagger UI styles its elements in place, and draws arrows from `data:`.
+const PAGE_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; \
+                           form-action 'self'; frame-ancestors 'none'";
+
 /// The document and the page.
 pub fn pages(document: Document) -> Router<App> {
-    SwaggerUi::new("/api/docs").url("/api/openapi.json", document).into()
+    // Unless told otherwise, the page has the document validated by validator.swagger.io wherever it is not on localhost.
+    let config = Config::default().validator_url("none");
+    let page = SwaggerUi::new("/api/docs").url("/api/openapi.json", document).config(config);
+    let policy = HeaderValue::from_static(PAGE_POLICY);
+    Router::from(page).layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, policy))
 }
 
 /// The finished document, for `kaizen openapi`.

@@ -1,8 +1,8 @@
 //! The listeners: bounded connections, time limits on slow clients, and a graceful end.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::anyhow;
 use axum::{Router, extract::ConnectInfo, http::Request};
 use hyper::body::Incoming;
 use hyper_util::{
@@ -26,11 +26,15 @@ const GRACE: Duration = Duration::from_secs(20);
 /// # Errors
 /// One line with the setting to change.
 pub async fn bind(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!(
-            "cannot listen on {address}: change `{setting}` (KAIZEN_{}), or stop what uses that port",
-            setting.to_uppercase()
-        )
+    TcpListener::bind(address).await.map_err(|error| {
+        let hint = match error.kind() {
+            ErrorKind::AddrInUse => ", or stop what uses that port",
+            ErrorKind::AddrNotAvailable => ": no network interface of this machine has that address",
+            ErrorKind::PermissionDenied => ": a port below 1024 takes a permission that this user does not have",
+            _ => "",
+        };
+        let variable = setting.to_uppercase();
+        anyhow!("cannot listen on {address}: change `{setting}` (KAIZEN_{variable}){hint} ({error})")
     })
 }
 

@@ -29,10 +29,10 @@ pub struct Settings {
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Address of the API [default: 127.0.0.1:8080]
-    #[arg(long, global = true, value_name = "HOST:PORT", help_heading = "Settings")]
+    #[arg(long, global = true, value_name = "IP:PORT", help_heading = "Settings")]
     listen: Option<String>,
     /// Address of /metrics, /healthz and /readyz [default: 127.0.0.1:9090]
-    #[arg(long, global = true, value_name = "HOST:PORT", help_heading = "Settings")]
+    #[arg(long, global = true, value_name = "IP:PORT", help_heading = "Settings")]
     ops_listen: Option<String>,
     /// Folder for the SQLite file, generated keys and caches [default: ~/.local/share/kaizen]
     #[arg(long, global = true, value_name = "FOLDER", help_heading = "Settings")]
@@ -128,9 +128,28 @@ pub fn run() -> anyhow::Result<()> {
 
 /// All settings, for `kaizen --help`.
 fn settings_help() -> String {
-    let lines = SETTINGS.iter().map(|s| format!("  {:<22} {}\n", s.name, s.help));
-    let head = "Settings, as keys of kaizen.toml or as KAIZEN_… variables (KAIZEN_DATABASE_URL); flags go first, then variables:\n";
+    let head = "Settings, as keys of kaizen.toml or as KAIZEN_… variables (KAIZEN_DATABASE_URL).\n\
+                A flag goes before a variable, and a variable before the file:\n";
+    let lines = SETTINGS.iter().flat_map(|setting| {
+        let names = std::iter::once(setting.name).chain(std::iter::repeat(""));
+        names.zip(wrapped(setting.help, 54)).map(|(name, line)| format!("  {name:<22} {line}\n"))
+    });
     std::iter::once(head.to_owned()).chain(lines).collect()
+}
+
+/// Text in lines of at most `width` characters, unless a word is longer: clap wraps too, but not within a column.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {

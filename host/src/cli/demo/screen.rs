@@ -41,18 +41,28 @@ impl Screen {
         print(&format!("      {what}"))
     }
 
-    /// A progress bar; without a terminal, nothing.
+    /// A progress bar; without a terminal, nothing. To be given to [`Screen::full`].
     pub fn bar(&self, what: &str) -> ProgressBar {
         let bar = ProgressBar::new(100).with_message(what.to_owned());
-        if let Ok(style) = ProgressStyle::with_template("  {spinner} [{bar:32}] {pos:>3}% {msg}") {
-            bar.set_style(style.progress_chars("━╸ "));
-        }
+        style(&bar, "{spinner}");
         bar.enable_steady_tick(Duration::from_millis(80));
         bar
+    }
+
+    /// What the bar was for is done. It stays on the screen: a deployment may take less time than a look at it.
+    pub fn full(&self, bar: &ProgressBar) {
+        style(bar, "✓");
+        bar.finish();
     }
 
     /// Seconds since the beginning.
     pub fn seconds(&self) -> f64 {
         self.begun.elapsed().as_secs_f64()
+    }
+}
+
+fn style(bar: &ProgressBar, sign: &str) {
+    if let Ok(style) = ProgressStyle::with_template(&format!("  {sign} [{{bar:32}}] {{pos:>3}}% {{msg}}")) {
+        bar.set_style(style.progress_chars("━╸ "));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use futures::StreamExt;
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -183,14 +183,13 @@ impl Story<'_> {
                 buffer = rest.to_owned();
             }
         }
-        bar.finish_and_clear();
         let deployment = ben.get(&format!("/api/v1/deployments/{id}")).await?.ok()?;
         let status = text(&deployment, "/status")?;
-        ensure!(
-            status == "active",
-            "the deployment ended as {status}: {}",
-            deployment.get("error").unwrap_or(&Value::Null)
-        );
+        if status != "active" {
+            bar.abandon();
+            bail!("the deployment ended as {status}: {}", deployment.get("error").unwrap_or(&Value::Null));
+        }
+        self.screen.full(&bar);
         let registration = text(&deployment, "/registration_id")?;
         self.screen.held(&format!(
             "deployed: {}",
