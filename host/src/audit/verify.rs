@@ -113,7 +113,6 @@ mod tests {
         clock::Clock,
         domain::audit::Outcome,
         on,
-        store::Db,
     };
 
     const ORGANIZATION: OrganizationId = OrganizationId(Uuid::from_u128(7));
@@ -149,14 +148,16 @@ mod tests {
 
         /// As somebody with the database file in their hands would.
         async fn tamper(&self, statements: &[&'static str]) {
-            let Db::Sqlite { write, .. } = self.store.db() else { panic!("SQLite") };
+            let mut tx = self.store.begin().await.unwrap();
             for trigger in ["audit_follows", "audit_advance", "audit_no_update", "audit_no_delete"] {
                 let drop = sqlx::AssertSqlSafe(format!("DROP TRIGGER {trigger}"));
-                sqlx::query(drop).execute(write).await.unwrap();
+                on!(&mut tx, |c| sqlx::query(drop).execute(c).await.map(|_| ())).unwrap();
             }
             for statement in statements {
-                assert!(sqlx::query(*statement).execute(write).await.unwrap().rows_affected() > 0, "{statement}");
+                let rows = on!(&mut tx, |c| sqlx::query(*statement).execute(c).await.map(|done| done.rows_affected()));
+                assert!(rows.unwrap() > 0, "{statement}");
             }
+            tx.commit().await.unwrap();
         }
 
         async fn report(&self) -> Report {

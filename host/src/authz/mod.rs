@@ -110,11 +110,7 @@ impl Authz {
     async fn tenant(&self, store: &Store, principal: &Principal) -> Result<Option<Arc<Compiled>>, StoreError> {
         let Some(version) = principal.policy_version else { return Ok(None) };
         let loaded = self.0.tenants.get(&self.0.engine.vocabulary, store, principal.organization_id, version).await;
-        // The error is shared by all who waited for the same load, and cannot be taken apart.
-        loaded.map(Some).map_err(|error| {
-            let shared = |error: Arc<StoreError>| StoreError::Unavailable(sqlx::Error::Protocol(error.to_string()));
-            Arc::try_unwrap(error).unwrap_or_else(shared)
-        })
+        loaded.map(Some).map_err(StoreError::shared)
     }
 }
 

@@ -4,6 +4,7 @@
 //! once. What a token or a cookie proves is only which session to look for.
 
 pub mod browser;
+mod callers;
 pub mod code;
 mod key;
 pub mod login;
@@ -27,6 +28,7 @@ use tokio::sync::Semaphore;
 
 use self::{
     browser::Origins,
+    callers::Callers,
     key::SigningKey,
     oidc::Providers,
     password::Passwords,
@@ -45,7 +47,7 @@ use crate::{
     sandbox::egress,
     store::{
         Connection, Store, StoreError,
-        sessions::{self, Seen},
+        sessions::{self, Named, Seen},
         signing_keys::PublicJwk,
     },
 };
@@ -57,6 +59,7 @@ pub struct Identity(Arc<Parts>);
 /// The parts, once each.
 pub struct Parts {
     tokens: Tokens,
+    callers: Callers,
     /// Hashing and comparing.
     pub passwords: Passwords,
     /// Limits on attempts.
@@ -113,6 +116,7 @@ impl Identity {
         tokens.publish(store, clock).await?;
         Ok(Self(Arc::new(Parts {
             tokens,
+            callers: Callers::new(store, clock),
             passwords: Passwords::new(clock)?,
             throttle: Throttle::new(clock),
             origins: Origins::new(config),
@@ -162,8 +166,8 @@ impl Identity {
     /// As [`AuthError`].
     async fn by_token(&self, store: &Store, clock: &Clock, token: &str) -> Result<Option<Seen>, AuthError> {
         let claims = self.tokens.verify(store, clock, token).await?;
-        let mut conn = store.read().await?;
-        Ok(sessions::by_id(&mut conn, claims.org, claims.sub, claims.sid, live_at(clock.now())).await?)
+        let session = Named { organization: claims.org, user: claims.sub, session: claims.sid };
+        Ok(self.callers.find(session).await?)
     }
 
     /// Writes down that a session is in use, beside the request and never many at once: the next request tries again.
@@ -212,8 +216,9 @@ impl Identity {
         match principal.session_id {
             None => sessions::principal(c, organization, user).await,
             Some(session) => {
-                let seen = sessions::by_id(c, organization, user, session, live_at(clock.now())).await?;
-                Ok(seen.map(|seen| seen.principal))
+                let session = Named { organization, user, session };
+                let seen = sessions::by_ids(c, &[session], live_at(clock.now())).await?;
+                Ok(seen.into_values().next().map(|seen| seen.principal))
             }
         }
     }

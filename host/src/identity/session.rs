@@ -19,7 +19,7 @@ use crate::{
     },
     store::{
         Store, StoreError, Tx,
-        sessions::{self, NewSession},
+        sessions::{self, Named, NewSession},
     },
 };
 
@@ -175,7 +175,8 @@ impl Identity {
         let Some(user_id) = sessions::user_of(&mut tx, organization_id, session_id).await? else {
             return Ok(Refreshed::Refused);
         };
-        let live = sessions::by_id(&mut tx, organization_id, user_id, session_id, live_at(now)).await?.is_some();
+        let session = Named { organization: organization_id, user: user_id, session: session_id };
+        let live = !sessions::by_ids(&mut tx, &[session], live_at(now)).await?.is_empty();
         if !live || token.expires_at <= now {
             return Ok(Refreshed::Refused);
         }

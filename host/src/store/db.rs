@@ -3,13 +3,15 @@
 use std::{str::FromStr, time::Duration};
 
 use sqlx::{
-    Connection as _, PgConnection, PgPool, Postgres, Sqlite, SqliteConnection, SqlitePool, Transaction,
-    pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPoolOptions},
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    ConnectOptions as _, PgConnection, Postgres, Sqlite, SqliteConnection,
+    postgres::PgConnectOptions,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::StoreError;
+use super::{
+    StoreError,
+    pool::{ACQUIRE, Lent, Open, Pool},
+};
 
 /// The database in use, with its pools. Cheap to clone.
 #[derive(Clone)]
@@ -17,12 +19,12 @@ pub enum Db {
     /// One file. SQLite has one writer, so writing has a pool of one: waiting happens there, in order, not in `SQLITE_BUSY`.
     Sqlite {
         /// For reading; opened so that it cannot write.
-        read: SqlitePool,
+        read: Pool<Sqlite>,
         /// For everything else.
-        write: SqlitePool,
+        write: Pool<Sqlite>,
     },
     /// A PostgreSQL server.
-    Postgres(PgPool),
+    Postgres(Pool<Postgres>),
 }
 
 /// A borrowed connection to either database; what [`on!`] takes apart.
@@ -35,8 +37,11 @@ pub enum Handle<'a> {
 
 /// Anything SQL can be run on: a pooled connection or a transaction.
 pub trait Connection: Send {
-    /// The connection inside.
+    /// The connection inside, for one statement.
     fn handle(&mut self) -> Handle<'_>;
+
+    /// The statement ran to its end: nothing of its answer is still to come.
+    fn settled(&mut self);
 }
 
 /// Runs one expression on whichever database `$connection` is of. The SQL must mean the same on both.
@@ -46,36 +51,46 @@ pub trait Connection: Send {
 /// ```
 #[macro_export]
 macro_rules! on {
-    ($connection:expr, |$c:ident| $body:expr) => {
-        match $crate::store::Connection::handle($connection) {
+    ($connection:expr, |$c:ident| $body:expr) => {{
+        let connection: &mut _ = $connection;
+        let answer = match $crate::store::Connection::handle(connection) {
             $crate::store::Handle::Sqlite($c) => $body,
             $crate::store::Handle::Postgres($c) => $body,
-        }
-    };
+        };
+        $crate::store::Connection::settled(connection);
+        answer
+    }};
 }
 
 /// A pooled connection, for reading: each statement stands alone.
 pub enum Conn {
     /// SQLite.
-    Sqlite(PoolConnection<Sqlite>),
+    Sqlite(Lent<Sqlite>),
     /// PostgreSQL.
-    Postgres(PoolConnection<Postgres>),
+    Postgres(Lent<Postgres>),
 }
 
 /// A transaction. Dropped without [`Tx::commit`], it is rolled back.
 #[must_use = "a transaction that is not committed is rolled back"]
 pub enum Tx {
     /// SQLite, begun with `BEGIN IMMEDIATE`.
-    Sqlite(Transaction<'static, Sqlite>),
+    Sqlite(Open<Sqlite>),
     /// PostgreSQL, `READ COMMITTED`.
-    Postgres(Transaction<'static, Postgres>),
+    Postgres(Open<Postgres>),
 }
 
 impl Connection for Conn {
     fn handle(&mut self) -> Handle<'_> {
         match self {
-            Conn::Sqlite(c) => Handle::Sqlite(&mut *c),
-            Conn::Postgres(c) => Handle::Postgres(&mut *c),
+            Conn::Sqlite(c) => Handle::Sqlite(c.connection()),
+            Conn::Postgres(c) => Handle::Postgres(c.connection()),
+        }
+    }
+
+    fn settled(&mut self) {
+        match self {
+            Conn::Sqlite(c) => c.settled(),
+            Conn::Postgres(c) => c.settled(),
         }
     }
 }
@@ -83,10 +98,13 @@ impl Connection for Conn {
 impl Connection for Tx {
     fn handle(&mut self) -> Handle<'_> {
         match self {
-            Tx::Sqlite(c) => Handle::Sqlite(&mut *c),
-            Tx::Postgres(c) => Handle::Postgres(&mut *c),
+            Tx::Sqlite(c) => Handle::Sqlite(c.connection()),
+            Tx::Postgres(c) => Handle::Postgres(c.connection()),
         }
     }
+
+    // Whatever is still to come does before the answer to the commit or the rollback.
+    fn settled(&mut self) {}
 }
 
 impl Tx {
@@ -119,9 +137,6 @@ impl Tx {
     }
 }
 
-/// How long a statement waits for a free connection before the request fails with 503.
-const ACQUIRE: Duration = Duration::from_secs(5);
-
 impl Db {
     /// Connects to `sqlite:PATH` or `postgres://…`; a SQLite file is made if missing.
     ///
@@ -136,37 +151,20 @@ impl Db {
                 .journal_mode(SqliteJournalMode::Wal)
                 .synchronous(SqliteSynchronous::Full)
                 .busy_timeout(ACQUIRE)
-                .statement_cache_capacity(512);
-            let write = SqlitePoolOptions::new()
-                .max_connections(1)
-                .min_connections(1)
-                .idle_timeout(None)
-                .max_lifetime(None)
-                .test_before_acquire(false)
-                .acquire_timeout(ACQUIRE)
-                .connect_with(options.clone())
-                .await?;
-            let read = SqlitePoolOptions::new()
-                .max_connections(max_connections.max(2))
-                .test_before_acquire(false)
-                .acquire_timeout(ACQUIRE)
-                .connect_with(options.pragma("query_only", "ON"))
-                .await?;
+                .statement_cache_capacity(512)
+                .disable_statement_logging();
+            // A file's connections do not age, and one that is closed takes its cache along.
+            let write = Pool::lasting(options.clone(), 1, Duration::MAX).await?;
+            let readers = usize::try_from(max_connections.max(2)).unwrap_or(2);
+            let read = Pool::lasting(options.pragma("query_only", "ON"), readers, Duration::MAX).await?;
             Ok(Db::Sqlite { read, write })
         } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
             let options = PgConnectOptions::from_str(url)
                 .map_err(|error| StoreError::Url(error.to_string()))?
                 .application_name("kaizen")
-                .statement_cache_capacity(512);
-            // The pool would try until its time is over and then say only that; a single attempt says what is wrong.
-            PgConnection::connect_with(&options).await?.close().await?;
-            // A broken connection is noticed by the statement that meets it; asking first would double each round trip.
-            let pool = PgPoolOptions::new()
-                .max_connections(max_connections)
-                .test_before_acquire(false)
-                .acquire_timeout(ACQUIRE)
-                .connect_with(options)
-                .await?;
+                .statement_cache_capacity(512)
+                .disable_statement_logging();
+            let pool = Pool::open(options, usize::try_from(max_connections).unwrap_or(1)).await?;
             Ok(Db::Postgres(pool))
         } else {
             Err(StoreError::Url("it must begin with `sqlite:` or `postgres://`".into()))

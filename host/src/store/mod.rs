@@ -16,13 +16,17 @@ pub mod jobs;
 pub mod memberships;
 pub mod organizations;
 pub mod policies;
+mod pool;
 pub mod sessions;
 pub mod signing_keys;
 pub mod users;
 pub mod versions;
 pub mod workspaces;
 
-pub use db::{Conn, Connection, Db, Handle, Tx};
+use std::sync::Arc;
+
+use db::Db;
+pub use db::{Conn, Connection, Handle, Tx};
 use sqlx::migrate::{MigrateError, Migrator};
 
 static SQLITE: Migrator = sqlx::migrate!("../migrations/sqlite");
@@ -64,6 +68,22 @@ pub enum StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
+        let error = Self::of(error);
+        if matches!(error, StoreError::Unavailable(_)) {
+            pool::trouble();
+        }
+        error
+    }
+}
+
+impl StoreError {
+    /// An error that several wait for and that cannot be taken apart, for one of them.
+    pub fn shared(error: Arc<Self>) -> Self {
+        Arc::try_unwrap(error)
+            .unwrap_or_else(|error| StoreError::Unavailable(sqlx::Error::Protocol(error.to_string())))
+    }
+
+    fn of(error: sqlx::Error) -> Self {
         use sqlx::error::ErrorKind;
         match &error {
             sqlx::Error::Database(e) => match e.kind() {
@@ -103,19 +123,14 @@ impl Store {
         Ok(Self { db: Db::connect(url, max_connections).await? })
     }
 
-    /// The pools themselves, for what differs between the databases.
-    pub fn db(&self) -> &Db {
-        &self.db
-    }
-
     /// Brings the schema up to this binary's version. Several hosts may do so at once: PostgreSQL's advisory lock orders them.
     ///
     /// # Errors
     /// [`StoreError::Newer`] where a migration is known to the database but not to this binary; nothing is changed then.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let result = match &self.db {
-            Db::Sqlite { write, .. } => migrator(&SQLITE).run(write).await,
-            Db::Postgres(pool) => migrator(&POSTGRES).run(pool).await,
+            Db::Sqlite { write, .. } => migrator(&SQLITE).run(write.get().await?.connection()).await,
+            Db::Postgres(pool) => migrator(&POSTGRES).run(pool.get().await?.connection()).await,
         };
         result.map_err(|error| match error {
             MigrateError::VersionMissing(version) => StoreError::Newer(version),
@@ -129,8 +144,8 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn read(&self) -> Result<Conn, StoreError> {
         Ok(match &self.db {
-            Db::Sqlite { read, .. } => Conn::Sqlite(read.acquire().await?),
-            Db::Postgres(pool) => Conn::Postgres(pool.acquire().await?),
+            Db::Sqlite { read, .. } => Conn::Sqlite(read.get().await?),
+            Db::Postgres(pool) => Conn::Postgres(pool.get().await?),
         })
     }
 
@@ -140,7 +155,7 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn begin(&self) -> Result<Tx, StoreError> {
         Ok(match &self.db {
-            Db::Sqlite { write, .. } => Tx::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
+            Db::Sqlite { write, .. } => Tx::Sqlite(write.begin().await?),
             Db::Postgres(pool) => Tx::Postgres(pool.begin().await?),
         })
     }

@@ -1,8 +1,11 @@
 //! Sessions, refresh tokens and signing keys; and the one query that every request asks: who is this, as of now?
 
+use std::collections::{HashMap, hash_map::Entry};
+
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sqlx::types::Json;
+use uuid::Uuid;
 
 use super::{Connection, StoreError, Tx};
 use crate::{
@@ -30,7 +33,31 @@ struct Row {
     workspace_id: Option<WorkspaceId>,
 }
 
+impl Row {
+    fn grant(&self) -> Option<Grant> {
+        self.role.map(|role| Grant { role, workspace: self.workspace_id })
+    }
+
+    fn seen(self) -> Result<Seen, StoreError> {
+        let attributes = serde_json::from_str(self.attributes.0.get())
+            .map_err(|error| StoreError::Database(sqlx::Error::Decode(error.into())))?;
+        let principal = Principal {
+            user_id: self.user_id,
+            organization_id: self.organization_id,
+            grants: self.grant().into_iter().collect(),
+            email: self.email,
+            name: self.name,
+            attributes,
+            platform_administrator: self.platform_administrator,
+            session_id: self.session_id,
+            policy_version: self.policy_version_id,
+        };
+        Ok(Seen { principal, last_seen_at: self.last_seen_at })
+    }
+}
+
 /// A principal, and when their session was last written down as seen.
+#[derive(Debug, Clone)]
 pub struct Seen {
     /// Who.
     pub principal: Principal,
@@ -38,34 +65,23 @@ pub struct Seen {
     pub last_seen_at: DateTime<Utc>,
 }
 
+/// All rows are one session's.
 fn seen(rows: Vec<Row>) -> Result<Option<Seen>, StoreError> {
     let mut rows = rows.into_iter();
     let Some(row) = rows.next() else { return Ok(None) };
-    let grant = |role: Option<Role>, workspace| role.map(|role| Grant { role, workspace });
-    let attributes = serde_json::from_str(row.attributes.0.get())
-        .map_err(|error| StoreError::Database(sqlx::Error::Decode(error.into())))?;
-    let mut grants: Vec<Grant> = grant(row.role, row.workspace_id).into_iter().collect();
-    grants.extend(rows.filter_map(|row| grant(row.role, row.workspace_id)));
-    let principal = Principal {
-        user_id: row.user_id,
-        organization_id: row.organization_id,
-        email: row.email,
-        name: row.name,
-        grants,
-        attributes,
-        platform_administrator: row.platform_administrator,
-        session_id: row.session_id,
-        policy_version: row.policy_version_id,
-    };
-    Ok(Some(Seen { principal, last_seen_at: row.last_seen_at }))
+    let mut seen = row.seen()?;
+    seen.principal.grants.extend(rows.filter_map(|row| row.grant()));
+    Ok(Some(seen))
 }
 
 macro_rules! principal_by {
-    ($condition:literal) => {
+    ($asked:literal, $condition:literal) => {
         concat!(
             "SELECT s.id AS session_id, s.last_seen_at, u.organization_id, u.id AS user_id, u.email, u.name, u.attributes,
                     u.platform_administrator, o.policy_version_id, m.role, m.workspace_id
-             FROM sessions s
+             FROM ",
+            $asked,
+            "sessions s
              JOIN users u ON u.organization_id = s.organization_id AND u.id = s.user_id
              JOIN organizations o ON o.id = s.organization_id
              LEFT JOIN memberships m ON m.user_id = u.id AND m.organization_id = u.organization_id
@@ -75,24 +91,67 @@ macro_rules! principal_by {
     };
 }
 
-/// Whose session this is, if it is live at `now`, was seen after `idle`, and its user may sign in.
+/// A session as a token names it: all three have to fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Named {
+    /// Of which organization.
+    pub organization: OrganizationId,
+    /// Whose.
+    pub user: UserId,
+    /// Which.
+    pub session: SessionId,
+}
+
+/// Sessions that [`by_ids`] looks for with one statement.
+pub const TOGETHER: usize = 16;
+
+/// Those of the sessions that are live at `now` and were seen after `idle`, and whose users may sign in.
 ///
 /// # Errors
 /// As the database says.
-pub async fn by_id(
+pub async fn by_ids(
     c: &mut impl Connection,
-    organization: OrganizationId,
-    user: UserId,
-    session: SessionId,
+    asked: &[Named],
     (now, idle): (DateTime<Utc>, DateTime<Utc>),
-) -> Result<Option<Seen>, StoreError> {
-    let sql = principal_by!("s.id = $3 AND s.organization_id = $4 AND s.user_id = $5");
-    seen(on!(c, |c| {
-        sqlx::query_as(sql).bind(now).bind(idle).bind(session).bind(organization).bind(user).fetch_all(c).await?
-    }))
+) -> Result<HashMap<Named, Seen>, StoreError> {
+    // Of two lengths only, filled up with what names nothing: each text is a prepared statement.
+    let one = principal_by!("", "s.id = $3 AND s.organization_id = $4 AND s.user_id = $5");
+    // Both databases call the columns of such a list so.
+    let many = principal_by!(
+        "(VALUES ($3, $4, $5), ($6, $7, $8), ($9, $10, $11), ($12, $13, $14), ($15, $16, $17), ($18, $19, $20),
+                 ($21, $22, $23), ($24, $25, $26), ($27, $28, $29), ($30, $31, $32), ($33, $34, $35), ($36, $37, $38),
+                 ($39, $40, $41), ($42, $43, $44), ($45, $46, $47), ($48, $49, $50)) AS asked
+             CROSS JOIN ",
+        "s.id = asked.column1 AND s.organization_id = asked.column2 AND s.user_id = asked.column3"
+    );
+    let nobody = Named {
+        organization: OrganizationId(Uuid::nil()),
+        user: UserId(Uuid::nil()),
+        session: SessionId(Uuid::nil()),
+    };
+    let mut found: HashMap<Named, Seen> = HashMap::with_capacity(asked.len());
+    for asked in asked.chunks(TOGETHER) {
+        let (sql, length) = if asked.len() == 1 { (one, 1) } else { (many, TOGETHER) };
+        let named = asked.iter().chain(std::iter::repeat(&nobody)).take(length);
+        let rows: Vec<Row> = on!(c, |c| {
+            let query = named.fold(sqlx::query_as(sql).bind(now).bind(idle), |query, named| {
+                query.bind(named.session).bind(named.organization).bind(named.user)
+            });
+            query.fetch_all(c).await?
+        });
+        for row in rows {
+            let Some(session) = row.session_id else { continue };
+            let named = Named { organization: row.organization_id, user: row.user_id, session };
+            match found.entry(named) {
+                Entry::Occupied(mut known) => known.get_mut().principal.grants.extend(row.grant()),
+                Entry::Vacant(new) => drop(new.insert(row.seen()?)),
+            }
+        }
+    }
+    Ok(found)
 }
 
-/// As [`by_id`], by the SHA-256 of the cookie's secret.
+/// Whose session this is, by the SHA-256 of the cookie's secret; as [`by_ids`].
 ///
 /// # Errors
 /// As the database says.
@@ -101,7 +160,7 @@ pub async fn by_cookie(
     hash: &[u8],
     (now, idle): (DateTime<Utc>, DateTime<Utc>),
 ) -> Result<Option<Seen>, StoreError> {
-    let sql = principal_by!("s.cookie_hash = $3");
+    let sql = principal_by!("", "s.cookie_hash = $3");
     seen(on!(c, |c| sqlx::query_as(sql).bind(now).bind(idle).bind(hash).fetch_all(c).await?))
 }
 
@@ -210,7 +269,7 @@ pub async fn revoke_user(
 ) -> Result<u64, StoreError> {
     let sql = "UPDATE sessions SET revoked_at = $3
                WHERE organization_id = $1 AND user_id = $2 AND revoked_at IS NULL AND id <> $4";
-    let keep = keep.unwrap_or(SessionId(uuid::Uuid::nil()));
+    let keep = keep.unwrap_or(SessionId(Uuid::nil()));
     Ok(on!(tx, |c| {
         sqlx::query(sql).bind(organization).bind(user).bind(now).bind(keep).execute(c).await?.rows_affected()
     }))

@@ -1,0 +1,250 @@
+//! Connections, kept open and handed out.
+//!
+//! deadpool keeps them: sqlx's own pool asks the database whether a connection still lives each time one is given back,
+//! which costs every read a second round trip. Here that is asked only where there is a reason to: the last statement
+//! did not run to its end, some connection of the process failed since, or it was long unused.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use deadpool::{
+    Runtime,
+    managed::{self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult},
+};
+use sqlx::{Connection as _, Database, PgConnection, Postgres, Sqlite, SqliteConnection};
+use tokio::{runtime::Handle, time::timeout};
+
+use super::StoreError;
+
+/// How long a statement waits for a free connection, or for a new one, before the request fails with 503.
+pub(super) const ACQUIRE: Duration = Duration::from_secs(5);
+/// A connection unused for longer is asked whether it still lives: something on the way may have dropped it.
+const QUIET: Duration = Duration::from_secs(10);
+/// A connection this old is replaced.
+const LIFETIME: Duration = Duration::from_secs(30 * 60);
+
+/// Counts failures of connections, of any pool: each asks every connection of the process once whether it still lives.
+static TROUBLE: AtomicU64 = AtomicU64::new(0);
+
+/// A connection failed, or the database said that it is going away.
+pub(super) fn trouble() {
+    TROUBLE.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What differs in how the two databases are told to begin.
+pub trait Dialect: Database {
+    /// Begins a transaction that will write.
+    const BEGIN: &'static str;
+    /// Runs one statement without parameters or rows.
+    fn run(
+        connection: &mut Self::Connection,
+        sql: &'static str,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+}
+
+impl Dialect for Sqlite {
+    // The write lock from the start: a read that becomes a write later can fail with `SQLITE_BUSY`.
+    const BEGIN: &'static str = "BEGIN IMMEDIATE";
+
+    async fn run(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(sql).execute(connection).await.map(drop)
+    }
+}
+
+impl Dialect for Postgres {
+    const BEGIN: &'static str = "BEGIN";
+
+    async fn run(connection: &mut PgConnection, sql: &'static str) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(sql).execute(connection).await.map(drop)
+    }
+}
+
+/// Opens connections, and looks at those that come back.
+pub struct Manager<D: Dialect> {
+    options: <D::Connection as sqlx::Connection>::Options,
+    lifetime: Duration,
+}
+
+/// A connection, and the last trouble that it survived.
+pub struct Kept<C> {
+    connection: C,
+    survived: u64,
+}
+
+impl<D: Dialect> managed::Manager for Manager<D> {
+    type Type = Kept<D::Connection>;
+    type Error = sqlx::Error;
+
+    async fn create(&self) -> Result<Self::Type, sqlx::Error> {
+        let survived = TROUBLE.load(Ordering::Relaxed);
+        Ok(Kept { connection: D::Connection::connect_with(&self.options).await?, survived })
+    }
+
+    async fn recycle(&self, kept: &mut Self::Type, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
+        if metrics.age() > self.lifetime {
+            return Err(RecycleError::message("old"));
+        }
+        let trouble = TROUBLE.load(Ordering::Relaxed);
+        if kept.survived != trouble || metrics.last_used() > QUIET {
+            kept.connection.ping().await?;
+            kept.survived = trouble;
+        }
+        Ok(())
+    }
+}
+
+/// A pool. Cheap to clone.
+pub struct Pool<D: Dialect>(managed::Pool<Manager<D>>);
+
+impl<D: Dialect> Clone for Pool<D> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<D: Dialect> Pool<D> {
+    /// A pool of at most `size` connections, one of which is opened now.
+    ///
+    /// # Errors
+    /// What the database said.
+    pub(super) async fn open(
+        options: <D::Connection as sqlx::Connection>::Options,
+        size: usize,
+    ) -> Result<Self, StoreError> {
+        Self::lasting(options, size, LIFETIME).await
+    }
+
+    /// As [`Pool::open`], for a database that is a file: its connections do not age.
+    ///
+    /// # Errors
+    /// What the database said.
+    pub(super) async fn lasting(
+        options: <D::Connection as sqlx::Connection>::Options,
+        size: usize,
+        lifetime: Duration,
+    ) -> Result<Self, StoreError> {
+        let built = managed::Pool::builder(Manager { options, lifetime })
+            .max_size(size)
+            .queue_mode(QueueMode::Lifo)
+            .wait_timeout(Some(ACQUIRE))
+            .create_timeout(Some(ACQUIRE))
+            .recycle_timeout(Some(ACQUIRE))
+            .runtime(Runtime::Tokio1)
+            .build();
+        let pool = Self(built.map_err(|error| StoreError::Url(error.to_string()))?);
+        drop(pool.get().await?);
+        Ok(pool)
+    }
+
+    /// A connection; waits for one at most [`ACQUIRE`].
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub(super) async fn get(&self) -> Result<Lent<D>, StoreError> {
+        match self.0.get().await {
+            Ok(object) => Ok(Lent { object: Some(object), unsettled: false }),
+            Err(PoolError::Backend(error)) => Err(error.into()),
+            Err(PoolError::Timeout(_)) => Err(sqlx::Error::PoolTimedOut.into()),
+            Err(PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_)) => {
+                Err(sqlx::Error::PoolClosed.into())
+            }
+        }
+    }
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub(super) async fn begin(&self) -> Result<Open<D>, StoreError> {
+        let mut open = Open { lent: self.get().await?, ended: false };
+        D::run(open.connection(), D::BEGIN).await?;
+        Ok(open)
+    }
+}
+
+/// A connection that goes back when it is dropped.
+pub struct Lent<D: Dialect> {
+    /// There until it is dropped.
+    object: Option<Object<Manager<D>>>,
+    /// A statement was begun, and is not known to have run to its end.
+    unsettled: bool,
+}
+
+impl<D: Dialect> Lent<D> {
+    /// For one statement; to be followed by [`Lent::settled`].
+    pub(super) fn connection(&mut self) -> &mut D::Connection {
+        self.unsettled = true;
+        #[expect(clippy::expect_used, reason = "only `drop` takes it")]
+        &mut self.object.as_mut().expect("a connection that is lent is there").connection
+    }
+
+    /// The statement ran to its end.
+    pub(super) fn settled(&mut self) {
+        self.unsettled = false;
+    }
+}
+
+impl<D: Dialect> Drop for Lent<D> {
+    fn drop(&mut self) {
+        if self.unsettled
+            && let Some(object) = self.object.take()
+        {
+            // Whoever gets it next would wait for the rest of the answer.
+            put_back(object, false);
+        }
+    }
+}
+
+/// A connection in a transaction, which is rolled back unless it is committed.
+pub struct Open<D: Dialect> {
+    lent: Lent<D>,
+    ended: bool,
+}
+
+impl<D: Dialect> Open<D> {
+    /// For one statement.
+    pub(super) fn connection(&mut self) -> &mut D::Connection {
+        self.lent.connection()
+    }
+
+    /// Makes what was done durable and visible.
+    ///
+    /// # Errors
+    /// If the database refuses or is away.
+    pub(super) async fn commit(mut self) -> Result<(), StoreError> {
+        D::run(self.lent.connection(), "COMMIT").await?;
+        self.ended = true;
+        self.lent.settled();
+        Ok(())
+    }
+}
+
+impl<D: Dialect> Drop for Open<D> {
+    fn drop(&mut self) {
+        if !self.ended
+            && let Some(object) = self.lent.object.take()
+        {
+            put_back(object, true);
+        }
+    }
+}
+
+/// Gives a connection back once it is known to be at rest, in the background; otherwise closes it.
+fn put_back<D: Dialect>(mut object: Object<Manager<D>>, roll_back: bool) {
+    let mend = async move {
+        let connection = &mut object.connection;
+        let at_rest = async {
+            // Where the transaction was not even begun, or ended already, this says so and does nothing.
+            if roll_back { D::run(connection, "ROLLBACK").await } else { connection.ping().await }
+        };
+        if !matches!(timeout(ACQUIRE, at_rest).await, Ok(Ok(()))) {
+            drop(Object::take(object));
+        }
+    };
+    // Without a runtime there is nobody left to use the pool.
+    if let Ok(runtime) = Handle::try_current() {
+        runtime.spawn(mend);
+    }
+}
