@@ -40,11 +40,10 @@ pub struct Record<'a> {
 /// # Errors
 /// As the database says; the change must then not be committed.
 pub async fn record(tx: &mut Tx, clock: &Clock, record: Record<'_>) -> Result<Event, StoreError> {
-    let (sequence, previous) = store::audit::lock_head(tx, record.organization_id).await?;
     let mut event = Event {
         id: clock.id(),
         organization_id: record.organization_id,
-        sequence: sequence + 1,
+        sequence: 0,
         occurred_at: clock.now(),
         actor: record.actor,
         action: record.action.to_owned(),
@@ -53,7 +52,23 @@ pub async fn record(tx: &mut Tx, clock: &Clock, record: Record<'_>) -> Result<Ev
         details: record.details.to_string(),
         hash: String::new(),
     };
-    event.hash = chain_hash(&previous, &event);
+    let heads = tx.heads().clone();
+    if let Some(guess) = heads.guess(record.organization_id) {
+        let (sequence, previous) = &*guess;
+        follow(&mut event, *sequence, previous);
+        if store::audit::append_after(tx, &event, previous).await? {
+            heads.appended(&event);
+            return Ok(event);
+        }
+    }
+    let (sequence, previous) = store::audit::lock_head(tx, record.organization_id).await?;
+    follow(&mut event, sequence, &previous);
     store::audit::append(tx, &event).await?;
+    heads.appended(&event);
     Ok(event)
+}
+
+fn follow(event: &mut Event, sequence: i64, previous: &str) {
+    event.sequence = sequence + 1;
+    event.hash = chain_hash(previous, event);
 }

@@ -10,6 +10,7 @@ use sqlx::{
 
 use super::{
     StoreError,
+    audit::Heads,
     pool::{ACQUIRE, Lent, Open, Pool},
 };
 
@@ -114,10 +115,26 @@ impl Tx {
     /// If the database refuses or is away; then nothing of the transaction is kept.
     pub async fn commit(self) -> Result<(), StoreError> {
         match self {
-            Tx::Sqlite(tx) => tx.commit().await?,
-            Tx::Postgres(tx) => tx.commit().await?,
+            Tx::Sqlite(tx) => tx.commit().await,
+            Tx::Postgres(tx) => tx.commit().await,
         }
-        Ok(())
+    }
+
+    /// Rolls back, and waits until that is done; dropping does not wait.
+    #[cfg(test)]
+    pub async fn rollback(self) -> Result<(), StoreError> {
+        match self {
+            Tx::Sqlite(tx) => tx.rollback().await,
+            Tx::Postgres(tx) => tx.rollback().await,
+        }
+    }
+
+    /// What this host believes the audit chains to end with.
+    pub fn heads(&self) -> &Heads {
+        match self {
+            Tx::Sqlite(tx) => &tx.heads,
+            Tx::Postgres(tx) => &tx.heads,
+        }
     }
 
     /// ` FOR UPDATE` where the database needs it to lock the rows that a `SELECT` reads; SQLite's one writer already has.

@@ -112,6 +112,7 @@ impl StoreError {
 #[derive(Clone)]
 pub struct Store {
     db: Db,
+    heads: audit::Heads,
 }
 
 impl Store {
@@ -120,7 +121,7 @@ impl Store {
     /// # Errors
     /// As [`Db::connect`].
     pub async fn connect(url: &str, max_connections: u32) -> Result<Self, StoreError> {
-        Ok(Self { db: Db::connect(url, max_connections).await? })
+        Ok(Self { db: Db::connect(url, max_connections).await?, heads: audit::Heads::default() })
     }
 
     /// Brings the schema up to this binary's version. Several hosts may do so at once: PostgreSQL's advisory lock orders them.
@@ -155,8 +156,8 @@ impl Store {
     /// [`StoreError::Unavailable`].
     pub async fn begin(&self) -> Result<Tx, StoreError> {
         Ok(match &self.db {
-            Db::Sqlite { write, .. } => Tx::Sqlite(write.begin().await?),
-            Db::Postgres(pool) => Tx::Postgres(pool.begin().await?),
+            Db::Sqlite { write, .. } => Tx::Sqlite(write.begin(self.heads.clone()).await?),
+            Db::Postgres(pool) => Tx::Postgres(pool.begin(self.heads.clone()).await?),
         })
     }
 

@@ -16,7 +16,7 @@ use deadpool::{
 use sqlx::{Connection as _, Database, PgConnection, Postgres, Sqlite, SqliteConnection};
 use tokio::{runtime::Handle, time::timeout};
 
-use super::StoreError;
+use super::{StoreError, audit::Heads};
 
 /// How long a statement waits for a free connection, or for a new one, before the request fails with 503.
 pub(super) const ACQUIRE: Duration = Duration::from_secs(5);
@@ -157,8 +157,8 @@ impl<D: Dialect> Pool<D> {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    pub(super) async fn begin(&self) -> Result<Open<D>, StoreError> {
-        let mut open = Open { lent: self.get().await?, ended: false };
+    pub(super) async fn begin(&self, heads: Heads) -> Result<Open<D>, StoreError> {
+        let mut open = Open { lent: self.get().await?, ended: false, heads };
         D::run(open.connection(), D::BEGIN).await?;
         Ok(open)
     }
@@ -201,6 +201,8 @@ impl<D: Dialect> Drop for Lent<D> {
 pub struct Open<D: Dialect> {
     lent: Lent<D>,
     ended: bool,
+    /// Of the audit chains.
+    pub(super) heads: Heads,
 }
 
 impl<D: Dialect> Open<D> {
@@ -215,6 +217,17 @@ impl<D: Dialect> Open<D> {
     /// If the database refuses or is away.
     pub(super) async fn commit(mut self) -> Result<(), StoreError> {
         D::run(self.lent.connection(), "COMMIT").await?;
+        self.ended = true;
+        self.lent.settled();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+impl<D: Dialect> Open<D> {
+    /// What dropping does, and waits until it is done.
+    pub(super) async fn rollback(mut self) -> Result<(), StoreError> {
+        D::run(self.lent.connection(), "ROLLBACK").await?;
         self.ended = true;
         self.lent.settled();
         Ok(())

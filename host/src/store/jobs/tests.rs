@@ -37,7 +37,7 @@ async fn writes(fixture: &Fixture, held: &Job, now: DateTime<Utc>) -> [bool; 4] 
             Err(StoreError::Stale) => {}
             Err(error) => panic!("{error}"),
         }
-        drop(tx);
+        tx.rollback().await.unwrap();
     }
     passed
 }
