@@ -55,7 +55,8 @@ fn embed() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     println!("cargo::rerun-if-changed=build.rs");
     for source in SOURCES {
-        println!("cargo::rerun-if-changed={}", root.join(source).display());
+        // Relative, as to the package: a target folder that another checkout filled looks at this one's files.
+        println!("cargo::rerun-if-changed=../{source}");
     }
 
     let plugins = bundled(&root)?;
