@@ -1,12 +1,18 @@
 //! Identity providers: who signs people in, and who they are.
 
+mod claims;
+
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
+use schemars::JsonSchema;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::bindings::identity_provider::exports::kaizen::identity_provider::provider as raw;
 use crate::{Call, Error, Plugin, Result, call};
+
+pub use claims::{MOST_GROUPS, text};
 
 /// Says which protocol the server is to run, and turns its verified result into an identity.
 ///
@@ -99,6 +105,65 @@ pub struct Identity {
     pub groups: Vec<String>,
     /// Visible to policies as `principal.attributes`.
     pub attributes: BTreeMap<String, Value>,
+}
+
+/// A role that a connection can give people who sign in for the first time: the configuration properties `default_role`
+/// (one of these) and `group_roles` (an object with one of these for each group) are the server's to use. Ownership is
+/// given by owners alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Everything but what only owners may do.
+    Admin,
+    /// Builds and deploys agents.
+    Developer,
+    /// Reads agents and deployments.
+    Viewer,
+    /// Reads everything that is configured, and the audit trail.
+    Auditor,
+}
+
+/// Parameters of the authorization request that the protocol itself sends: the server's, never a configuration's.
+pub const RESERVED_PARAMETERS: [&str; 13] = [
+    "client_id",
+    "client_secret",
+    "code_challenge",
+    "code_challenge_method",
+    "nonce",
+    "redirect_uri",
+    "request",
+    "request_uri",
+    "response_mode",
+    "response_type",
+    "scope",
+    "state",
+    "registration",
+];
+
+/// The extra parameters of a configuration as [`Protocol`] takes them.
+///
+/// # Errors
+/// [`Error::Config`] for one of [`RESERVED_PARAMETERS`].
+pub fn parameters(configured: &BTreeMap<String, String>) -> Result<Vec<(String, String)>> {
+    if let Some(name) = configured.keys().find(|name| RESERVED_PARAMETERS.contains(&name.as_str())) {
+        return Err(Error::Config(format!("parameters: `{name}` is the server's to send; remove it")));
+    }
+    Ok(configured.iter().map(|(name, value)| (name.clone(), value.clone())).collect())
+}
+
+/// The issuer's address without a slash at the end, from the address of a provider and what follows it.
+///
+/// # Errors
+/// [`Error::Config`], naming the setting, unless it is `https` (plain `http` is for providers on this machine) without
+/// path or query.
+pub fn origin(setting: &str, url: &crate::Url) -> Result<String> {
+    if !url.is_https() && !url.is_loopback() {
+        return Err(Error::Config(format!("{setting}: it must be https (http is for providers on this machine only)")));
+    }
+    if url.path_and_query() != "/" {
+        return Err(Error::Config(format!("{setting}: give the address alone, {}, without a path", url.origin())));
+    }
+    Ok(url.origin())
 }
 
 /// Connects an [`IdentityProvider`] to the world's exports.

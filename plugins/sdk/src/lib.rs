@@ -142,6 +142,7 @@ mod secret;
 pub mod signature;
 pub mod sink;
 pub mod target;
+pub mod tcp;
 #[cfg(not(target_os = "wasi"))]
 pub mod testing;
 mod url;

@@ -19,6 +19,11 @@ impl Secret {
         Self { name }
     }
 
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        self.name
+    }
+
     /// What stands for the secret in a request header: `{{secret:NAME}}`. The server replaces it on the way out. In a
     /// URL or a body it is refused.
     pub fn placeholder(self) -> String {

@@ -1,5 +1,19 @@
 //! Signs people in with any OpenID Connect provider (OpenID Connect Core 1.0).
 //!
+//! | setting | | |
+//! |---|---|---|
+//! | `issuer` | needed | The issuer, exactly as the provider writes it in its tokens. |
+//! | `client_id` | needed | The client id that the provider gave this application. |
+//! | `scopes` | `openid profile email` | What to ask for. `openid` is always asked for. |
+//! | `groups_claim` | `groups` | The claim that holds a person's groups, or a JSON Pointer to it, such as `/realm_access/roles`. |
+//! | `name_claim`, `email_claim` | `name`, `email` | The same for name and address. |
+//! | `trust_email` | `false` | Take addresses for verified although the provider doesn't say so with `email_verified`. |
+//! | `attributes` | `[]` | Claims that policies may use as `principal.attributes`. |
+//! | `default_role`, `group_roles` | | The roles of people who sign in for the first time. |
+//! | `parameters` | `{}` | Extra parameters of the authorization request, such as `prompt` or `audience`. |
+//!
+//! Secret `client-secret`: the one that the provider gave this application.
+//!
 //! The server runs the protocol; this plugin only says against whom, and which claims mean what. It makes no requests,
 //! so it asks for no capability. `client_id` and the secret `client-secret` are the server's to use, see
 //! [`IdentityProvider`].
@@ -8,7 +22,7 @@ mod claims;
 
 use std::collections::BTreeMap;
 
-use kaizen_plugin::identity::{Grant, Identity, Protocol};
+use kaizen_plugin::identity::{self, Grant, Identity, Protocol, Role};
 use kaizen_plugin::schemars::{self, JsonSchema};
 use kaizen_plugin::{Call, Error, IdentityProvider, Manifest, Plugin, Result, SecretSlot, Url};
 use serde::Deserialize;
@@ -64,21 +78,6 @@ pub struct Config {
     parameters: BTreeMap<String, String>,
 }
 
-/// A role that a provider can give. Ownership is given by owners alone.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(crate = "schemars")]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Everything but what only owners may do.
-    Admin,
-    /// Builds and deploys agents.
-    Developer,
-    /// Reads agents and deployments.
-    Viewer,
-    /// Reads everything that is configured, and the audit trail.
-    Auditor,
-}
-
 fn default_scopes() -> Vec<String> {
     ["openid", "profile", "email"].map(str::to_owned).to_vec()
 }
@@ -94,23 +93,6 @@ fn default_name() -> String {
 fn default_email() -> String {
     "email".to_owned()
 }
-
-/// What the protocol itself sends: the server's, never the configuration's.
-const RESERVED: [&str; 13] = [
-    "client_id",
-    "client_secret",
-    "code_challenge",
-    "code_challenge_method",
-    "nonce",
-    "redirect_uri",
-    "request",
-    "request_uri",
-    "response_mode",
-    "response_type",
-    "scope",
-    "state",
-    "registration",
-];
 
 struct Oidc;
 
@@ -134,14 +116,11 @@ impl IdentityProvider for Oidc {
     fn begin(call: &Call<Config>) -> Result<Protocol> {
         let config = &call.config;
         check_issuer(&config.issuer)?;
-        if let Some(name) = config.parameters.keys().find(|name| RESERVED.contains(&name.as_str())) {
-            return Err(Error::Config(format!("parameters: `{name}` is the server's to send; remove it")));
-        }
         let mut scopes = config.scopes.clone();
         if !scopes.iter().any(|scope| scope == "openid") {
             scopes.insert(0, "openid".to_owned());
         }
-        let parameters = config.parameters.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        let parameters = identity::parameters(&config.parameters)?;
         Ok(Protocol::Oidc { issuer: config.issuer.clone(), scopes, parameters })
     }
 
@@ -208,7 +187,7 @@ mod tests {
 
     #[test]
     fn parameters_can_not_weaken_the_protocol() {
-        for name in RESERVED {
+        for name in identity::RESERVED_PARAMETERS {
             assert!(
                 begin(&format!(r#"{{"issuer":"https://i","client_id":"k","parameters":{{"{name}":"x"}}}}"#)).is_err(),
                 "{name}"

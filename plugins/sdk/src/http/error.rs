@@ -46,6 +46,16 @@ pub enum Error {
     Body(String),
 }
 
+impl Error {
+    /// The answer's status, where that is the reason.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Status { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+}
+
 impl From<Error> for crate::Error {
     fn from(error: Error) -> Self {
         let message = error.to_string();

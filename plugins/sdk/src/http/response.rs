@@ -91,17 +91,45 @@ impl Response {
         })
     }
 
+    /// Where the next page is, by the `Link` header with `rel="next"` (RFC 8288).
+    pub fn next_link(&self) -> Option<&str> {
+        let links = self.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("link")).map(|(_, value)| value);
+        for mut rest in links.map(String::as_str) {
+            while let Some((_, after)) = rest.split_once('<') {
+                let (target, parameters) = after.split_once('>')?;
+                // A comma in a quoted parameter ends nothing, and a `<` in one is no address.
+                let end = parameters
+                    .char_indices()
+                    .scan(false, |quoted, (at, c)| {
+                        *quoted ^= c == '"';
+                        Some((at, c, *quoted))
+                    })
+                    .find(|&(_, c, quoted)| c == ',' && !quoted)
+                    .map_or(parameters.len(), |(at, ..)| at);
+                let (own, later) = parameters.split_at(end);
+                let is_next = own.split(';').filter_map(|parameter| parameter.split_once('=')).any(|(name, value)| {
+                    name.trim().eq_ignore_ascii_case("rel")
+                        && value.trim().trim_matches('"').split(' ').any(|rel| rel.eq_ignore_ascii_case("next"))
+                });
+                if is_next {
+                    return Some(target);
+                }
+                rest = later;
+            }
+        }
+        None
+    }
+
     /// What an error's body says: the usual member of a JSON object, or the start of a text. HTML says nothing.
     fn said(&self) -> String {
         if let Ok(Value::Object(object)) = serde_json::from_slice(&self.body) {
-            let said =
-                ["detail", "message", "error_description", "error", "title"].iter().find_map(|&name| {
-                    match object.get(name)? {
-                        Value::String(text) => Some(excerpt(text)),
-                        Value::Object(nested) => nested.get("message").and_then(Value::as_str).map(excerpt),
-                        _ => None,
-                    }
-                });
+            let said = ["detail", "message", "error_description", "error", "title", "text"].iter().find_map(|&name| {
+                match object.get(name)? {
+                    Value::String(text) => Some(excerpt(text)),
+                    Value::Object(nested) => nested.get("message").and_then(Value::as_str).map(excerpt),
+                    _ => None,
+                }
+            });
             return said.unwrap_or_default();
         }
         let text = self.text();
@@ -177,6 +205,20 @@ mod tests {
             assert_eq!(Response::new(400, body).success().unwrap_err().to_string(), said, "{body}");
         }
         assert!(Response::new(400, "é".repeat(5000)).success().unwrap_err().to_string().chars().count() < 230);
+    }
+
+    #[test]
+    fn the_next_page_is_found() {
+        let link = |value: &str| Response::new(200, "").with_header("Link", value).next_link().map(str::to_owned);
+        let next = Some("https://a/x?page=2".to_owned());
+        assert_eq!(link(r#"<https://a/x?page=1>; rel="prev", <https://a/x?page=2>; rel="next""#), next);
+        assert_eq!(link(r#"<https://a/x?page=2>; title="<a>, b"; rel="last next""#), next);
+        assert_eq!(link("<https://a/x?page=2>;rel=NEXT"), next);
+        for none in
+            ["", "<https://a>", r#"<https://a>; rel="last""#, "<https://a; rel=next", r#"<x>; title="rel=next""#]
+        {
+            assert_eq!(link(none), None, "{none}");
+        }
     }
 
     #[test]
