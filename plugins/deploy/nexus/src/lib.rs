@@ -1,5 +1,13 @@
 //! Deploys agents to a Nexus gateway.
 //!
+//! | setting | | |
+//! |---|---|---|
+//! | `api_url` | needed | The gateway's address, e.g. `https://nexus.example.com`. |
+//! | `agent_type` | `workflow` | What kind of agent the gateway is to register. |
+//! | `ready_seconds` | `5` | How long to wait, after registering, for an agent that the gateway still starts. |
+//!
+//! Secret `api-key`: the gateway's API key.
+//!
 //! | call | request |
 //! |---|---|
 //! | check | `GET {api_url}/health` |

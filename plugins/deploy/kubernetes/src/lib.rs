@@ -1,0 +1,258 @@
+//! Runs agents in a Kubernetes cluster: for each deployment a Deployment, a Service and a ConfigMap with the workflow, by
+//! server-side apply.
+//!
+//! | setting | | |
+//! |---|---|---|
+//! | `api_url` | needed | The API server, e.g. `https://10.0.0.1:6443`. Its certificate must be trusted by the server's system: add the cluster's CA there. |
+//! | `namespace` | needed | Where to run agents. It must be there already. |
+//! | `image` | needed | The image of the agent runtime. `{{version}}`, `{{environment}}` and the like are not filled in: the same image runs every agent. |
+//! | `port` | `8080` | The port that the runtime listens on. |
+//! | `replicas` | `1` | |
+//! | `env` | `{}` | Environment of the runtime. Nothing secret: configuration is shown. |
+//! | `env_from_secrets` | `[]` | Secrets of the namespace whose entries become environment, for model keys and the like. |
+//! | `image_pull_secrets` | `[]` | |
+//! | `service_account` | the namespace's | |
+//! | `cpu`, `memory` | | Requested by each pod, e.g. `250m` and `512Mi`; memory is its limit too. |
+//! | `readiness_path` | | Where the runtime says over HTTP that it is ready; without one, an open port counts. |
+//! | `ready_seconds` | `20` | How long one attempt waits for the pods. |
+//! | `progress_deadline_seconds` | `300` | After this long without progress a rollout has failed. |
+//! | `force_conflicts` | `false` | Take over fields that others (an autoscaler, a person) have changed. |
+//!
+//! Secret `token`: a service account's token. It needs, in the namespace:
+//! ```yaml
+//! rules:
+//!   - { apiGroups: [""], resources: ["configmaps", "services"], verbs: ["get", "create", "patch", "delete"] }
+//!   - { apiGroups: ["apps"], resources: ["deployments"], verbs: ["get", "create", "patch", "delete"] }
+//! ```
+//!
+//! # What is applied
+//! All three are called `agent-DEPLOYMENT_ID`, so that the same deployment is the same objects however often it is
+//! attempted, and have the labels `app.kubernetes.io/managed-by: kaizen-studio`, `kaizen.studio/deployment-id`,
+//! `kaizen.studio/agent-id` and the annotations `kaizen.studio/agent-name`, `kaizen.studio/version`,
+//! `kaizen.studio/environment`, `kaizen.studio/digest`. The workflow is in the file `/etc/kaizen/workflow.json` (and
+//! `KAIZEN_WORKFLOW` says so), byte for byte as its digest was taken; `KAIZEN_AGENT_ID`, `KAIZEN_DEPLOYMENT_ID`,
+//! `KAIZEN_ENVIRONMENT`, `KAIZEN_DIGEST` and `PORT` are in the environment. Pods run without privileges (the "restricted" pod
+//! security standard but for the user, which is the image's) and without the service account's token.
+//!
+//! The registration's id is `NAMESPACE/NAME`, its endpoint `http://NAME.NAMESPACE.svc:PORT`.
+//!
+//! # How it ends
+//! The Deployment's conditions decide: `Available` with all replicas updated is active; `Progressing` false has failed, and
+//! what was applied is removed again; all else is waited for, `ready_seconds` in one attempt, and then in the next.
+//! A field that somebody else manages is not taken over but reported, with the other's name. Undeploying deletes the
+//! three, and what is not there any more is no error.
+
+mod api;
+mod objects;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use kaizen_plugin::schemars::{self, JsonSchema};
+use kaizen_plugin::target::{Registration, Release, State};
+use kaizen_plugin::{
+    Call, Capability, DeploymentTarget, Error, Manifest, Plugin, Result, SecretSlot, Url, log, progress,
+};
+use serde::Deserialize;
+
+use api::{Cluster, Kind};
+
+/// A namespace of a cluster, and how agents run there.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(crate = "schemars")]
+pub struct Config {
+    /// The API server, e.g. `https://10.0.0.1:6443`.
+    api_url: Url,
+    /// Where to run agents. It must be there already.
+    #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"))]
+    namespace: String,
+    /// The image of the agent runtime.
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^[!-~]+$"))]
+    image: String,
+    /// The port that the runtime listens on.
+    #[serde(default = "default_port")]
+    #[schemars(range(min = 1))]
+    port: u16,
+    /// How many pods run an agent.
+    #[serde(default = "default_replicas")]
+    #[schemars(range(min = 1, max = 100))]
+    replicas: u32,
+    /// Environment of the runtime. Nothing secret: configuration is shown.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    env: BTreeMap<String, String>,
+    /// Secrets of the namespace whose entries become environment.
+    #[serde(default)]
+    #[schemars(length(max = 16), inner(regex(pattern = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")))]
+    env_from_secrets: Vec<String>,
+    /// Secrets of the namespace to pull the image with.
+    #[serde(default)]
+    #[schemars(length(max = 16), inner(regex(pattern = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")))]
+    image_pull_secrets: Vec<String>,
+    /// The service account of the pods; without one the namespace's default.
+    #[serde(default)]
+    #[schemars(regex(pattern = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"))]
+    service_account: Option<String>,
+    /// The processor time each pod requests, e.g. `250m`.
+    #[serde(default)]
+    #[schemars(regex(pattern = r"^[0-9]+(\.[0-9]+)?m?$"))]
+    cpu: Option<String>,
+    /// The memory each pod requests, and its limit, e.g. `512Mi`.
+    #[serde(default)]
+    #[schemars(regex(pattern = r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$"))]
+    memory: Option<String>,
+    /// Where the runtime says over HTTP that it is ready, e.g. `/healthz`; without one, an open port counts.
+    #[serde(default)]
+    #[schemars(regex(pattern = r"^/[!-~]*$"))]
+    readiness_path: Option<String>,
+    /// How many seconds one attempt waits for the pods.
+    #[serde(default = "default_ready_seconds")]
+    #[schemars(range(max = 20))]
+    ready_seconds: u8,
+    /// After how many seconds without progress a rollout has failed.
+    #[serde(default = "default_progress_deadline_seconds")]
+    #[schemars(range(min = 10, max = 3600))]
+    progress_deadline_seconds: u32,
+    /// Take over fields that others (an autoscaler, a person) have changed.
+    #[serde(default)]
+    force_conflicts: bool,
+}
+
+fn default_port() -> u16 {
+    8080
+}
+
+fn default_replicas() -> u32 {
+    1
+}
+
+fn default_ready_seconds() -> u8 {
+    20
+}
+
+fn default_progress_deadline_seconds() -> u32 {
+    300
+}
+
+struct Kubernetes;
+
+impl Plugin for Kubernetes {
+    type Config = Config;
+    const MANIFEST: Manifest = Manifest {
+        name: "kubernetes",
+        version: env!("CARGO_PKG_VERSION"),
+        title: "Kubernetes",
+        description: "Runs agents in a Kubernetes cluster, each as a Deployment with a Service and a ConfigMap.",
+        secrets: &[SecretSlot {
+            name: "token",
+            description: "A service account's token, sent to the API server as a bearer token. It may get, create, patch and delete configmaps, services and deployments in the namespace.",
+            hosts: &["{config.api_url}"],
+        }],
+        capabilities: &[Capability::Http("{config.api_url}")],
+    };
+}
+
+/// Before it is looked again whether pods are ready.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Before another attempt at a rollout that goes on.
+const LATER: Duration = Duration::from_secs(5);
+
+impl DeploymentTarget for Kubernetes {
+    /// Does the API server take the token, and may it do in the namespace what it will have to? Applying nothing: the
+    /// objects of a deployment that there is not are asked for, and one is applied as a dry run.
+    fn check(call: &Call<Config>) -> Result<String> {
+        let config = &call.config;
+        let cluster = Cluster::new(config, &config.namespace);
+        let version = cluster.version()?;
+        for kind in Kind::ALL {
+            cluster.get(kind, CHECKED)?;
+            cluster.apply(kind, &objects::of(config, CHECKED, &objects::nothing(), kind)?, api::DryRun::Yes)?;
+        }
+        Ok(format!(
+            "Kubernetes {version} at {} takes objects in the namespace {}.",
+            config.api_url.authority(),
+            config.namespace
+        ))
+    }
+
+    fn deploy(call: &Call<Config>, release: &Release) -> Result<Registration> {
+        let config = &call.config;
+        let cluster = Cluster::new(config, &config.namespace);
+        let name = objects::name(&release.deployment_id)?;
+        // Pods mount the ConfigMap and are found by the Service: both are there before the first pod is.
+        for (percent, kind) in [(10, Kind::ConfigMap), (20, Kind::Service), (30, Kind::Deployment)] {
+            progress(percent, &format!("Applying {} {name} in {}", kind.as_str(), config.namespace));
+            cluster.apply(kind, &objects::of(config, &name, release, kind)?, api::DryRun::No)?;
+        }
+        await_ready(&cluster, &name, Duration::from_secs(config.ready_seconds.into()))?;
+        progress(100, &format!("All {} pods of {name} are ready", config.replicas));
+        Ok(Registration {
+            id: format!("{}/{name}", config.namespace),
+            endpoint: Some(format!("http://{name}.{}.svc:{}", config.namespace, config.port)),
+        })
+    }
+
+    fn status(call: &Call<Config>, registration_id: &str) -> Result<State> {
+        let (namespace, name) = parse(registration_id)?;
+        Cluster::new(&call.config, namespace).state(name)
+    }
+
+    fn undeploy(call: &Call<Config>, registration_id: &str) -> Result<()> {
+        let (namespace, name) = parse(registration_id)?;
+        remove(&Cluster::new(&call.config, namespace), name)
+    }
+}
+
+/// The name of objects that are never made.
+const CHECKED: &str = "agent-check";
+
+/// All three; the pods first, for they use the others.
+fn remove(cluster: &Cluster<'_>, name: &str) -> Result<()> {
+    for kind in [Kind::Deployment, Kind::Service, Kind::ConfigMap] {
+        cluster.delete(kind, name)?;
+    }
+    Ok(())
+}
+
+/// Waits for the pods. A rollout that has failed is removed; one that goes on is for the next attempt.
+fn await_ready(cluster: &Cluster<'_>, name: &str, patience: Duration) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        match cluster.state(name)? {
+            State::Active => return Ok(()),
+            State::Failed(why) => {
+                if let Err(error) = remove(cluster, name) {
+                    log::warn!("{name} failed and could not be removed: {error}");
+                }
+                return Err(Error::Rejected(format!("the rollout failed: {why}")));
+            }
+            State::Gone => return Err(Error::unavailable(format!("{name} was deleted while it was rolled out"))),
+            State::Pending(what) if began.elapsed() + PAUSE > patience => {
+                return Err(Error::Unavailable {
+                    message: format!("the pods are not ready yet: {what}"),
+                    retry_after: Some(LATER),
+                });
+            }
+            State::Pending(what) => progress(60, &format!("Waiting for the pods: {what}")),
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// `NAMESPACE/NAME`, as [`DeploymentTarget::deploy`] gave it.
+fn parse(registration_id: &str) -> Result<(&str, &str)> {
+    let label = |text: &str| {
+        (1..=63).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    registration_id
+        .split_once('/')
+        .filter(|(namespace, name)| label(namespace) && label(name))
+        .ok_or_else(|| Error::Rejected("this registration is not one of a cluster: expected NAMESPACE/NAME".to_owned()))
+}
+
+kaizen_plugin::deployment_target!(Kubernetes);
+
+#[cfg(test)]
+mod tests;
