@@ -1,5 +1,10 @@
 //! Appends audit events to files in a folder of the server: one JSON object for each event and line.
 //!
+//! | setting | | |
+//! |---|---|---|
+//! | `name` | `audit` | The start of the files' names, `{name}-{connection id}.jsonl`. |
+//! | `rotate_megabytes` | `100` | The size from which on a new file is begun. |
+//!
 //! The operator offers the folder under the name `audit`; each connection writes files of its own in it, named by its
 //! id, so that connections can't write over each other. A batch counts as stored once it is on the disk (`fsync`). A
 //! file that has grown to `rotate_megabytes` is renamed and a new one begun; nothing is ever deleted, which is the

@@ -1,9 +1,17 @@
 //! Posts audit events to an address of one's own.
 //!
+//! | setting | | |
+//! |---|---|---|
+//! | `url` | needed | The address that takes the events. |
+//! | `max_events` | `500` | How many events at most go into one request. |
+//!
+//! Secret `signing-key`: shared with the receiver, at least 16 characters; after `whsec_` it is base64.
+//!
 //! The body is `{"events":[…]}`, the events in order, each as [`Event`] serializes. The header `Kaizen-Signature:
 //! t=SECONDS,v1=HEX` has HMAC-SHA256, with the secret `signing-key`, over `SECONDS.BODY`. A receiver computes the same,
-//! compares in constant time, and refuses timestamps that are more than a few minutes off. `Idempotency-Key` is the
-//! same for every attempt at a batch.
+//! compares in constant time, and refuses timestamps that are more than a few minutes off. Receivers that know Standard
+//! Webhooks check `Webhook-Id`, `Webhook-Timestamp` and `Webhook-Signature` in its place. `Idempotency-Key` is the same for
+//! every attempt at a batch.
 //!
 //! Any 2xx means that all events are stored, unless the body is JSON with `stored`: then that many are, from the first.
 
@@ -16,10 +24,6 @@ use kaizen_plugin::signature;
 use kaizen_plugin::sink::Event;
 use kaizen_plugin::{AuditSink, Call, Capability, Error, Manifest, Plugin, Result, Secret, SecretSlot, Url, log};
 use serde::{Deserialize, Serialize};
-
-/// Shorter keys can be guessed (RFC 2104, section 3, asks for at least the hash's length; half is what services hand
-/// out).
-const SHORTEST_KEY: usize = 16;
 
 /// Where to post events.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -93,18 +97,15 @@ impl AuditSink for Webhook {
 }
 
 fn post(call: &Call<Config>, events: &[Event], idempotency_key: &str) -> Result<Response> {
-    let key = Secret::named("signing-key").reveal()?;
-    if key.expose().len() < SHORTEST_KEY {
-        return Err(Error::Config(format!("secret `signing-key`: it needs at least {SHORTEST_KEY} characters")));
-    }
     let body = serde_json::to_vec(&Batch { events })?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let response = Request::post(&call.config.url)
+    let mut request = Request::post(&call.config.url)
         .header("content-type", "application/json")
-        .header("kaizen-signature", signature::timestamped(key.expose().as_bytes(), now, &body))
-        .header("idempotency-key", idempotency_key)
-        .body(body)
-        .send()?;
+        .header("idempotency-key", idempotency_key);
+    for (name, value) in signature::webhook(Secret::named("signing-key"), idempotency_key, now, &body)? {
+        request = request.header(name, value);
+    }
+    let response = request.body(body).send()?;
     // Refused events would never be delivered: that the address is wrong is for the operator to see.
     if matches!(response.status, 404 | 405 | 410) {
         return Err(Error::Config(format!("url: {} answers {}", call.config.url, response.status)));

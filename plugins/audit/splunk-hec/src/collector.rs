@@ -1,0 +1,242 @@
+//! The collector's API.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kaizen_plugin::http::{Method, Request, Response};
+use kaizen_plugin::sink::Event;
+use kaizen_plugin::{Call, Error, Result, Secret, Url, signature};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use crate::Config;
+
+/// One event as HEC takes it.
+#[derive(Serialize)]
+struct Envelope<'a> {
+    /// Seconds since 1970, as a number with the event's own fraction; absent where the time can't be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'a str>,
+    source: &'a str,
+    sourcetype: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<&'a str>,
+    event: &'a Event,
+}
+
+#[derive(Deserialize)]
+struct Taken {
+    code: i64,
+    #[serde(rename = "ackId")]
+    ack: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Acknowledged {
+    acks: BTreeMap<String, bool>,
+}
+
+/// What an error's body has.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Refusal {
+    code: i64,
+    text: String,
+    #[serde(rename = "invalid-event-number")]
+    event: Option<u64>,
+}
+
+/// A collector, spoken to for one connection.
+pub struct Collector<'a> {
+    config: &'a Config,
+    channel: String,
+}
+
+impl<'a> Collector<'a> {
+    /// The collector of this call's connection.
+    pub fn new(call: &'a Call<Config>) -> Self {
+        Self { config: &call.config, channel: channel(&call.connection_id) }
+    }
+
+    /// The same on a channel of its own: to ask for an acknowledgement is to take it away from whoever waits for it.
+    pub fn to_check(call: &'a Call<Config>) -> Self {
+        Self { config: &call.config, channel: channel(&format!("{}/check", call.connection_id)) }
+    }
+
+    fn url(&self, last: &str) -> Result<Url> {
+        Ok(self.config.url.join(&["services", "collector", last])?)
+    }
+
+    fn request(&self, method: Method, url: &Url) -> Request {
+        Request::new(method, url)
+            .header("authorization", format!("Splunk {}", Secret::named("token").placeholder()))
+            .header("x-splunk-request-channel", &self.channel)
+    }
+
+    /// Can it take events at all?
+    pub fn health(&self) -> Result<()> {
+        let response = self.request(Method::Get, &self.url("health")?).send()?;
+        understood(self.config, response).map_err(|error| error.context("the collector's health")).map(|_| ())
+    }
+
+    /// Does it take the token? An empty body is refused for being empty only after the token was looked at.
+    pub fn token(&self) -> Result<()> {
+        let response = self.request(Method::Post, &self.url("event")?).send()?;
+        let refusal: Refusal = response.json().unwrap_or_default();
+        // 5: no data.
+        if response.status == 400 && refusal.code == 5 {
+            return Ok(());
+        }
+        understood(self.config, response).map(|_| ())
+    }
+
+    /// Sends events; returns the id under which they will be acknowledged.
+    pub fn send(&self, events: &[Event]) -> Result<Option<u64>> {
+        let mut body = Vec::new();
+        for event in events {
+            let envelope = Envelope {
+                time: epoch(&event.occurred_at),
+                host: self.config.host.as_deref(),
+                source: &self.config.source,
+                sourcetype: &self.config.sourcetype,
+                index: self.config.index.as_deref(),
+                event,
+            };
+            serde_json::to_writer(&mut body, &envelope)?;
+            body.push(b'\n');
+        }
+        let response = self
+            .request(Method::Post, &self.url("event")?)
+            .header("content-type", "application/json")
+            .body(body)
+            .send()?;
+        let response = understood(self.config, response)?;
+        let taken: Taken = response.json().map_err(not_hec)?;
+        if taken.code != 0 {
+            return Err(Error::unavailable(format!("the collector answers 200 with the code {}", taken.code)));
+        }
+        if self.config.acknowledgement && taken.ack.is_none() {
+            return Err(Error::Config(
+                "the collector gives no `ackId`: enable indexer acknowledgement on the HEC token, or set `acknowledgement` \
+                 to false"
+                    .to_owned(),
+            ));
+        }
+        Ok(taken.ack)
+    }
+
+    /// Which of these ids are acknowledged. An id is told of once: asking again says no.
+    pub fn acknowledged(&self, acks: &[u64]) -> Result<BTreeSet<u64>> {
+        let response = self.request(Method::Post, &self.url("ack")?).json(&json!({ "acks": acks }))?.send()?;
+        let response =
+            understood(self.config, response).map_err(|error| error.context("asking for the acknowledgement"))?;
+        let answer: Acknowledged = response.json().map_err(not_hec)?;
+        let yes = answer.acks.into_iter().filter(|(_, acknowledged)| *acknowledged);
+        Ok(yes.filter_map(|(ack, _)| ack.parse().ok()).collect())
+    }
+}
+
+/// A 2xx answer that is not HEC's comes from something in between; whether events were stored is not known.
+fn not_hec(error: kaizen_plugin::http::Error) -> Error {
+    Error::unavailable(format!("this is not how a Splunk collector answers: {error}"))
+}
+
+/// A 2xx answer; or who has to act, by HEC's own codes where they tell more than the status.
+fn understood(config: &Config, response: Response) -> Result<Response> {
+    if response.is_success() {
+        return Ok(response);
+    }
+    let refusal: Refusal = response.json().unwrap_or_default();
+    let status = response.status;
+    let error = match response.success() {
+        Ok(response) => return Ok(response),
+        Err(error) => Error::from(error),
+    };
+    Err(match (status, refusal.code) {
+        (404 | 405, _) => {
+            Error::Config(format!("url: there is no event collector, {} answers {status}", config.url.origin()))
+        }
+        (400, 7) => Error::Config(
+            "index: the token may not write to this index, or it does not exist; change `index` or the token"
+                .to_owned(),
+        ),
+        (400, 10 | 11 | 14) => Error::Config(format!(
+            "indexer acknowledgement does not work with this token ({}): enable it on the token, or set `acknowledgement` to \
+             false",
+            refusal.text
+        )),
+        (400, 6 | 12 | 13) if refusal.event.is_some() => Error::Rejected(format!(
+            "the collector refuses event {} of the batch: {}",
+            refusal.event.unwrap_or_default(),
+            refusal.text
+        )),
+        _ => error,
+    })
+}
+
+/// A GUID for each connection, always the same.
+fn channel(connection_id: &str) -> String {
+    let is_guid = connection_id.len() == 36
+        && connection_id.char_indices().all(|(at, c)| match at {
+            8 | 13 | 18 | 23 => c == '-',
+            _ => c.is_ascii_hexdigit(),
+        });
+    if is_guid {
+        return connection_id.to_owned();
+    }
+    let hash = signature::sha256_hex(connection_id.as_bytes());
+    let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|range| hash.get(range).unwrap_or_default().to_owned());
+    parts.join("-")
+}
+
+/// An RFC 3339 time in UTC as seconds since 1970, with its fraction as it is written: a floating-point number would round
+/// it.
+fn epoch(time: &str) -> Option<Box<RawValue>> {
+    let (date, clock) = time.strip_suffix('Z')?.split_once('T')?;
+    let mut date = date.splitn(3, '-').map(|part| part.parse::<i64>().ok());
+    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+    let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
+    let mut clock = clock.splitn(3, ':').map(|part| part.parse::<i64>().ok());
+    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+    if fraction.is_empty() || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    // Days since 1970 in the Gregorian calendar, years beginning in March, so that the odd day is the last.
+    let (shifted, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let era = shifted.div_euclid(400);
+    let of_era = shifted.rem_euclid(400);
+    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + (153 * month + 2) / 5 + day - 1 - 719_468;
+    let seconds = days * 86_400 + hour * 3600 + minute * 60 + second;
+    RawValue::from_string(format!("{seconds}.{fraction}")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_keep_their_fraction() {
+        for (time, expected) in [
+            ("1970-01-01T00:00:00Z", Some("0.0")),
+            ("2026-11-02T10:00:00.123456Z", Some("1793613600.123456")),
+            ("2024-02-29T23:59:59.5Z", Some("1709251199.5")),
+            ("2000-03-01T00:00:00.000001Z", Some("951868800.000001")),
+            ("2026-11-02T10:00:00+01:00", None),
+            ("2026-11-02T10:00:00.Z", None),
+            ("soon", None),
+        ] {
+            assert_eq!(epoch(time).map(|raw| raw.get().to_owned()).as_deref(), expected, "{time}");
+        }
+    }
+
+    #[test]
+    fn a_channel_is_a_guid_and_stays_the_same() {
+        let id = "01920000-0000-7000-8000-000000000001";
+        assert_eq!(channel(id), id);
+        let other = channel("west/7");
+        assert_eq!((other.len(), channel("west/7") == other, channel("west/8") == other), (36, true, false));
+        assert_eq!(channel(&other), other);
+    }
+}
