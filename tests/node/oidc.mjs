@@ -1,12 +1,14 @@
 // A certified OpenID provider on loopback: `node oidc.mjs PORT CLIENT_ID CLIENT_SECRET REDIRECT_URI`.
 // Prints its issuer once it listens. Anyone may sign in under any name, by the provider's own development pages;
-// what the provider then says of them is in CLAIMS, a JSON object by login name, in the environment.
+// what the provider then says of them is in CLAIMS, a JSON object by login name, in the environment. ISSUER_PATH there is the
+// issuer's path on its host, as providers with several tenants on one host have it.
 import { createServer } from 'node:http';
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import Provider from 'oidc-provider';
 
 const [port, client_id, client_secret, redirect_uri] = process.argv.slice(2);
-const issuer = `http://127.0.0.1:${port}`;
+const path = process.env.ISSUER_PATH ?? '';
+const issuer = `http://127.0.0.1:${port}${path}`;
 const claims = JSON.parse(process.env.CLAIMS ?? '{}');
 
 const signingKey = () => ({
@@ -29,9 +31,9 @@ const build = () =>
     cookies: { keys: [randomUUID()] },
     pkce: { required: () => true },
     claims: {
-      openid: ['sub'],
+      openid: ['sub', 'tid', 'oid', 'hasgroups', 'xms_edov'],
       email: ['email', 'email_verified'],
-      profile: ['name'],
+      profile: ['name', 'preferred_username', 'department'],
       groups: ['groups'],
     },
     conformIdTokenClaims: false,
@@ -46,6 +48,11 @@ createServer((request, response) => {
     handle = build();
     response.writeHead(204).end();
     return;
+  }
+  // Mounted: what is above the provider's own paths is its base.
+  if (path && request.url.startsWith(path)) {
+    request.originalUrl = request.url;
+    request.url = request.url.slice(path.length) || '/';
   }
   handle(request, response);
 }).listen(Number(port), '127.0.0.1', () => console.log(issuer));

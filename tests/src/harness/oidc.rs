@@ -23,12 +23,18 @@ pub struct Provider {
 impl Provider {
     /// Starts it for one client; `claims` is what it says of each login name.
     pub async fn start(redirect_uri: &str, claims: Value) -> Self {
+        Self::start_at("", redirect_uri, claims).await
+    }
+
+    /// The same, its issuer being this path on its host (`""` or `/a/b`).
+    pub async fn start_at(path: &str, redirect_uri: &str, claims: Value) -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("node/oidc.mjs");
         let port = free_port().to_string();
         let mut child = Command::new("node")
             .arg(script)
             .args([&port, CLIENT_ID, CLIENT_SECRET, redirect_uri])
             .env("CLAIMS", claims.to_string())
+            .env("ISSUER_PATH", path)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -39,6 +45,19 @@ impl Provider {
         let line = within("the OpenID provider listens", lines.next_line()).await.expect("output");
         let issuer = line.expect("the OpenID provider starts: run `npm ci --prefix tests/node`");
         Self { _child: child, issuer }
+    }
+
+    /// Scheme, host and port.
+    pub fn origin(&self) -> String {
+        Url::parse(&self.issuer).expect("an address").origin().ascii_serialization()
+    }
+
+    /// Whom an access token of this provider's is of, by its userinfo endpoint.
+    pub async fn whose(&self, authorization: &str) -> Value {
+        let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let request = http.get(format!("{}/me", self.issuer)).header("authorization", authorization);
+        let userinfo: Value = request.send().await.expect("an answer").json().await.expect("JSON");
+        userinfo["sub"].clone()
     }
 
     /// The provider gets a new signing key.
