@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     canvas::{Team, put},
-    harness::{Backend, Canvas, id, within},
+    harness::{Backend, Canvas, Client, id, within},
 };
 
 on_both!(
@@ -12,6 +12,7 @@ on_both!(
     what_is_not_theirs_is_closed_with_4404,
     a_stranger_to_the_agent_is_closed,
     a_message_too_large_is_closed_with_4413,
+    a_socket_that_does_not_read_is_closed_with_4408_and_resumes,
     a_ticket_opens_one_socket,
     revoking_is_felt_by_open_sockets,
     frames_that_make_no_sense_are_answered,
@@ -56,6 +57,42 @@ async fn a_message_too_large_is_closed_with_4413(backend: Backend) {
         .await;
     assert_eq!(ada.closed().await, 4413);
     assert_eq!(team.join(&team.ada).await.seq, 0);
+}
+
+async fn a_socket_that_does_not_read_is_closed_with_4408_and_resumes(backend: Backend) {
+    let team = Team::start(backend).await;
+    let mut ada = team.join(&team.ada).await;
+    let base = ada.commit("base", json!([put("a", 0), put("b", 1), put("c", 2)])).await;
+    let mut ben = Canvas::open_narrow(&team.ben, &team.canvas).await.expect("opens");
+    ben.snapshot().await;
+    assert_eq!(ben.seq, base);
+
+    // Ben reads no more. Ada is not held up by that, and at some point no more is kept for him.
+    let ops = Client::new(&team.world.server.ops);
+    let given_up = || async {
+        let metrics = ops.get("/metrics").await.text;
+        metrics.lines().any(|line| line.starts_with("kaizen_canvas_closes_total{code=\"4408\"}"))
+    };
+    for round in 0.. {
+        assert!(round < 400, "70 MB wait for a socket that does not read");
+        if given_up().await {
+            break;
+        }
+        let text = format!("{round} {}", "x".repeat(60_000));
+        let long = |id: &str| json!({ "op": "node.patch", "id": id, "set": { "data": { "text": text } } });
+        ada.commit(&round.to_string(), json!([long("a"), long("b"), long("c")])).await;
+    }
+    assert!(ada.seq > base + 40, "8 MiB may wait for a socket, and it was closed at change {}", ada.seq);
+
+    // Then he reads: first what was on its way already, last the reason.
+    assert_eq!(ben.closed().await, 4408);
+    assert!(ben.seq < ada.seq, "{} of {}", ben.seq, ada.seq);
+    let mut ben = Canvas::open(&team.ben, &team.canvas, &format!("?since={}", ben.seq)).await.expect("opens");
+    ben.snapshot().await;
+    assert_eq!((ben.seq, &ben.nodes), (ada.seq, &ada.nodes));
+    let next = ben.commit("ben", json!([put("d", 3)])).await;
+    ada.reach(next).await;
+    assert_eq!(ben.nodes, ada.nodes);
 }
 
 async fn a_ticket_opens_one_socket(backend: Backend) {

@@ -11,6 +11,8 @@ on_both!(
     a_callback_that_was_not_asked_for_is_refused,
     new_keys_at_the_provider_are_found,
     a_connection_that_is_off_signs_nobody_in,
+    newcomers_get_the_roles_that_their_connection_gives,
+    newcomers_without_a_role_stay_out,
 );
 
 /// A server with a provider and a connection to it.
@@ -23,15 +25,21 @@ struct Company {
 
 impl Company {
     async fn start(backend: Backend, claims: Value) -> Self {
+        Self::with(backend, claims, json!({})).await
+    }
+
+    /// With more in the connection's configuration.
+    async fn with(backend: Backend, claims: Value, config: Value) -> Self {
         let world = World::start(backend).await;
         let provider = Provider::start(&format!("{}/auth/sso/callback", world.server.url), claims).await;
         let tenant = world.tenant("acme").await;
-        let body = json!({
+        let mut body = json!({
             "name": "company",
             "plugin": "oidc",
             "config": { "issuer": provider.issuer, "client_id": CLIENT_ID, "scopes": ["openid", "email", "profile", "groups"] },
             "secrets": { "client-secret": CLIENT_SECRET },
         });
+        body["config"].as_object_mut().expect("an object").extend(config.as_object().expect("an object").clone());
         let connection = id(&tenant.owner.create("/api/v1/identity-connections", body).await);
         Self { world, tenant, provider, connection }
     }
@@ -172,4 +180,90 @@ async fn a_connection_that_is_off_signs_nobody_in(backend: Backend) {
     company.tenant.owner.delete(&one).await.ok(204);
     let answer = Client::new("").http.get(company.start_at()).send().await.expect("an answer");
     assert_eq!(answer.status(), 404);
+}
+
+fn newcomers() -> Value {
+    json!({
+        "dee": { "email": "dee@acme.test", "email_verified": true, "name": "Dee", "groups": ["engineers", "revision"] },
+        "guest": { "email": "guest@acme.test", "email_verified": true, "groups": ["everyone"] },
+        "liar": { "email": "liar@acme.test", "email_verified": false, "groups": ["engineers"] },
+    })
+}
+
+/// The roles in an answer of `/api/v1/auth/me`.
+fn roles(me: &Value) -> Vec<String> {
+    let roles = me["roles"].as_array().expect("roles").iter();
+    let mut roles: Vec<String> = roles.map(|held| held["role"].as_str().expect("a role").to_owned()).collect();
+    roles.sort();
+    roles
+}
+
+async fn newcomers_get_the_roles_that_their_connection_gives(backend: Backend) {
+    let config = json!({
+        "default_role": "viewer",
+        "group_roles": { "engineers": "developer", "revision": "auditor", "bosses": "admin" },
+    });
+    let company = Company::with(backend, newcomers(), config).await;
+    let owner = &company.tenant.owner;
+    for (login, expected) in [("dee", vec!["auditor", "developer"]), ("guest", vec!["viewer"])] {
+        let (browser, page) = company.sign_in(login).await;
+        assert_eq!(page.url.path(), "/canvas", "{login}: {page:?}");
+        let me = company.me(&browser).await.ok(200);
+        assert_eq!(roles(&me), expected, "{me}");
+        assert_eq!(me["user"]["email"], format!("{login}@acme.test"), "{me}");
+        assert_eq!(me["organization"]["id"], company.tenant.id.as_str(), "{me}");
+        // Again: the same user, with the same roles once.
+        let (browser, _) = company.sign_in(login).await;
+        let again = company.me(&browser).await.ok(200);
+        assert_eq!((&again["user"]["id"], roles(&again)), (&me["user"]["id"], roles(&me)));
+        let events = owner.all("/api/v1/audit/events").await;
+        let target = format!("user/{}", me["user"]["id"].as_str().expect("an id"));
+        let made: Vec<&Value> =
+            events.iter().filter(|e| e["action"] == "user.create" && e["target"] == target.as_str()).collect();
+        assert_eq!(made.len(), 1, "{events:?}");
+        let mut given: Vec<String> =
+            serde_json::from_value(made[0]["details"]["changes"]["roles"].clone()).expect("a list of roles");
+        given.sort();
+        assert_eq!(given, expected, "{made:?}");
+    }
+
+    // The group decides on the first day only; what the organization changes afterwards stays.
+    let (browser, _) = company.sign_in("dee").await;
+    let dee = company.me(&browser).await.ok(200);
+    for membership in owner.all("/api/v1/memberships").await {
+        if membership["user_id"] == dee["user"]["id"] {
+            owner.delete(&format!("/api/v1/memberships/{}", id(&membership))).await.ok(204);
+        }
+    }
+    let (browser, _) = company.sign_in("dee").await;
+    assert_eq!(roles(&company.me(&browser).await.ok(200)), [""; 0]);
+
+    // What cannot be given away by a provider is refused when it is configured.
+    let one = format!("/api/v1/identity-connections/{}", company.connection);
+    for config in [json!({ "default_role": "owner" }), json!({ "group_roles": { "engineers": "owner" } })] {
+        let problem = owner.patch(&one, json!({ "config": config })).await.problem(422, "invalid");
+        let pointer = problem["errors"][0]["pointer"].as_str().expect("a pointer").to_owned();
+        assert!(pointer.starts_with("/config/"), "{problem}");
+    }
+}
+
+async fn newcomers_without_a_role_stay_out(backend: Backend) {
+    let company = Company::with(backend, newcomers(), json!({ "group_roles": { "engineers": "developer" } })).await;
+    let owner = &company.tenant.owner;
+    for (login, why) in [("guest", "There is no account for guest@acme.test"), ("liar", "does not vouch for")] {
+        let (browser, page) = company.sign_in(login).await;
+        assert_eq!(page.status, 403, "{login}: {page:?}");
+        assert!(page.text.contains(why), "{login}: {}", page.text);
+        assert_eq!(company.me(&browser).await.status, 401);
+    }
+    assert_eq!(owner.all("/api/v1/users").await.len(), 1, "the owner alone");
+    let events = owner.all("/api/v1/audit/events").await;
+    let refused = events.iter().filter(|e| e["action"] == "auth.login" && e["outcome"] == "failure");
+    assert_eq!(refused.count(), 2, "{events:?}");
+    // Once it gives newcomers a role, the same person comes in.
+    let one = format!("/api/v1/identity-connections/{}", company.connection);
+    owner.patch(&one, json!({ "config": { "default_role": "viewer" } })).await.ok(200);
+    let (browser, page) = company.sign_in("guest").await;
+    assert_eq!(page.url.path(), "/canvas", "{page:?}");
+    assert_eq!(roles(&company.me(&browser).await.ok(200)), ["viewer"]);
 }

@@ -149,6 +149,27 @@ impl Setup {
         }
     }
 
+    /// Runs a command to its end on a terminal; returns everything that came there, as it came.
+    pub async fn run_on_a_terminal(&self, args: &[&str]) -> (ExitStatus, String) {
+        let inner = self.command(args);
+        let quote = |part: &std::ffi::OsStr| format!("'{}'", part.to_string_lossy().replace('\'', r"'\''"));
+        let line: Vec<String> =
+            std::iter::once(inner.as_std().get_program()).chain(inner.as_std().get_args()).map(quote).collect();
+        // A terminal of util-linux's making, which Debian always has.
+        let mut script = Command::new("script");
+        for (name, value) in inner.as_std().get_envs() {
+            match value {
+                Some(value) => script.env(name, value),
+                None => script.env_remove(name),
+            };
+        }
+        script.args(["-qec", &format!("stty cols 100 rows 40; exec {}", line.join(" ")), "/dev/null"]);
+        script.env("TERM", "xterm-256color").current_dir(self.dir.path()).stdin(Stdio::null()).kill_on_drop(true);
+        let ending = tokio::time::timeout(std::time::Duration::from_secs(120), script.output());
+        let output = ending.await.expect("it ends").expect("`script` is needed, of util-linux");
+        (output.status, String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// Starts `kaizen serve` and waits until it is ready.
     pub async fn start(self: &Arc<Self>) -> Server {
         self.start_with(&[]).await

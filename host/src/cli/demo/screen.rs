@@ -6,6 +6,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::print;
 
+/// Characters of a progress bar.
+const BAR: usize = 32;
+
 /// Tells the story on standard output.
 pub struct Screen {
     begun: Instant,
@@ -44,25 +47,26 @@ impl Screen {
     /// A progress bar; without a terminal, nothing. To be given to [`Screen::full`].
     pub fn bar(&self, what: &str) -> ProgressBar {
         let bar = ProgressBar::new(100).with_message(what.to_owned());
-        style(&bar, "{spinner}");
+        if let Ok(style) = ProgressStyle::with_template(&format!("  {{spinner}} [{{bar:{BAR}}}] {{pos:>3}}% {{msg}}")) {
+            bar.set_style(style.progress_chars("━╸ "));
+        }
         bar.enable_steady_tick(Duration::from_millis(80));
         bar
     }
 
-    /// What the bar was for is done. It stays on the screen: a deployment may take less time than a look at it.
-    pub fn full(&self, bar: &ProgressBar) {
-        style(bar, "✓");
-        bar.finish();
+    /// What the bar was for is done. It stays on the screen, as a line like the others: a deployment may take less time than
+    /// a look at it.
+    ///
+    /// # Errors
+    /// If nobody reads standard output any more.
+    pub fn full(&self, bar: &ProgressBar) -> anyhow::Result<()> {
+        let shown = !bar.is_hidden();
+        bar.finish_and_clear();
+        if shown { self.held(&format!("[{}] 100% {}", "━".repeat(BAR), bar.message())) } else { Ok(()) }
     }
 
     /// Seconds since the beginning.
     pub fn seconds(&self) -> f64 {
         self.begun.elapsed().as_secs_f64()
-    }
-}
-
-fn style(bar: &ProgressBar, sign: &str) {
-    if let Ok(style) = ProgressStyle::with_template(&format!("  {sign} [{{bar:32}}] {{pos:>3}}% {{msg}}")) {
-        bar.set_style(style.progress_chars("━╸ "));
     }
 }

@@ -189,7 +189,7 @@ impl Story<'_> {
             bar.abandon();
             bail!("the deployment ended as {status}: {}", deployment.get("error").unwrap_or(&Value::Null));
         }
-        self.screen.full(&bar);
+        self.screen.full(&bar)?;
         let registration = text(&deployment, "/registration_id")?;
         self.screen.held(&format!(
             "deployed: {}",
