@@ -96,15 +96,22 @@ async fn every_bundled_plugin_loads_and_is_listed() {
     assert_eq!(plugins.manifests().len(), bundled().count());
     for (kind, name) in [
         (Kind::IdentityProvider, "oidc"),
+        (Kind::IdentityProvider, "entra"),
+        (Kind::IdentityProvider, "okta"),
+        (Kind::IdentityProvider, "github"),
         (Kind::DeploymentTarget, "nexus"),
+        (Kind::DeploymentTarget, "kubernetes"),
+        (Kind::DeploymentTarget, "webhook"),
         (Kind::AuditSink, "webhook"),
+        (Kind::AuditSink, "splunk-hec"),
+        (Kind::AuditSink, "syslog"),
         (Kind::AuditSink, "file"),
     ] {
         assert!(plugins.find(kind, name).is_ok(), "{name}");
     }
     let error = plugins.validate(Kind::AuditSink, "nexus", &json!({}), &BTreeMap::new()).unwrap_err();
     assert_eq!(error[0].pointer, "/plugin");
-    assert!(error[0].message.contains("file, webhook"), "{}", error[0].message);
+    assert!(error[0].message.contains("file, splunk-hec, syslog, webhook"), "{}", error[0].message);
 }
 
 #[tokio::test]
@@ -223,7 +230,9 @@ async fn a_change_that_takes_a_secret_elsewhere_needs_the_secret_again() {
     let stored = |name: &str| BTreeMap::from([(name.to_owned(), SecretString::from("value-of-it"))]);
     let cases = [
         (Kind::DeploymentTarget, "nexus", "api-key", "api_url"),
+        (Kind::DeploymentTarget, "kubernetes", "token", "api_url"),
         (Kind::AuditSink, "webhook", "signing-key", "url"),
+        (Kind::AuditSink, "splunk-hec", "token", "url"),
         (Kind::IdentityProvider, "oidc", "client-secret", "issuer"),
     ];
     for (kind, plugin, secret, property) in cases {
