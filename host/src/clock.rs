@@ -15,6 +15,7 @@ pub struct Clock {
 
 enum Source {
     System,
+    Shifted(chrono::TimeDelta),
     Fixed { now: Mutex<DateTime<Utc>>, random: Box<Mutex<StdRng>> },
 }
 
@@ -24,13 +25,18 @@ impl Clock {
         Self { source: Arc::new(Source::System) }
     }
 
+    /// The machine's clock, wrong by `by`, and the operating system's randomness: for tests of what a wrong clock breaks.
+    pub fn shifted(by: chrono::TimeDelta) -> Self {
+        Self { source: Arc::new(Source::Shifted(by)) }
+    }
+
     /// For tests: stands at `now` until [`Clock::advance`], and always draws the same numbers. Never for secrets.
     pub fn fixed(now: DateTime<Utc>, seed: u64) -> Self {
         let random = Box::new(Mutex::new(StdRng::seed_from_u64(seed)));
         Self { source: Arc::new(Source::Fixed { now: Mutex::new(now.trunc_subsecs(6)), random }) }
     }
 
-    /// Moves a fixed clock; a system clock ignores it.
+    /// Moves a fixed clock; others ignore it.
     pub fn advance(&self, by: chrono::TimeDelta) {
         if let Source::Fixed { now, .. } = &*self.source {
             *now.lock() += by;
@@ -39,9 +45,11 @@ impl Clock {
 
     /// Now, in whole microseconds: what both databases can hold.
     pub fn now(&self) -> DateTime<Utc> {
+        #[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
+        let system = || Utc::now().trunc_subsecs(6);
         match &*self.source {
-            #[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
-            Source::System => Utc::now().trunc_subsecs(6),
+            Source::System => system(),
+            Source::Shifted(by) => system() + *by,
             Source::Fixed { now, .. } => *now.lock(),
         }
     }
@@ -58,7 +66,7 @@ impl Clock {
         let mut bytes = [0; N];
         match &*self.source {
             #[expect(clippy::disallowed_methods, reason = "the one place that draws randomness")]
-            Source::System => rand::rng().fill(&mut bytes[..]),
+            Source::System | Source::Shifted(_) => rand::rng().fill(&mut bytes[..]),
             Source::Fixed { random, .. } => random.lock().fill(&mut bytes[..]),
         }
         bytes

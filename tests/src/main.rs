@@ -20,6 +20,7 @@ macro_rules! on_both {
 }
 
 mod audit;
+mod authoring;
 mod bad_input;
 mod canvas;
 mod canvas_hosts;
@@ -28,6 +29,7 @@ mod delivery;
 mod demo;
 mod deployments;
 mod docs;
+mod guide;
 mod harness;
 mod isolation;
 mod jobs;

@@ -3,10 +3,11 @@
 pub mod admin;
 pub mod audit;
 pub mod demo;
+pub mod plugin;
 pub mod policy;
 pub mod serve;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -57,6 +58,14 @@ impl Settings {
     /// # Errors
     /// The first setting that cannot be used.
     pub fn load(&self) -> Result<Config, ConfigError> {
+        self.load_from(self.config.as_deref())
+    }
+
+    /// As [`Settings::load`], with another file than `--config` names: for a command that has a `--config` of its own.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used.
+    pub fn load_from(&self, file: Option<&Path>) -> Result<Config, ConfigError> {
         let flags = [
             ("listen", &self.listen),
             ("ops_listen", &self.ops_listen),
@@ -67,7 +76,7 @@ impl Settings {
             ("log", &self.log),
         ];
         let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
-        Config::load(self.config.as_deref(), std::env::vars(), flags)
+        Config::load(file, std::env::vars(), flags)
     }
 }
 
@@ -83,6 +92,9 @@ enum Command {
     DemoGateway(demo::gateway::DemoGateway),
     Admin(admin::AdminCommand),
     Policy(policy::Policy),
+    /// Write, build and test plugins
+    #[command(subcommand)]
+    Plugin(plugin::PluginCommand),
     /// Verify or export the audit trail
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -108,6 +120,9 @@ pub fn run() -> anyhow::Result<()> {
     if let Command::Policy(policy) = &cli.command {
         return policy.run();
     }
+    if let Command::Plugin(plugin) = cli.command {
+        return plugin.run(&cli.settings);
+    }
     let mut config = cli.settings.load()?;
     if matches!(cli.command, Command::Demo(_)) && !config.is_set("log") {
         // The story is what there is to read.
@@ -121,7 +136,7 @@ pub fn run() -> anyhow::Result<()> {
             Command::Admin(admin) => admin.run(&config).await,
             Command::Audit(audit) => audit.run(&config).await,
             Command::Migrate => migrate(&config).await,
-            Command::Policy(_) | Command::Openapi | Command::DemoGateway(_) => Ok(()),
+            Command::Policy(_) | Command::Plugin(_) | Command::Openapi | Command::DemoGateway(_) => Ok(()),
         }
     })
 }

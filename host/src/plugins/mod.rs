@@ -6,6 +6,7 @@
 mod call;
 mod calls;
 mod destinations;
+pub mod kit;
 mod manifest;
 mod types;
 
@@ -130,8 +131,20 @@ impl Plugins {
         egress: egress::Client,
         folders: BTreeMap<String, PathBuf>,
     ) -> Result<Self, InstallError> {
-        let started = Instant::now();
         let sandbox = Sandbox::new(cache, egress).map_err(InstallError::Engine)?;
+        Self::within(sandbox, artifacts, folders).await
+    }
+
+    /// Loads these plugins into a sandbox that is there already.
+    ///
+    /// # Errors
+    /// If one does not load.
+    pub async fn within(
+        sandbox: Sandbox,
+        artifacts: Vec<Artifact>,
+        folders: BTreeMap<String, PathBuf>,
+    ) -> Result<Self, InstallError> {
+        let started = Instant::now();
         let compiling: Vec<_> = artifacts
             .into_iter()
             .map(|(kind, name, wasm)| {

@@ -11,12 +11,7 @@
 //!    (DNS rebinding) has no effect;
 //! 5. with TLS, the certificate is checked against the name that was asked for.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,20 +19,18 @@ use http::{Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    sync::OnceCell,
-    time::timeout,
-};
-use tokio_rustls::TlsConnector;
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use url::Host;
+
+mod connect;
+
+pub use connect::{Connect, Network, Stream};
 
 use super::{
     address,
     body::{Budget, EgressBody},
-    pattern::{Pattern, PatternError, Scheme, Target},
+    pattern::{Pattern, PatternError, Target},
 };
 
 /// Finds the addresses of a name. The one place where names are looked up; tests put their own in its place.
@@ -134,24 +127,26 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     policy: Policy,
     resolver: Arc<dyn Resolve>,
-    tls: OnceCell<TlsConnector>,
+    connector: Arc<dyn Connect>,
 }
 
 const RESOLVE: Duration = Duration::from_secs(5);
-const CONNECT: Duration = Duration::from_secs(10);
 /// Between two pieces of an answer's body.
 const IDLE: Duration = Duration::from_secs(30);
 /// Addresses of one name that are tried.
 const ADDRESSES: usize = 4;
 const HEADER_BYTES: usize = 64 << 10;
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
 impl Client {
-    /// A client under the operator's policy.
+    /// A client under the operator's policy, to the real network.
     pub fn new(policy: Policy, resolver: Arc<dyn Resolve>) -> Self {
-        Self(Arc::new(Inner { policy, resolver, tls: OnceCell::new() }))
+        Self::through(policy, resolver, Arc::new(Network::default()))
+    }
+
+    /// A client whose connections another connector opens: everything is checked the same, and where the connector leads
+    /// nowhere, a check that fails still sends nothing off the machine.
+    pub fn through(policy: Policy, resolver: Arc<dyn Resolve>, connector: Arc<dyn Connect>) -> Self {
+        Self(Arc::new(Inner { policy, resolver, connector }))
     }
 
     /// Sends one request of the server's own and reads the whole answer. Redirects are not followed.
@@ -197,11 +192,7 @@ impl Client {
         let target = Target::of_uri(request.uri())?;
         self.permits(&target)?;
         let addresses = self.addresses(&target.host).await?;
-        let stream = connect(&target, &addresses).await?;
-        let stream: Box<dyn Stream> = match target.scheme {
-            Scheme::Https => Box::new(self.encrypt(&target, stream).await?),
-            _ => Box::new(stream),
-        };
+        let stream = self.0.connector.connect(&target, &addresses).await?;
 
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
@@ -259,66 +250,6 @@ impl Client {
             )));
         }
         Ok(allowed)
-    }
-
-    async fn encrypt(&self, target: &Target, stream: TcpStream) -> Result<impl Stream + use<>, EgressError> {
-        use rustls::pki_types::ServerName;
-        let name = match &target.host {
-            Host::Domain(name) => ServerName::try_from(name.clone())
-                .map_err(|_| EgressError::Denied(format!("`{name}` is no name that a certificate can be for")))?,
-            Host::Ipv4(address) => ServerName::from(IpAddr::V4(*address)),
-            Host::Ipv6(address) => ServerName::from(IpAddr::V6(*address)),
-        };
-        let connector =
-            self.0.tls.get_or_try_init(connector).await.map_err(|e| EgressError::Tls(target.to_string(), e))?;
-        match timeout(CONNECT, connector.connect(name, stream)).await {
-            Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(EgressError::Tls(target.to_string(), error)),
-            Err(_) => Err(EgressError::Timeout { what: "the TLS handshake", limit: CONNECT }),
-        }
-    }
-}
-
-/// TLS with the machine's own roots (`SSL_CERT_FILE` and `SSL_CERT_DIR` are honoured).
-async fn connector() -> io::Result<TlsConnector> {
-    let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs).await?;
-    for error in &found.errors {
-        tracing::warn!(%error, "a root certificate of this machine cannot be read");
-    }
-    let mut roots = rustls::RootCertStore::empty();
-    let (added, _) = roots.add_parsable_certificates(found.certs);
-    if added == 0 {
-        return Err(io::Error::other(
-            "this machine has no root certificates: install `ca-certificates` or set SSL_CERT_FILE",
-        ));
-    }
-    let mut config =
-        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(io::Error::other)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
-async fn connect(target: &Target, addresses: &[IpAddr]) -> Result<TcpStream, EgressError> {
-    let connecting = async {
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for address in addresses {
-            match TcpStream::connect(SocketAddr::new(*address, target.port)).await {
-                Ok(stream) => {
-                    stream.set_nodelay(true).ok();
-                    return Ok(stream);
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(EgressError::Connect(target.to_string(), last))
-    };
-    match timeout(CONNECT, connecting).await {
-        Ok(result) => result,
-        Err(_) => Err(EgressError::Timeout { what: "connecting", limit: CONNECT }),
     }
 }
 

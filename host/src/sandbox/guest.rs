@@ -19,6 +19,8 @@ use super::{
     state::{self, State},
 };
 
+use crate::clock::Clock;
+
 /// The manifest as the component gave it.
 pub use common::exports::kaizen::plugin::manifest::{Capability, Manifest, SecretSlot};
 
@@ -75,6 +77,8 @@ pub struct Sandbox {
     plain: Arc<Linker<State>>,
     http: Arc<Linker<State>>,
     egress: egress::Client,
+    /// What guests take for the time.
+    clock: Clock,
     calls: Arc<Semaphore>,
 }
 
@@ -107,8 +111,15 @@ impl Sandbox {
             plain: Arc::new(plain),
             http: Arc::new(http),
             egress,
+            clock: Clock::system(),
             calls: Arc::new(Semaphore::new(usize::try_from(engine::CALLS).unwrap_or(usize::MAX))),
         })
+    }
+
+    /// The same engine and cache with another way out and another time of day: for tests of plugins.
+    #[must_use]
+    pub fn elsewhere(&self, egress: egress::Client, clock: Clock) -> Self {
+        Self { egress, clock, ..self.clone() }
     }
 
     /// Compiles, or finds compiled before. Takes up to seconds: not for an async thread.
@@ -200,7 +211,7 @@ impl Sandbox {
         };
         let wall = context.limits.wall;
         let running = async {
-            let store = State::store(&self.engine, context.clone()).await.map_err(Fault::Setup)?;
+            let store = State::store(&self.engine, context.clone(), &self.clock).await.map_err(Fault::Setup)?;
             let (store, result) = body(store).await;
             result.map_err(|error| explain(&error, store.data(), &context))
         };

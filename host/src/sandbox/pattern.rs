@@ -168,6 +168,11 @@ impl Pattern {
         self.port
     }
 
+    /// The one place that the pattern covers, where it covers one.
+    pub fn target(&self) -> Option<Target> {
+        Some(Target { scheme: self.scheme?, host: self.host()?.clone(), port: self.port? })
+    }
+
     /// A pattern from its parts; `port` absent stands for the scheme's own.
     pub(super) fn from_parts(scheme: Scheme, host: &str, port: Option<&str>) -> Result<Self, PatternError> {
         let host = match host {

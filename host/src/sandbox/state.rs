@@ -1,13 +1,13 @@
 //! What one store holds: made for a call, gone after it. Nothing of one call is visible in another.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use wasmtime::{
     Engine, Store, UpdateDeadline,
     component::{HasData, Linker, Resource, ResourceTable},
 };
 use wasmtime_wasi::{
-    FsPerms, WasiCtx, WasiCtxView, WasiView,
+    FsPerms, HostWallClock, WasiCtx, WasiCtxView, WasiView,
     p2::bindings::sockets::{ip_name_lookup, network},
     sockets::{SocketAddrUse, WasiSocketsCtxView, WasiSocketsView},
 };
@@ -20,6 +20,7 @@ use super::{
     pattern,
     stdio::Lines,
 };
+use crate::clock::Clock;
 
 /// A host of a `tcp` grant, as written there, and its checked addresses.
 type Hosts = Vec<(url::Host, SocketAddr)>;
@@ -41,11 +42,12 @@ impl State {
     ///
     /// # Errors
     /// Where a granted folder cannot be made, or a granted name not be resolved.
-    pub(super) async fn store(engine: &Engine, context: Arc<Context>) -> Result<Store<Self>, String> {
+    pub(super) async fn store(engine: &Engine, context: Arc<Context>, clock: &Clock) -> Result<Store<Self>, String> {
         let mut wasi = WasiCtx::builder();
         wasi.stdout(Lines::new(context.clone()));
         wasi.stderr(Lines::new(context.clone()));
         wasi.max_random_size(64 << 10);
+        wasi.wall_clock(WallClock(clock.clone()));
         wasi.allow_udp(false);
         for (name, path) in context.grants.directories() {
             let made =
@@ -104,6 +106,19 @@ impl State {
     /// The call that this store is for.
     pub(super) fn context(&self) -> &Arc<Context> {
         &self.context
+    }
+}
+
+/// The time as the guest sees it: the server's own.
+struct WallClock(Clock);
+
+impl HostWallClock for WallClock {
+    fn resolution(&self) -> Duration {
+        Duration::from_micros(1)
+    }
+
+    fn now(&self) -> Duration {
+        (self.0.now() - chrono::DateTime::UNIX_EPOCH).to_std().unwrap_or_default()
     }
 }
 

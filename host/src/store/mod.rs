@@ -79,8 +79,7 @@ impl From<sqlx::Error> for StoreError {
 impl StoreError {
     /// An error that several wait for and that cannot be taken apart, for one of them.
     pub fn shared(error: Arc<Self>) -> Self {
-        Arc::try_unwrap(error)
-            .unwrap_or_else(|error| StoreError::Unavailable(sqlx::Error::Protocol(error.to_string())))
+        Arc::try_unwrap(error).unwrap_or_else(|error| StoreError::Unavailable(sqlx::Error::Protocol(error.to_string())))
     }
 
     fn of(error: sqlx::Error) -> Self {

@@ -124,11 +124,8 @@ pub async fn by_ids(
              CROSS JOIN ",
         "s.id = asked.column1 AND s.organization_id = asked.column2 AND s.user_id = asked.column3"
     );
-    let nobody = Named {
-        organization: OrganizationId(Uuid::nil()),
-        user: UserId(Uuid::nil()),
-        session: SessionId(Uuid::nil()),
-    };
+    let nobody =
+        Named { organization: OrganizationId(Uuid::nil()), user: UserId(Uuid::nil()), session: SessionId(Uuid::nil()) };
     let mut found: HashMap<Named, Seen> = HashMap::with_capacity(asked.len());
     for asked in asked.chunks(TOGETHER) {
         let (sql, length) = if asked.len() == 1 { (one, 1) } else { (many, TOGETHER) };

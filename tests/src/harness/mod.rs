@@ -26,7 +26,7 @@ pub use kubernetes::{CLUSTER_TOKEN, Kubernetes, NAMESPACE};
 pub use oauth2::{Exchange, OAuth2};
 pub use oidc::{Browser, CLIENT_ID, CLIENT_SECRET, Page, Provider};
 pub use rsyslog::Rsyslog;
-pub use server::{Server, Setup};
+pub use server::{Server, Setup, binary};
 pub use splunk::{HEC_TOKEN, Splunk};
 pub use sse::{Event, Events};
 pub use stub::{Reply, Seen, Stub};
