@@ -182,12 +182,18 @@ async fn every_bundled_plugin_does_well_in_the_kit() {
     let (_, names) = all.rsplit_once('(').expect("the names");
     let names: Vec<&str> = names.trim_end().trim_end_matches(')').split(", ").collect();
     assert!(names.len() >= 4, "{all}");
-    for name in names {
-        let table = passes(folder.path(), &["plugin", "test", name, "--patience", "5", "--junit", "out.xml"]).await;
-        assert!(table.contains("0 wrong"), "{name}\n{table}");
-        // A table in which the far side was never asked says nothing.
-        if !table.contains("identity provider") && !table.contains(r#"rotate"#) {
-            assert!(table.contains("no connection") && table.contains("unavailable"), "{name}\n{table}");
+    // A few at once: each has a slow far side to wait for.
+    for few in names.chunks(4) {
+        let tests = few.iter().map(|name| {
+            let folder = folder.path();
+            async move { (*name, passes(folder, &["plugin", "test", name, "--patience", "3"]).await) }
+        });
+        for (name, table) in futures::future::join_all(tests).await {
+            assert!(table.contains("good answers") && table.contains("0 wrong"), "{name}\n{table}");
+            // A table in which the far side was never asked says nothing.
+            if !name.starts_with("identity_provider/") && name != "audit_sink/file" {
+                assert!(table.contains("no connection") && table.contains("unavailable"), "{name}\n{table}");
+            }
         }
     }
 }

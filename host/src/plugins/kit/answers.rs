@@ -30,6 +30,8 @@ pub struct Case {
     /// What the far side answers, the first that fits; anything else gets a plain `200`.
     #[serde(default)]
     pub answers: Vec<Rule>,
+    /// The body of the far side's 404, where a plugin tells what is gone from a wrong address by it.
+    pub not_found: Option<Value>,
 }
 
 /// One answer.
@@ -67,7 +69,7 @@ impl Case {
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let members = ["config", "secrets", "claims", "userinfo", "answers"];
+        let members = ["config", "secrets", "claims", "userinfo", "answers", "not_found"];
         let whole = value.as_object().is_some_and(|object| {
             object.keys().all(|key| members.contains(&key.as_str()))
                 && object.get("config").is_none_or(Value::is_object)
@@ -118,13 +120,18 @@ impl Answer {
 
 /// All answers of a case.
 #[derive(Debug, Default)]
-pub struct Answers(pub Vec<Rule>);
+pub struct Answers {
+    /// Where all is well.
+    pub rules: Vec<Rule>,
+    /// The body of a 404, where the far side has its own.
+    pub not_found: Option<Value>,
+}
 
 impl Answers {
     /// The answer to a request, when all is well.
     pub fn find(&self, target: &Target, request: &Parts, body: &[u8]) -> Answer {
         let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
-        let rule = self.0.iter().find(|rule| {
+        let rule = self.rules.iter().find(|rule| {
             let address = if rule.url.starts_with('/') { path.to_owned() } else { format!("{target}{path}") };
             rule.method.as_deref().is_none_or(|method| method == request.method.as_str()) && fits(&rule.url, &address)
         });

@@ -90,7 +90,8 @@ impl FarSide {
                     .with(header::WWW_AUTHENTICATE, "Bearer error=\"invalid_token\""),
             ),
             Situation::NotFound => {
-                self.whole(plain(404, r#"{"error":"not_found","message":"there is no such thing"}"#))
+                let usual = r#"{"error":"not_found","message":"there is no such thing"}"#;
+                self.whole(plain(404, &self.answers.not_found.as_ref().map_or(usual.to_owned(), ToString::to_string)))
             }
             Situation::TooMany => self.whole(
                 plain(429, r#"{"message":"slow down"}"#).with(header::RETRY_AFTER, &ASKED_WAIT.as_secs().to_string()),

@@ -169,7 +169,7 @@ pub async fn run(
         artifact,
         kind,
         reaches: reaches(manifest, claims.is_some()),
-        answers: Arc::new(Answers(case.answers)),
+        answers: Arc::new(Answers { rules: case.answers, not_found: case.not_found }),
         claims,
         userinfo: case.userinfo,
         policy_private: private(&config, &tcp),
@@ -274,6 +274,11 @@ impl Kit {
                 situation::judge(&Seen { export, situation, outcome: &outcome, contacts, detail, only_tcp })
             };
             rows.push(Row { situation, export, contacts, outcome, verdict, took });
+        }
+        for listener in listeners {
+            // The next situation listens on the same port: this one must be gone, not only asked to go.
+            listener.abort();
+            drop(listener.await);
         }
         if situation == Situation::Good {
             for name in &self.folders {
