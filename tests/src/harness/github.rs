@@ -58,7 +58,7 @@ fn answer(state: &mut State, seen: &Seen) -> Reply {
     match (seen.method.as_str(), url.path()) {
         ("GET", "/login/oauth/authorize") => {
             assert_eq!(query["client_id"], CLIENT_ID);
-            let code = uuid::Uuid::new_v4().simple().to_string();
+            let code = super::fresh_id().simple().to_string();
             state.codes.insert(code.clone(), query.get("code_challenge").cloned());
             let mut back = Url::parse(&query["redirect_uri"]).expect("an address");
             back.query_pairs_mut().append_pair("code", &code).append_pair("state", &query["state"]);
@@ -85,7 +85,7 @@ fn token(state: &mut State, seen: &Seen) -> Reply {
         _ => false,
     };
     let answer = if client && verified {
-        let token = format!("gho_{}", uuid::Uuid::new_v4().simple());
+        let token = format!("gho_{}", super::fresh_id().simple());
         state.tokens.push(token.clone());
         json!({ "access_token": token, "token_type": "bearer", "scope": "read:org,read:user,user:email" })
     } else {
