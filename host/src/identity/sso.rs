@@ -108,10 +108,15 @@ pub struct Callback<'a> {
 /// How the protocol is run for one connection.
 struct Plan {
     binding: Binding,
+    course: Course,
+    client_id: String,
+}
+
+/// What a plugin says of the protocol, checked.
+struct Course {
     way: Way,
     scopes: Vec<String>,
     parameters: Vec<(String, String)>,
-    client_id: String,
 }
 
 /// The protocol and the provider.
@@ -122,13 +127,13 @@ enum Way {
     Oauth2(oauth2::Endpoints),
 }
 
-impl Way {
-    fn of(protocol: Protocol, config: &Value) -> Result<(Self, Vec<String>, Vec<(String, String)>), String> {
+impl Course {
+    fn of(protocol: Protocol, config: &Value) -> Result<Self, String> {
         Ok(match protocol {
-            Protocol::Oidc { issuer, scopes, parameters } => (Self::Oidc(issuer), scopes, parameters),
+            Protocol::Oidc { issuer, scopes, parameters } => Self { way: Way::Oidc(issuer), scopes, parameters },
             Protocol::Oauth2 { authorization_endpoint, token_endpoint, scopes, parameters } => {
                 let endpoints = oauth2::Endpoints::new(&authorization_endpoint, &token_endpoint, config)?;
-                (Self::Oauth2(endpoints), scopes, parameters)
+                Self { way: Way::Oauth2(endpoints), scopes, parameters }
             }
         })
     }
@@ -140,7 +145,7 @@ impl Way {
 /// A sentence that names what is wrong.
 pub fn feasible(protocol: Protocol, config: &Value) -> Result<(), String> {
     client_id(config)?;
-    Way::of(protocol, config).map(drop)
+    Course::of(protocol, config).map(drop)
 }
 
 fn client_id(config: &Value) -> Result<&str, String> {
@@ -157,9 +162,9 @@ impl Desk<'_> {
     async fn plan(&self, connection: &Connection) -> Result<Plan, SsoError> {
         let binding = bind(self.secrets, connection).map_err(|error| SsoError::Config(error.to_string()))?;
         let protocol = self.plugins.begin(&binding, &self.attempt()).await?;
-        let (way, scopes, parameters) = Way::of(protocol, &binding.config).map_err(SsoError::Config)?;
+        let course = Course::of(protocol, &binding.config).map_err(SsoError::Config)?;
         let client_id = client_id(&binding.config).map_err(SsoError::Config)?.to_owned();
-        Ok(Plan { binding, way, scopes, parameters, client_id })
+        Ok(Plan { binding, course, client_id })
     }
 
     fn attempt(&self) -> Attempt {
@@ -205,11 +210,10 @@ impl Identity {
         let Derived { nonce, verifier } = derive(&browser, &state);
         let state_text = state.encode();
         let flow = plan.flow(desk, &state_text, &verifier);
-        let location = match &plan.way {
-            Way::Oidc(issuer) => {
-                self.providers.authorization((issuer, &nonce), &flow, &plan.scopes, &plan.parameters).await?
-            }
-            Way::Oauth2(endpoints) => endpoints.authorization(&flow, &plan.scopes, &plan.parameters),
+        let Course { way, scopes, parameters } = &plan.course;
+        let location = match way {
+            Way::Oidc(issuer) => self.providers.authorization((issuer, &nonce), &flow, scopes, parameters).await?,
+            Way::Oauth2(endpoints) => endpoints.authorization(&flow, scopes, parameters),
         };
         let now = desk.clock.now();
         let pending = Pending {
@@ -253,7 +257,7 @@ impl Identity {
         let flow = plan.flow(desk, callback.state, &verifier);
         let secret = plan.binding.secrets.get("client-secret");
         let answer = (code, callback.iss);
-        let (grant, access_token): (IdentityGrant, SecretString) = match &plan.way {
+        let (grant, access_token): (IdentityGrant, SecretString) = match &plan.course.way {
             Way::Oidc(issuer) => {
                 let now = desk.clock.now();
                 let verified = self.providers.exchange((issuer, &nonce), &flow, secret, answer, now).await?;

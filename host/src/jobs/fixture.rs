@@ -42,18 +42,18 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    /// SQLite, and PostgreSQL where `tests/run` offers one.
+    /// SQLite, and the PostgreSQL that `tests/run` offers.
     pub(crate) async fn each() -> Vec<Self> {
         let mut each = vec![Self::sqlite().await];
-        if let Ok(url) = std::env::var("KZTEST_POSTGRES_URL") {
-            let name = format!("unit_{}", Clock::system().id::<Uuid>().simple());
-            let mut admin = url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
-            sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut admin).await.unwrap();
-            admin.close().await.unwrap();
-            let mut url = url::Url::parse(&url).unwrap();
-            url.set_path(&name);
-            each.push(Self::at(url.to_string(), tempfile::tempdir().unwrap()).await);
-        }
+        let url = std::env::var("KZTEST_POSTGRES_URL")
+            .expect("PostgreSQL is needed: run the tests with `tests/run`, or set KZTEST_POSTGRES_URL");
+        let name = format!("unit_{}", Clock::system().id::<Uuid>().simple());
+        let mut admin = url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut admin).await.unwrap();
+        admin.close().await.unwrap();
+        let mut url = url::Url::parse(&url).unwrap();
+        url.set_path(&name);
+        each.push(Self::at(url.to_string(), tempfile::tempdir().unwrap()).await);
         each
     }
 
