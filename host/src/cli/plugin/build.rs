@@ -138,7 +138,12 @@ fn python(folder: &Path, out: &Path) -> anyhow::Result<()> {
     }
     let arguments = ["--quiet", "-d", "wit", "-w", "plugin", "componentize", "app", "-o"].map(OsStr::new);
     let arguments = arguments.into_iter().chain([out.as_os_str()]).collect::<Vec<_>>();
-    run(&tool, folder, &arguments, "remove the folder .venv and build again")
+    run(
+        &tool,
+        folder,
+        &arguments,
+        "what is wrong stands above; if it is the tool itself, remove the folder .venv and build again",
+    )
 }
 
 /// What a tool says of itself.

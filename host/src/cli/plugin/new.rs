@@ -188,6 +188,9 @@ impl Project<'_> {
             .replace("{{kind}}", &kind.wit().replace('-', " "))
             .replace("{{source}}", source)
             .replace("{{disabled}}", disabled);
+        // componentize-py names a module after its interface, and after its package too where two interfaces share a name:
+        // `types` is also one of `wasi:http`.
+        let filled = if kind.http() { filled } else { filled.replace("kaizen_plugin_types", "types") };
         self.file(to, &filled)
     }
 
