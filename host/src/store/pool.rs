@@ -261,3 +261,6 @@ fn put_back<D: Dialect>(mut object: Object<Manager<D>>, roll_back: bool) {
         runtime.spawn(mend);
     }
 }
+
+#[cfg(test)]
+mod tests;
