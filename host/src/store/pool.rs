@@ -79,7 +79,8 @@ impl<D: Dialect> managed::Manager for Manager<D> {
 
     async fn create(&self) -> Result<Self::Type, sqlx::Error> {
         let survived = TROUBLE.load(Ordering::Relaxed);
-        Ok(Kept { connection: D::Connection::connect_with(&self.options).await?, survived })
+        // Boxed, as rarely needed and large: whoever awaits a connection holds this within its own future.
+        Ok(Kept { connection: Box::pin(D::Connection::connect_with(&self.options)).await?, survived })
     }
 
     async fn recycle(&self, kept: &mut Self::Type, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
@@ -88,7 +89,7 @@ impl<D: Dialect> managed::Manager for Manager<D> {
         }
         let trouble = TROUBLE.load(Ordering::Relaxed);
         if kept.survived != trouble || metrics.last_used() > QUIET {
-            kept.connection.ping().await?;
+            Box::pin(kept.connection.ping()).await?;
             kept.survived = trouble;
         }
         Ok(())
