@@ -1,4 +1,4 @@
-//! One authorization against 10, 100 and 1,000 policies of a tenant, beside bare Cedar on the same policies, and which of
+//! One authorization against 10, 100 and 750 policies of a tenant, beside bare Cedar on the same policies, and which of
 //! 20 agents a list may show.
 //!
 //! `cargo bench -p kaizen --bench authz`
