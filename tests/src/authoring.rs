@@ -82,7 +82,9 @@ pub async fn shell(script: &str, folder: &Path, environment: &[(&str, &str)]) ->
     let mut bash = command("bash", folder);
     bash.env_remove("KAIZEN_DATA_DIR");
     // Whatever it leaves in the background ends with it.
-    let script = format!("set -euo pipefail\ntrap 'status=$?; kill $(jobs -p) 2> /dev/null || true; wait || true; exit $status' EXIT\n{script}");
+    let script = format!(
+        "set -euo pipefail\ntrap 'status=$?; kill $(jobs -p) 2> /dev/null || true; wait || true; exit $status' EXIT\n{script}"
+    );
     bash.arg("-c").arg(script).envs(environment.iter().copied());
     let ran = finish(bash).await;
     let log = std::fs::read_to_string(folder.join("server.log")).unwrap_or_default();

@@ -23,7 +23,8 @@ async fn a_transaction_that_is_dropped_keeps_nothing_and_holds_no_lock() {
         let store = &fixture.store;
         fixture.tenant().await;
         let mut tx = store.begin().await.unwrap();
-        on!(&mut tx, |c| sqlx::query("UPDATE organizations SET name = 'changed'").execute(c).await.map(|_| ())).unwrap();
+        on!(&mut tx, |c| sqlx::query("UPDATE organizations SET name = 'changed'").execute(c).await.map(|_| ()))
+            .unwrap();
         drop(tx);
         // Waits for the row until the one before has been rolled back.
         let mut tx = store.begin().await.unwrap();
