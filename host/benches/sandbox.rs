@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use criterion::{Criterion, criterion_group, criterion_main};
 use kaizen::{
     domain::connection::Kind,
-    plugins::{Attempt, Binding, IdentityGrant, Plugins, bundled},
+    plugins::{Attempt, Binding, IdentityGrant, Plugins, Wanted, bundled},
     sandbox::{
         bindings::{
             common::kaizen::plugin::{log, secrets, types},
@@ -128,8 +128,13 @@ fn calls(c: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let plugins = runtime.block_on(load(folder.path()));
-    let binding =
-        Binding { connection_id: uuid::Uuid::nil(), plugin: "oidc".into(), config: config(), secrets: BTreeMap::new() };
+    let binding = Binding {
+        connection_id: uuid::Uuid::nil(),
+        plugin: "oidc".into(),
+        wanted: Wanted::default(),
+        config: config(),
+        secrets: BTreeMap::new(),
+    };
     let attempt = Attempt { idempotency_key: "k".into(), attempt: 1 };
     let wasm = bundled().find(|(kind, name, _)| (*kind, *name) == (Kind::IdentityProvider, "oidc")).unwrap().2;
     let (engine, pre) = bare(wasm);

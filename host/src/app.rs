@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     identity::Identity,
     jobs::Jobs,
-    plugins::Plugins,
+    plugins::{Ingredients, Plugins},
     sandbox::egress,
     secrets::Secrets,
     store::Store,
@@ -76,7 +76,7 @@ impl App {
     pub async fn with<E: std::error::Error + Send + Sync + 'static>(
         config: Config,
         clock: Clock,
-        plugins: impl AsyncFnOnce(&Config, &Secrets, egress::Client) -> Result<Plugins, E>,
+        plugins: impl AsyncFnOnce(Ingredients<'_>) -> Result<Plugins, E>,
     ) -> anyhow::Result<Self> {
         let store = connect(&config).await?;
         store.migrate().await?;
@@ -86,7 +86,15 @@ impl App {
         let policy =
             egress::Policy { allow: config.egress_allow.clone(), allow_private: config.egress_allow_private.clone() };
         let egress = egress::Client::new(policy, Arc::new(egress::SystemResolver));
-        let plugins = plugins(&config, &secrets, egress.clone()).await?;
+        let ingredients = Ingredients {
+            config: &config,
+            secrets: &secrets,
+            egress: egress.clone(),
+            store: &store,
+            clock: &clock,
+            bus: &bus,
+        };
+        let plugins = plugins(ingredients).await?;
         let identity = Identity::new(&config, &clock, &store, &egress).await?;
         let jobs = Jobs::new();
         let stopping = CancellationToken::new();
@@ -121,6 +129,7 @@ impl App {
     pub fn start(&self, work: bool) {
         self.bus.start(&self.stopping, &self.tasks);
         self.canvases.start();
+        self.plugins.start(&self.stopping, &self.tasks);
         if work {
             crate::jobs::start(self);
             crate::audit::start(self);

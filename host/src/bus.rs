@@ -64,6 +64,8 @@ pub enum Hint {
         /// Which organization.
         organization: OrganizationId,
     },
+    /// What is installed of plugins, or which version of one is in use, changed.
+    Plugins,
     /// Hints may have been missed: look at the database for everything you follow.
     Resync,
 }

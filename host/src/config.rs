@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use url::Url;
 
-use crate::sandbox::pattern::Pattern;
+use crate::{plugins::signature::PublicKey, sandbox::pattern::Pattern};
 
 /// What a setting is called and what it is for; the single list that the file, the environment, the flags and the
 /// documentation come from.
@@ -44,6 +44,13 @@ pub const SETTINGS: &[Setting] = &[
         help: "32 bytes in hexadecimal that encrypt secrets at rest; the same on every host (DATA_DIR/master.key)",
     },
     Setting { name: "audit_dir", help: "folder offered to plugins as `audit` (DATA_DIR/audit)" },
+    Setting { name: "plugins_dir", help: "folder of plugins (*.wasm, with *.wasm.sig) installed at each start (none)" },
+    Setting {
+        name: "plugins_trusted_keys",
+        help: "comma-separated keys, ed25519:… as `kaizen plugin keygen` prints them: only plugins signed with one of them, \
+               and those that come with the server, are installed and run (none: signatures are not asked for)",
+    },
+    Setting { name: "plugins_max_bytes", help: "bytes that an installed plugin may have (67108864)" },
     Setting {
         name: "job_lease_seconds",
         help: "how long a host that died keeps its jobs and sinks before another takes them over (30)",
@@ -79,6 +86,12 @@ pub struct Config {
     pub master_key: Option<secrecy::SecretString>,
     /// The folder offered to plugins as `audit`.
     pub audit_dir: PathBuf,
+    /// Components to install at the start.
+    pub plugins_dir: Option<PathBuf>,
+    /// Whose plugins may be installed; empty: anybody's.
+    pub plugins_trusted_keys: Vec<PublicKey>,
+    /// Bytes that an installed plugin may have.
+    pub plugins_max_bytes: usize,
     /// How long a job or an audit sink stays with the host that took it, unless renewed.
     pub job_lease: std::time::Duration,
     /// tracing's `EnvFilter`.
@@ -237,6 +250,17 @@ impl Config {
             _ => Err("expected 64 hexadecimal digits, e.g. from `openssl rand -hex 32`".to_owned()),
         })?;
         let audit_dir = layers.parse("audit_dir", data_dir.join("audit"), |text| Ok(PathBuf::from(text)))?;
+        let plugins_dir = layers.parse("plugins_dir", None, |text| match text {
+            "" => Ok(None),
+            text => Ok(Some(PathBuf::from(text))),
+        })?;
+        let plugins_trusted_keys = layers.parse("plugins_trusted_keys", Vec::new(), |text| {
+            list(text).map(|item| item.parse::<PublicKey>().map_err(|error| error.to_string())).collect()
+        })?;
+        let plugins_max_bytes = layers.parse("plugins_max_bytes", 64 << 20, |text| match text.parse() {
+            Ok(bytes @ 1024..=1_073_741_824) => Ok(bytes),
+            _ => Err("expected a whole number from 1024 to 1073741824".to_owned()),
+        })?;
         let database_connections = layers.parse("database_connections", 20, |text| match text.parse() {
             Ok(n @ 2..=1000) => Ok(n),
             _ => Err("expected a whole number from 2 to 1000".to_owned()),
@@ -267,6 +291,9 @@ impl Config {
             cors_origins,
             master_key,
             audit_dir,
+            plugins_dir,
+            plugins_trusted_keys,
+            plugins_max_bytes,
             job_lease,
             log,
             log_json,
@@ -293,27 +320,29 @@ fn read_file(layers: &mut Layers, path: &Path, text: &str) -> Result<(), ConfigE
             error.span().and_then(|span| text.get(..span.start)).map_or(0, |before| before.lines().count().max(1));
         fault(&source, format!("line {line}: {}", error.message()))
     })?;
+    read_table(layers, &source, "", table)
+}
+
+/// `[plugins] trusted_keys = …` is `plugins_trusted_keys`, and so are the others whose names begin alike.
+fn read_table(layers: &mut Layers, source: &str, prefix: &str, table: toml::Table) -> Result<(), ConfigError> {
     for (name, value) in table {
+        let name = format!("{prefix}{name}");
         let value = match value {
+            toml::Value::Table(table) if prefix.is_empty() => {
+                read_table(layers, source, &format!("{name}_"), table)?;
+                continue;
+            }
             toml::Value::String(text) => text,
             toml::Value::Integer(_) | toml::Value::Boolean(_) | toml::Value::Float(_) => value.to_string(),
             toml::Value::Array(items) => items
                 .iter()
                 .map(|item| item.as_str().map(str::to_owned))
                 .collect::<Option<Vec<_>>>()
-                .ok_or_else(|| fault(&source, format!("`{name}`: a list may hold strings only")))?
+                .ok_or_else(|| fault(source, format!("`{name}`: a list may hold strings only")))?
                 .join(","),
-            toml::Value::Table(_) => {
-                return Err(fault(
-                    &source,
-                    format!("`{name}`: there are no sections; settings stand at the top level"),
-                ));
-            }
-            toml::Value::Datetime(_) => {
-                return Err(fault(&source, format!("`{name}`: expected a string, a number or a list of strings")));
-            }
+            _ => return Err(fault(source, format!("`{name}`: expected a string, a number or a list of strings"))),
         };
-        layers.set(&name, value, source.clone())?;
+        layers.set(&name, value, source.to_owned())?;
     }
     Ok(())
 }
@@ -372,6 +401,8 @@ mod tests {
             ("KAIZEN_MASTER_KEY", "abc", "64 hexadecimal digits"),
             ("KAIZEN_DATABASE_CONNECTIONS", "0", "from 2 to 1000"),
             ("KAIZEN_LOG_FORMAT", "xml", "text or json"),
+            ("KAIZEN_PLUGINS_TRUSTED_KEYS", "ed25519:00", "64 hexadecimal digits"),
+            ("KAIZEN_PLUGINS_MAX_BYTES", "1", "from 1024"),
         ] {
             let error = load(&[(key, value)]).unwrap_err();
             assert!(error.starts_with(key) && error.contains(expected), "{error}");
@@ -396,6 +427,29 @@ mod tests {
         let config = Config::load(Some(&file), environment, flags).unwrap();
         assert_eq!((config.listen.port(), config.ops_listen.port()), (3, 2));
         assert_eq!(config.cors_origins, ["https://a.example", "https://b.example"]);
+    }
+
+    #[test]
+    fn a_table_of_the_file_is_the_beginning_of_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("kaizen.toml");
+        let key = format!("ed25519:{}", "ab".repeat(32));
+        std::fs::write(
+            &file,
+            format!("data_dir = \"/tmp/x\"\n[plugins]\ndir = \"/srv/plugins\"\ntrusted_keys = [\"{key}\"]\n"),
+        )
+        .unwrap();
+        let config = Config::load(Some(&file), [], []).unwrap();
+        assert_eq!(config.plugins_dir.as_deref(), Some(Path::new("/srv/plugins")));
+        assert_eq!(config.plugins_trusted_keys.iter().map(ToString::to_string).collect::<Vec<_>>(), [key]);
+        std::fs::write(&file, "[plugins]\nfolder = \"x\"\n[plugins.more]\n").unwrap();
+        assert!(
+            Config::load(Some(&file), [], []).unwrap_err().to_string().contains("unknown setting `plugins_folder`")
+        );
+        std::fs::write(&file, "[plugins.more]\na = 1\n").unwrap();
+        assert!(
+            Config::load(Some(&file), [], []).unwrap_err().to_string().contains("`plugins_more`: expected a string")
+        );
     }
 
     #[test]

@@ -32,8 +32,9 @@ use crate::{
     plugins::{self, Attempt, PluginError},
     secrets::SecretsError,
     store::{
+        Tx,
         connections::{self, Connection},
-        deployments,
+        deployments, plugins as stored,
     },
 };
 
@@ -121,11 +122,13 @@ pub async fn find(app: &App, caller: &Principal, kind: Kind, id: Uuid, action: A
 /// What the plugin makes of it, before it is stored: of an identity provider, whether it can say where to sign in.
 async fn try_out(app: &App, connection: &Connection, secrets: &BTreeMap<String, SecretString>) -> Result<()> {
     let (kind, config) = (connection.kind, &connection.config.0);
-    app.plugins.validate(kind, &connection.plugin, config, secrets).map_err(Problem::invalid)?;
+    let wanted = plugins::wanted(connection);
+    app.plugins.validate_as(kind, &connection.plugin, &wanted, config, secrets).map_err(Problem::invalid)?;
     if kind == Kind::IdentityProvider {
         let binding = plugins::Binding {
             connection_id: connection.id,
             plugin: connection.plugin.clone(),
+            wanted,
             config: config.clone(),
             secrets: secrets.clone(),
         };
@@ -138,6 +141,25 @@ async fn try_out(app: &App, connection: &Connection, secrets: &BTreeMap<String, 
         }
     }
     Ok(())
+}
+
+/// Decides which version the connection is to run; it is loaded then.
+async fn settle(app: &App, connection: &mut Connection, pin: Option<&str>) -> Result<()> {
+    let wanted = app.plugins.settle(connection.kind, &connection.plugin, pin).await.map_err(Problem::invalid)?;
+    (connection.plugin_version, connection.plugin_line) = (wanted.pin, wanted.line);
+    Ok(())
+}
+
+/// Holds that version until the transaction ends, so that it stays in use.
+async fn hold(app: &App, tx: &mut Tx, connection: &Connection) -> Result<()> {
+    let runs = app.plugins.version_of(connection.kind, &connection.plugin, &plugins::wanted(connection));
+    match runs {
+        Some(version) if !stored::hold(tx, connection.kind, &connection.plugin, &version).await? => {
+            let message = format!("version {version} was disabled or removed just now: choose another one");
+            Err(Problem::invalid(vec![Fault::new("/plugin_version", message)]))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn attempt(app: &App) -> Attempt {
@@ -155,6 +177,8 @@ async fn create(app: App, caller: Principal, kind: Kind, input: Input<NewConnect
         kind,
         name: new.name,
         plugin: new.plugin,
+        plugin_version: None,
+        plugin_line: None,
         config: Column(Value::Object(new.config)),
         secrets: Vec::new(),
         secret_names: Column(new.secrets.keys().cloned().collect()),
@@ -166,6 +190,7 @@ async fn create(app: App, caller: Principal, kind: Kind, input: Input<NewConnect
         revision: 1,
     };
     Problem::check(faults_of(&connection))?;
+    settle(&app, &mut connection, new.plugin_version.as_deref()).await?;
     try_out(&app, &connection, &new.secrets).await?;
     connection.secrets = plugins::seal(&app.secrets, &app.clock, organization, connection.id, &new.secrets)?;
     let mut tx = app.store.begin().await?;
@@ -173,6 +198,7 @@ async fn create(app: App, caller: Principal, kind: Kind, input: Input<NewConnect
         Claimed::Fresh(once) => once,
         Claimed::Answered(response) => return Ok(response),
     };
+    hold(&app, &mut tx, &connection).await?;
     connections::insert(&mut tx, &connection).await?;
     let shown = Shown::of(&connection);
     let response = once.created(&mut tx, &shown, connection.revision).await?;
@@ -211,6 +237,9 @@ async fn update(
     after.active = patch.active.unwrap_or(after.active);
     after.environment = patch.environment.or(after.environment);
     after.labels.0 = patch.labels.unwrap_or(after.labels.0);
+    if let Some(pin) = &patch.plugin_version {
+        settle(&app, &mut after, pin.as_deref()).await?;
+    }
     merge(&mut after.config.0, Value::Object(patch.config.unwrap_or_default()));
     let changed = patch.secrets.unwrap_or_default();
     let mut secrets = stored.clone();
@@ -222,13 +251,17 @@ async fn update(
     }
     let supplied = |name: &str| changed.contains_key(name);
     let mut faults = faults_of(&after);
-    let (plugin, from, to) = (&after.plugin, &before.config.0, &after.config.0);
-    faults.extend(app.plugins.redirected(kind, plugin, from, to, &stored, supplied));
+    let (runs, will_run) = (plugins::wanted(&before), plugins::wanted(&after));
+    let (from, to) = ((&before.config.0, &runs), (&after.config.0, &will_run));
+    faults.extend(app.plugins.redirected(kind, &after.plugin, from, to, &stored, supplied));
     Problem::check(faults)?;
     try_out(&app, &after, &secrets).await?;
     after.secrets = plugins::seal(&app.secrets, &app.clock, caller.organization_id, id, &secrets)?;
     after.secret_names.0 = secrets.keys().cloned().collect();
     let mut tx = app.store.begin().await?;
+    if patch.plugin_version.is_some() {
+        hold(&app, &mut tx, &after).await?;
+    }
     let after = connections::update(&mut tx, &after).await?;
     let shown = Shown::of(&after);
     let names: Vec<&String> = changed.keys().collect();

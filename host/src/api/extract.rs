@@ -103,7 +103,7 @@ fn json_only(headers: &HeaderMap) -> Result<()> {
 
 /// Bytes beyond [`BODY`] that are still read, and dropped: a client in the middle of sending would otherwise find the
 /// connection closed, and never read why.
-const DRAINED: usize = 8 * BODY;
+pub(super) const DRAINED: usize = 8 * BODY;
 
 async fn read(mut body: Body) -> Result<Bytes> {
     let (mut bytes, mut length) = (BytesMut::new(), 0);
@@ -162,7 +162,13 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
     })
 }
 
-fn idempotency_key(headers: &HeaderMap, method: &Method, path: &str, body: &[u8]) -> Result<Option<IdempotencyKey>> {
+/// The `Idempotency-Key` of a request with this body, if one was sent.
+pub(super) fn idempotency_key(
+    headers: &HeaderMap,
+    method: &Method,
+    path: &str,
+    body: &[u8],
+) -> Result<Option<IdempotencyKey>> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     let key = value.to_str().unwrap_or_default().trim_matches('"');
     if key.is_empty() || key.len() > 255 {

@@ -24,6 +24,8 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Until the answer begins; what streams afterwards has limits of its own.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
+/// For a plugin to arrive and to be compiled: some have tens of megabytes.
+const UPLOAD_TIME_LIMIT: Duration = Duration::from_secs(300);
 
 /// The one middleware of ours.
 pub async fn outermost(State(app): State<App>, request: Request, next: Next) -> Response {
@@ -33,14 +35,16 @@ pub async fn outermost(State(app): State<App>, request: Request, next: Next) -> 
     // The pattern, not the path: ids would make a time series each.
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    let uploads = method == Method::POST && route == super::plugin_upload::PATH;
+    let time_limit = if uploads { UPLOAD_TIME_LIMIT } else { TIME_LIMIT };
     let span = tracing::info_span!("api.request", request_id = %id, %method, route, organization = field::Empty, user = field::Empty);
     let answer = async {
-        match tokio::time::timeout(TIME_LIMIT, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
+        match tokio::time::timeout(time_limit, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
             Ok(Ok(response)) => response,
             Ok(Err(panic)) => Problem::internal(format!("panic: {}", message(&*panic))).into_response(),
             Err(_) => {
                 let detail =
-                    format!("No answer within {} seconds; what was begun was rolled back.", TIME_LIMIT.as_secs());
+                    format!("No answer within {} seconds; what was begun was rolled back.", time_limit.as_secs());
                 Problem::new(ProblemType::Timeout, detail).into_response()
             }
         }

@@ -18,6 +18,8 @@ pub mod middleware;
 pub mod openapi;
 pub mod organizations;
 pub mod page;
+pub mod plugin_changes;
+pub mod plugin_upload;
 pub mod plugins;
 pub mod policies;
 pub mod problem;
@@ -52,6 +54,8 @@ fn routes() -> OpenApiRouter<App> {
         .merge(audit::router())
         .merge(connections::router())
         .merge(plugins::router())
+        .merge(plugin_upload::router())
+        .merge(plugin_changes::router())
 }
 
 /// The whole API with its document, its page and its middleware, ready to serve.

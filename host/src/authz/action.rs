@@ -83,4 +83,7 @@ actions! {
     PolicyDelete "policy.delete"
     AuditRead "audit.read"
     PluginRead "plugin.read"
+    PluginCreate "plugin.create"
+    PluginActivate "plugin.activate"
+    PluginDelete "plugin.delete"
 }

@@ -158,7 +158,7 @@ impl Canvases {
                 concerned.filter_map(nudge).for_each(|nudge| nudge.distrust());
             }
             Hint::Resync => rooms.values().filter_map(nudge).for_each(|nudge| nudge.distrust()),
-            Hint::Job | Hint::Deployment { .. } | Hint::Audit { .. } => {}
+            Hint::Job | Hint::Deployment { .. } | Hint::Audit { .. } | Hint::Plugins => {}
         }
     }
 

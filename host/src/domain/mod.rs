@@ -9,6 +9,7 @@ pub mod email;
 pub mod fault;
 pub mod id;
 pub mod job;
+pub mod plugin;
 pub mod policy;
 pub mod principal;
 pub mod role;

@@ -17,9 +17,8 @@ use crate::{
         job::{Job, JobKind, Payload},
     },
     on,
-    plugins::Plugins,
-    sandbox::{cache::Cache, egress},
-    secrets::Secrets,
+    plugins::{Ingredients, Plugins},
+    sandbox::cache::Cache,
     store::{self, Store, Tx},
 };
 
@@ -77,9 +76,9 @@ impl Fixture {
             set("job_lease_seconds", "1"),
         ];
         let config = Config::load(None::<&Path>, [], settings).unwrap();
-        let plugins = async |config: &Config, secrets: &Secrets, egress: egress::Client| {
-            let cache = Cache::new(config.data_dir.join("compiled"), &secrets.derive("tests"));
-            Plugins::install(Vec::new(), cache, egress, BTreeMap::new()).await
+        let plugins = async |from: Ingredients<'_>| {
+            let cache = Cache::new(from.config.data_dir.join("compiled"), &from.secrets.derive("tests"));
+            Plugins::install(Vec::new(), cache, from.egress, BTreeMap::new()).await
         };
         App::with(config, Clock::system(), plugins).await.unwrap()
     }

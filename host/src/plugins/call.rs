@@ -83,10 +83,12 @@ impl Plugins {
         F: FnOnce(Exports, wit::Call, Store<State>) -> Fut + Send,
         Fut: Future<Output = Called<R>> + Send,
     {
-        let plugin = self.find(call.kind, &call.binding.plugin).map_err(PluginError::Config)?;
+        let plugin = self.running(call.kind, &call.binding.plugin, &call.binding.wanted).await?;
         let started = Instant::now();
-        let export = call.export;
-        let result = self.attempt(plugin, call, body).await;
+        let (export, connection) = (call.export, call.binding.connection_id);
+        let result = self.attempt(&plugin, call, body).await;
+        let key = (plugin.kind, plugin.manifest.name.clone(), plugin.manifest.version.clone());
+        self.0.health.record(key, connection, export, result.as_ref().err(), self.0.clock.now());
         let outcome = result.as_ref().err().map_or("ok", PluginError::outcome);
         let name = plugin.manifest.name.clone();
         counter!("kaizen_plugin_calls_total", "plugin" => name.clone(), "export" => export, "outcome" => outcome)

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use serde_json::Value;
 use url::Url;
 
-use super::{Manifest, Plugins};
+use super::{Manifest, Plugins, Wanted};
 use crate::{
     domain::{connection::Kind, fault::Fault},
     sandbox::grants::{Capability, Template},
@@ -31,28 +31,37 @@ fn resolved<'a>(templates: impl Iterator<Item = &'a Template>, config: &Value) -
     templates.filter_map(|template| template.resolve(config).ok()?).map(|pattern| pattern.to_string()).collect()
 }
 
+/// Where one secret can go.
+fn reach(manifest: &Manifest, secret: &str, config: &Value) -> BTreeSet<String> {
+    match manifest.slots.iter().find(|slot| slot.name == secret) {
+        None => BTreeSet::new(),
+        Some(slot) if slot.hosts.is_empty() => everywhere(manifest, config),
+        Some(slot) => resolved(slot.hosts.iter(), config),
+    }
+}
+
 impl Plugins {
-    /// Secrets that a change of the configuration would send to where they did not go before, and that do not come with
-    /// the change: each a fault at `/secrets/NAME`.
+    /// Secrets that a change of the configuration or of the version would send to where they did not go before, and that
+    /// do not come with the change: each a fault at `/secrets/NAME`.
     pub fn redirected(
         &self,
         kind: Kind,
         plugin: &str,
-        before: &Value,
-        after: &Value,
+        (before, as_before): (&Value, &Wanted),
+        (after, as_after): (&Value, &Wanted),
         stored: &BTreeMap<String, SecretString>,
         supplied: impl Fn(&str) -> bool,
     ) -> Vec<Fault> {
-        let Ok(plugin) = self.find(kind, plugin) else { return Vec::new() };
-        let manifest = &plugin.manifest;
-        let kept = manifest.slots.iter().filter(|slot| stored.contains_key(&slot.name) && !supplied(&slot.name));
+        let registry = self.0.registry.load();
+        // What does not run has sent nothing anywhere; what is to run was found before.
+        let old = registry.find(kind, plugin, as_before).ok();
+        let Ok(new) = registry.find(kind, plugin, as_after) else { return Vec::new() };
+        let slots = new.manifest.slots.iter();
+        let kept = slots.filter(|slot| stored.contains_key(&slot.name) && !supplied(&slot.name));
         kept.filter_map(|slot| {
-            let reach = |config: &Value| match slot.hosts.as_slice() {
-                [] => everywhere(manifest, config),
-                hosts => resolved(hosts.iter(), config),
-            };
-            let known = reach(before);
-            let new: Vec<String> = reach(after).into_iter().filter(|place| !known.contains(place)).collect();
+            let known = old.as_ref().map(|old| reach(&old.manifest, &slot.name, before)).unwrap_or_default();
+            let new = reach(&new.manifest, &slot.name, after);
+            let new: Vec<String> = new.into_iter().filter(|place| !known.contains(place)).collect();
             let message = format!(
                 "send it again: the new configuration takes it to {}, where it did not go before",
                 new.join(", ")

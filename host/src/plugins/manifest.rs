@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
@@ -237,9 +237,9 @@ fn capabilities(said: &[guest::Capability], slots: &[SecretSlot]) -> Result<Vec<
         .collect()
 }
 
-/// A plugin as the API shows it.
-#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
-#[schema(as = Plugin)]
+/// A manifest as the API shows it, and as it is stored with its version.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = PluginManifest)]
 pub struct ManifestView {
     /// What it is for.
     pub kind: Kind,
@@ -261,7 +261,7 @@ pub struct ManifestView {
 }
 
 /// A secret as the API shows it: never a value.
-#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SecretView {
     /// Its name.
     pub name: String,
@@ -272,11 +272,11 @@ pub struct SecretView {
 }
 
 /// A capability as the API shows it.
-#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CapabilityView {
     /// `http`, `tcp`, `directory` or `reveal_secret`.
     #[serde(rename = "type")]
-    pub kind: &'static str,
+    pub kind: String,
     /// The places, the folder or the secret.
     pub value: String,
 }
@@ -289,7 +289,7 @@ impl CapabilityView {
             Capability::Directory(name) => ("directory", name.as_str()),
             Capability::RevealSecret(name) => ("reveal_secret", name.as_str()),
         };
-        Self { kind, value: value.to_owned() }
+        Self { kind: kind.to_owned(), value: value.to_owned() }
     }
 }
 

@@ -1,13 +1,22 @@
 //! Plugins and their typed calls: identity providers, deployment targets, audit sinks.
 //!
-//! The bundled ones are part of the binary. Each is compiled once, kept compiled in the data folder, and describes itself
-//! at every start.
+//! A plugin is a component of some version. The bundled ones are part of the binary; others are uploaded, or lie in
+//! `plugins_dir`. All of them are in the database, by digest ([`library`]), so that every host runs the same; each is
+//! compiled once and kept compiled in the data folder. What runs on this host is in its [`registry`], which is replaced
+//! as a whole when something changes ([`install`]).
 
 mod call;
 mod calls;
+pub mod changes;
+pub mod check;
 mod destinations;
+pub mod health;
+pub mod install;
 pub mod kit;
+mod library;
 mod manifest;
+mod registry;
+pub mod signature;
 mod types;
 
 use std::{
@@ -17,19 +26,23 @@ use std::{
     time::Instant,
 };
 
+use arc_swap::ArcSwap;
+use bytes::Bytes;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
-use wasmtime::component::Component;
 
+pub use changes::Changes;
+pub use library::{Candidate, Ingredients};
 pub use manifest::{ACCESS_TOKEN, CapabilityView, Manifest, ManifestError, ManifestView, SecretView};
+pub use registry::Wanted;
 pub use types::{
     Attempt, Binding, IdentityGrant, PluginError, Progress, Protocol, ProviderIdentity, Registration, Release,
     TargetState,
 };
 
+use self::{health::Health, library::Library, registry::Registry};
 use crate::{
     clock::Clock,
-    config::Config,
     domain::{connection::Kind, fault::Fault, id::OrganizationId},
     sandbox::{
         self, Guest, Sandbox,
@@ -42,7 +55,7 @@ use crate::{
         state::State,
     },
     secrets::{Secrets, SecretsError},
-    store,
+    store::{self, StoreError},
 };
 
 mod bundled {
@@ -56,12 +69,21 @@ pub struct Plugins(Arc<Inner>);
 
 struct Inner {
     sandbox: Sandbox,
-    installed: BTreeMap<(Kind, String), Plugin>,
+    /// What is in use; taken whole by each call.
+    registry: ArcSwap<Registry>,
     /// Folders offered to plugins, by name; each connection gets one of its own inside.
     folders: BTreeMap<String, PathBuf>,
+    health: Health,
+    clock: Clock,
+    /// Where versions are kept; without it, only what was given at the start is there.
+    library: Option<Library>,
 }
 
+/// One version of a plugin, ready to be called.
 struct Plugin {
+    kind: Kind,
+    /// SHA-256 of the component, hexadecimal.
+    digest: String,
     manifest: Manifest,
     guest: Guest,
     exports: Exports,
@@ -94,12 +116,44 @@ pub enum InstallError {
         /// What is wrong.
         error: ManifestError,
     },
+    /// Who vouches for it.
+    #[error("plugin {name}: {error}")]
+    Signature {
+        /// Where it came from.
+        name: String,
+        /// What is wrong.
+        error: signature::SignatureError,
+    },
+    /// What is kept of it.
+    #[error("plugin {name}: {why}")]
+    Kept {
+        /// Which version of which plugin.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
     /// Two of one name.
     #[error("plugin {0}: there is one of this kind and name already")]
     Twice(String),
     /// The machine.
     #[error("the sandbox cannot start: {0}")]
     Engine(wasmtime::Error),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl InstallError {
+    /// What is wrong, without where it came from.
+    pub fn why(&self) -> String {
+        match self {
+            InstallError::Load { error, .. } => error.to_string(),
+            InstallError::Manifest { error, .. } => error.to_string(),
+            InstallError::Signature { error, .. } => error.to_string(),
+            InstallError::Kept { why, .. } => why.clone(),
+            other => other.to_string(),
+        }
+    }
 }
 
 /// A plugin before it is loaded: kind, where it came from, bytes.
@@ -111,17 +165,7 @@ pub fn bundled() -> impl Iterator<Item = Artifact> {
 }
 
 impl Plugins {
-    /// Loads the bundled plugins.
-    ///
-    /// # Errors
-    /// If one does not load.
-    pub async fn load(config: &Config, secrets: &Secrets, egress: egress::Client) -> Result<Self, InstallError> {
-        let cache = Cache::new(config.data_dir.join("compiled"), &secrets.derive("kaizen.compiled-plugins.v1"));
-        let folders = BTreeMap::from([("audit".to_owned(), config.audit_dir.clone())]);
-        Self::install(bundled().collect(), cache, egress, folders).await
-    }
-
-    /// Loads these plugins, in parallel.
+    /// Loads these plugins and no others, in parallel: without a database, where nothing can be installed.
     ///
     /// # Errors
     /// If one does not load.
@@ -144,63 +188,76 @@ impl Plugins {
         artifacts: Vec<Artifact>,
         folders: BTreeMap<String, PathBuf>,
     ) -> Result<Self, InstallError> {
+        Self::assemble(sandbox, artifacts, folders, Clock::system(), None).await
+    }
+
+    async fn assemble(
+        sandbox: Sandbox,
+        artifacts: Vec<Artifact>,
+        folders: BTreeMap<String, PathBuf>,
+        clock: Clock,
+        library: Option<Library>,
+    ) -> Result<Self, InstallError> {
         let started = Instant::now();
-        let compiling: Vec<_> = artifacts
+        let loading: Vec<_> = artifacts
             .into_iter()
             .map(|(kind, name, wasm)| {
-                let sandbox = sandbox.clone();
-                (kind, name, tokio::task::spawn_blocking(move || sandbox.compile(wasm)))
+                let (sandbox, origin) = (sandbox.clone(), format!("{}/{name}", kind.as_str()));
+                let task = {
+                    let origin = origin.clone();
+                    async move { check::load(&sandbox, &origin, Some(kind), Bytes::from_static(wasm)).await }
+                };
+                (origin, tokio::spawn(task))
             })
             .collect();
-        let mut installed = BTreeMap::new();
-        for (kind, name, compiled) in compiling {
-            let failed = |error| InstallError::Load { name: format!("{}/{name}", kind.as_str()), error };
-            let component = match compiled.await {
-                Ok(component) => component.map_err(failed)?,
-                Err(error) => return Err(failed(sandbox::LoadError::Component(error.to_string()))),
-            };
-            let plugin = Self::one(&sandbox, kind, name, &component).await?;
-            if installed.insert((kind, plugin.manifest.name.clone()), plugin).is_some() {
-                return Err(InstallError::Twice(format!("{}/{name}", kind.as_str())));
+        let mut registry = Registry::default();
+        let mut count = 0;
+        for (origin, loaded) in loading {
+            let plugin = loaded.await.map_err(|error| InstallError::Load {
+                name: origin.clone(),
+                error: sandbox::LoadError::Component(error.to_string()),
+            })??;
+            if !registry.add(Arc::new(plugin)) {
+                return Err(InstallError::Twice(origin));
             }
+            count += 1;
         }
-        tracing::debug!(plugins = installed.len(), milliseconds = started.elapsed().as_millis(), "plugins loaded");
-        Ok(Self(Arc::new(Inner { sandbox, installed, folders })))
+        tracing::debug!(plugins = count, milliseconds = started.elapsed().as_millis(), "plugins loaded");
+        let registry = ArcSwap::from_pointee(registry);
+        Ok(Self(Arc::new(Inner { sandbox, registry, folders, health: Health::default(), clock, library })))
     }
 
-    async fn one(sandbox: &Sandbox, kind: Kind, name: &str, component: &Component) -> Result<Plugin, InstallError> {
-        let origin = || format!("{}/{name}", kind.as_str());
-        let failed = |error| InstallError::Load { name: origin(), error };
-        let guest = sandbox.load(name, component).await.map_err(failed)?;
-        let manifest =
-            Manifest::check(&guest.manifest).map_err(|error| InstallError::Manifest { name: origin(), error })?;
-        let pre = guest.pre.clone();
-        let exports = match kind {
-            Kind::IdentityProvider => IdentityProviderPre::new(pre).map(Exports::IdentityProvider),
-            Kind::DeploymentTarget => DeploymentTargetPre::new(pre).map(Exports::DeploymentTarget),
-            Kind::AuditSink => AuditSinkPre::new(pre).map(Exports::AuditSink),
-        };
-        let exports = exports.map_err(|error| failed(sandbox::LoadError::World(error.root_cause().to_string())))?;
-        Ok(Plugin { manifest, guest, exports })
-    }
-
-    /// All of them, by kind and name.
+    /// What new connections can use, by kind and name.
     pub fn manifests(&self) -> Vec<ManifestView> {
-        self.0.installed.iter().map(|((kind, _), plugin)| plugin.manifest.view(*kind)).collect()
+        self.0.registry.load().active().map(|plugin| plugin.manifest.view(plugin.kind)).collect()
     }
 
-    fn find(&self, kind: Kind, name: &str) -> Result<&Plugin, String> {
-        self.0.installed.get(&(kind, name.to_owned())).ok_or_else(|| {
-            let of_kind = self.0.installed.keys().filter(|(k, _)| *k == kind).map(|(_, name)| name.as_str());
-            let known = of_kind.collect::<Vec<_>>().join(", ");
-            format!("there is no plugin `{name}` for {}s here; installed: {known}", kind.noun())
-        })
+    /// How the plugins of this host are doing.
+    pub fn health(&self) -> &Health {
+        &self.0.health
     }
 
-    /// Whether a connection can work, before it is stored: plugin, configuration and secrets.
+    /// Why a version does not load on this host, if it does not.
+    pub fn failure(&self, kind: Kind, name: &str, version: &str) -> Option<String> {
+        self.0.registry.load().failure(kind, name, version)
+    }
+
+    /// Which version a connection runs on this host.
+    pub fn version_of(&self, kind: Kind, name: &str, wanted: &Wanted) -> Option<String> {
+        let found = self.0.registry.load().find(kind, name, wanted);
+        found.ok().map(|plugin| plugin.manifest.version.clone())
+    }
+
+    /// The active version of a plugin.
+    #[cfg(test)]
+    fn find(&self, kind: Kind, name: &str) -> Result<Arc<Plugin>, String> {
+        self.0.registry.load().find(kind, name, &Wanted::default()).map_err(|missing| missing.to_string())
+    }
+
+    /// As [`Plugins::validate_as`], for the active version.
     ///
     /// # Errors
-    /// Each fault, by JSON pointer into the body of a request: `/plugin`, `/config/…`, `/secrets/…`.
+    /// As there.
     pub fn validate(
         &self,
         kind: Kind,
@@ -208,7 +265,23 @@ impl Plugins {
         config: &Value,
         secrets: &BTreeMap<String, SecretString>,
     ) -> Result<(), Vec<Fault>> {
-        let plugin = self.find(kind, plugin).map_err(|message| vec![Fault::new("/plugin", message)])?;
+        self.validate_as(kind, plugin, &Wanted::default(), config, secrets)
+    }
+
+    /// Whether a connection can work, before it is stored: plugin, configuration and secrets.
+    ///
+    /// # Errors
+    /// Each fault, by JSON pointer into the body of a request: `/plugin`, `/config/…`, `/secrets/…`.
+    pub fn validate_as(
+        &self,
+        kind: Kind,
+        plugin: &str,
+        wanted: &Wanted,
+        config: &Value,
+        secrets: &BTreeMap<String, SecretString>,
+    ) -> Result<(), Vec<Fault>> {
+        let found = self.0.registry.load().find(kind, plugin, wanted);
+        let plugin = found.map_err(|missing| vec![Fault::new("/plugin", missing.to_string())])?;
         let names: Vec<&str> = secrets.keys().map(String::as_str).collect();
         let value = |name: &str| secrets.get(name).map(|value| value.expose_secret());
         let mut faults = plugin.manifest.validate(kind, config, value, &names);
@@ -272,9 +345,15 @@ pub fn bind(keys: &Secrets, connection: &store::connections::Connection) -> Resu
     Ok(Binding {
         connection_id: connection.id,
         plugin: connection.plugin.clone(),
+        wanted: wanted(connection),
         config: connection.config.0.clone(),
         secrets: unseal(keys, connection)?,
     })
+}
+
+/// Which version a stored connection runs.
+pub fn wanted(connection: &store::connections::Connection) -> Wanted {
+    Wanted { pin: connection.plugin_version.clone(), line: connection.plugin_line.clone() }
 }
 
 #[cfg(test)]

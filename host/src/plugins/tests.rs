@@ -31,6 +31,7 @@ fn binding(plugin: &str, config: Value, secrets: &[(&str, &str)]) -> Binding {
     Binding {
         connection_id: uuid::Uuid::from_u128(7),
         plugin: plugin.into(),
+        wanted: Wanted::default(),
         config,
         secrets: secrets.iter().map(|(name, value)| ((*name).to_owned(), SecretString::from(*value))).collect(),
     }
@@ -208,6 +209,8 @@ async fn secrets_of_a_row_open_for_that_row_only() {
         kind: Kind::AuditSink,
         name: "n".into(),
         plugin: "webhook".into(),
+        plugin_version: None,
+        plugin_line: Some("0.1".into()),
         config: sqlx::types::Json(json!({})),
         secrets: sealed.clone(),
         secret_names: sqlx::types::Json(vec![]),
@@ -239,7 +242,8 @@ async fn a_change_that_takes_a_secret_elsewhere_needs_the_secret_again() {
         let config = |url: &str| json!({ property: url, "client_id": "c" });
         let (before, stored) = (config("https://a.example/x"), stored(secret));
         let faults = |after: &str, supplied: bool| {
-            plugins.redirected(kind, plugin, &before, &config(after), &stored, |_| supplied)
+            let any = Wanted::default();
+            plugins.redirected(kind, plugin, (&before, &any), (&config(after), &any), &stored, |_| supplied)
         };
         assert!(faults("https://a.example/other", false).is_empty(), "{plugin}: same host");
         assert!(faults("https://evil.example/", true).is_empty(), "{plugin}: sent again");

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::Wanted;
 pub use crate::sandbox::context::Progress;
 
 /// A connection, ready to be called: its configuration and its secrets in the clear.
@@ -16,6 +17,8 @@ pub struct Binding {
     pub connection_id: Uuid,
     /// The plugin's name, among those of its kind.
     pub plugin: String,
+    /// Which version of it.
+    pub wanted: Wanted,
     /// Valid against the plugin's schema.
     pub config: Value,
     /// By name.

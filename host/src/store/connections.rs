@@ -26,6 +26,10 @@ pub struct Connection {
     pub name: String,
     /// The plugin that speaks to the far side.
     pub plugin: String,
+    /// The version that it runs whatever is active; see `plugins::Wanted`.
+    pub plugin_version: Option<String>,
+    /// Otherwise, what the version that it runs is compatible with.
+    pub plugin_line: Option<String>,
     /// Valid against the plugin's schema.
     pub config: Json<Value>,
     /// Sealed for this row; see `plugins::bind`.
@@ -50,8 +54,8 @@ macro_rules! columns {
     ($before:literal, $after:literal) => {
         concat!(
             $before,
-            " id, organization_id, kind, name, plugin, config, secrets, secret_names, environment, labels, active,
-              created_at, updated_at, revision ",
+            " id, organization_id, kind, name, plugin, plugin_version, plugin_line, config, secrets, secret_names,
+              environment, labels, active, created_at, updated_at, revision ",
             $after
         )
     };
@@ -64,8 +68,8 @@ macro_rules! columns {
 pub async fn insert(tx: &mut Tx, connection: &Connection) -> Result<(), StoreError> {
     let sql =
         "INSERT INTO connections (id, organization_id, kind, name, plugin, config, secrets, secret_names, environment,
-                                        labels, active, created_at, updated_at, revision)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, 1)";
+                                        labels, active, created_at, updated_at, revision, plugin_version, plugin_line)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, 1, $13, $14)";
     on!(tx, |c| sqlx::query(sql)
         .bind(connection.id)
         .bind(connection.organization_id)
@@ -79,6 +83,8 @@ pub async fn insert(tx: &mut Tx, connection: &Connection) -> Result<(), StoreErr
         .bind(&connection.labels)
         .bind(connection.active)
         .bind(connection.created_at)
+        .bind(&connection.plugin_version)
+        .bind(&connection.plugin_line)
         .execute(c)
         .await
         .map(drop))?;
@@ -134,7 +140,7 @@ pub async fn list(
 pub async fn update(tx: &mut Tx, connection: &Connection) -> Result<Connection, StoreError> {
     let sql = columns!(
         "UPDATE connections SET name = $4, config = $5, secrets = $6, secret_names = $7, environment = $8, labels = $9,
-                active = $10, updated_at = $11, revision = revision + 1
+                active = $10, updated_at = $11, plugin_version = $12, plugin_line = $13, revision = revision + 1
          WHERE organization_id = $1 AND id = $2 AND revision = $3 RETURNING",
         ""
     );
@@ -150,6 +156,8 @@ pub async fn update(tx: &mut Tx, connection: &Connection) -> Result<Connection, 
         .bind(&connection.labels)
         .bind(connection.active)
         .bind(connection.updated_at)
+        .bind(&connection.plugin_version)
+        .bind(&connection.plugin_line)
         .fetch_optional(c)
         .await)?;
     updated.ok_or(StoreError::Stale)
@@ -171,4 +179,18 @@ pub async fn delete(tx: &mut Tx, connection: &Connection) -> Result<(), StoreErr
             .rows_affected()
     });
     if deleted == 1 { Ok(()) } else { Err(StoreError::Stale) }
+}
+
+/// The connections of an organization that use a plugin.
+///
+/// # Errors
+/// As the database says.
+pub async fn ids_of_plugin(
+    c: &mut impl Conn,
+    organization: OrganizationId,
+    kind: Kind,
+    plugin: &str,
+) -> Result<Vec<Uuid>, StoreError> {
+    let sql = "SELECT id FROM connections WHERE organization_id = $1 AND kind = $2 AND plugin = $3";
+    Ok(on!(c, |c| sqlx::query_scalar(sql).bind(organization).bind(kind).bind(plugin).fetch_all(c).await)?)
 }

@@ -15,6 +15,7 @@ pub mod idempotency;
 pub mod jobs;
 pub mod memberships;
 pub mod organizations;
+pub mod plugins;
 pub mod policies;
 mod pool;
 pub mod sessions;

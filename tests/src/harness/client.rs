@@ -89,6 +89,33 @@ impl Client {
         self.request(Method::DELETE, path, None, &[]).await
     }
 
+    /// Sends parts as `multipart/form-data`, each a name and bytes.
+    pub async fn multipart(&self, path: &str, parts: &[(&str, &[u8])], headers: Headers<'_>) -> Answer {
+        const BOUNDARY: &str = "----kztest-boundary-7d1f";
+        let mut body = Vec::new();
+        for (name, bytes) in parts {
+            let head = format!(
+                "--{BOUNDARY}\r\ncontent-disposition: form-data; name=\"{name}\"; filename=\"{name}\"\r\n\
+                 content-type: application/octet-stream\r\n\r\n"
+            );
+            body.extend_from_slice(head.as_bytes());
+            body.extend_from_slice(bytes);
+            body.extend_from_slice(b"\r\n");
+        }
+        body.extend_from_slice(format!("--{BOUNDARY}--\r\n").as_bytes());
+        let mut request = self.http.post(format!("{}{path}", self.base)).body(body);
+        request = request.header(CONTENT_TYPE, format!("multipart/form-data; boundary={BOUNDARY}"));
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let what = format!("POST {path} (multipart)");
+        let response = request.send().await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        Answer::read(what, response).await
+    }
+
     /// Creates something and returns it.
     pub async fn create(&self, path: &str, body: Value) -> Value {
         self.post(path, body).await.ok(201)

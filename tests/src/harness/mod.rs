@@ -1,6 +1,7 @@
 //! What the tests are written with: servers of ours, stand-ins for the far sides, and clients.
 
 mod canvas;
+mod chameleon;
 mod client;
 mod database;
 mod gateway;
@@ -18,6 +19,7 @@ mod wait;
 mod world;
 
 pub use canvas::{Canvas, node};
+pub use chameleon::Chameleon;
 pub use client::{Answer, Client};
 pub use database::{Backend, Database, Direct};
 pub use gateway::{Gateway, KEY};

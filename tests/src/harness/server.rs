@@ -182,13 +182,23 @@ impl Setup {
 
     /// The same with flags behind `serve`.
     pub async fn start_with(self: &Arc<Self>, flags: &[&str]) -> Server {
+        self.launch(flags, &[]).await
+    }
+
+    /// On a port of its own, with other settings than the ones before.
+    pub async fn start_beside_with(self: &Arc<Self>, settings: &[(&str, &str)]) -> Server {
+        self.launch(&["--listen", "127.0.0.1:0"], settings).await
+    }
+
+    async fn launch(self: &Arc<Self>, flags: &[&str], settings: &[(&str, &str)]) -> Server {
         let log = self.dir.path().join(format!("server-{}.log", self.starts.fetch_add(1, Ordering::Relaxed)));
         let stderr = std::fs::File::create(&log).expect("a log");
         let mut args = vec!["serve"];
         args.extend_from_slice(flags);
         let stdout = stderr.try_clone().expect("a log");
-        let child =
-            self.command(&args).stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn().expect("kaizen starts");
+        let mut command = self.command(&args);
+        command.envs(settings.iter().copied()).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        let child = command.spawn().expect("kaizen starts");
         let mut server = Server { child, url: String::new(), ops: String::new(), log, _setup: self.clone() };
         let (url, ops) = server.announced(!flags.contains(&"worker")).await;
         (server.url, server.ops) = (url, ops);

@@ -54,8 +54,18 @@ impl World {
 
     /// A new organization, by the command of the operator's.
     pub async fn tenant(&self, name: &str) -> Tenant {
+        self.organization(name, &[]).await
+    }
+
+    /// The operator's own organization: its owner is a platform administrator.
+    pub async fn operator(&self) -> Tenant {
+        self.organization("operator", &["--platform-administrator"]).await
+    }
+
+    async fn organization(&self, name: &str, flags: &[&str]) -> Tenant {
         let email = format!("owner@{name}.test");
-        let args = ["admin", "create-organization", "--name", name, "--owner", &email, "--password-stdin"];
+        let mut args = vec!["admin", "create-organization", "--name", name, "--owner", &email, "--password-stdin"];
+        args.extend_from_slice(flags);
         let made = self.setup.run(&args, &format!("{PASSWORD}\n")).await.json();
         let text = |name: &str| made[name].as_str().unwrap_or_else(|| panic!("{name}: {made}")).to_owned();
         let client = self.client().login(&email, PASSWORD).await;

@@ -22,6 +22,9 @@ pub struct NewConnection {
     pub(super) name: String,
     /// One of `/api/v1/plugins`, of the right kind.
     pub(super) plugin: String,
+    /// The version to run whatever is active, one that is enabled; null: the one that is active now, and later what is
+    /// active and compatible with it.
+    pub(super) plugin_version: Option<String>,
     /// As the plugin's `config_schema` says.
     #[serde(default)]
     pub(super) config: Map<String, Value>,
@@ -48,6 +51,10 @@ fn yes() -> bool {
 #[serde(deny_unknown_fields)]
 pub struct ConnectionChange {
     pub(super) name: Option<String>,
+    /// The version to run from now on; null: the one that is active now, and later what is compatible with it.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<String>)]
+    pub(super) plugin_version: Option<Option<String>>,
     /// Merged into the configuration (RFC 7396): null removes a property.
     pub(super) config: Option<Map<String, Value>>,
     /// Merged into the secrets: null removes one. Where the new configuration takes a secret to another host than before,
@@ -60,6 +67,11 @@ pub struct ConnectionChange {
     pub(super) labels: Option<BTreeMap<String, String>>,
 }
 
+/// A property that is there, also where it is null.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
 /// A connection as shown.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = Connection)]
@@ -68,6 +80,11 @@ pub struct Shown {
     organization_id: OrganizationId,
     name: String,
     plugin: String,
+    /// The version that it runs whatever is active; null if it follows.
+    plugin_version: Option<String>,
+    /// What the active version has to be compatible with for this connection to run it, e.g. `^1`; null if it names a
+    /// version.
+    plugin_follows: Option<String>,
     #[schema(value_type = Object)]
     config: Value,
     /// The names of those that are set; never a value.
@@ -98,6 +115,8 @@ impl Shown {
             organization_id: connection.organization_id,
             name: connection.name.clone(),
             plugin: connection.plugin.clone(),
+            plugin_version: connection.plugin_version.clone(),
+            plugin_follows: connection.plugin_line.as_ref().map(|line| format!("^{line}")),
             config: connection.config.0.clone(),
             secrets: connection.secret_names.0.clone(),
             active: connection.active,

@@ -26,10 +26,13 @@ fn all_but(without: &[&str]) -> Vec<&'static str> {
     all
 }
 
+/// What only platform administrators may do, whatever their roles.
+const PLATFORM: [&str; 4] = ["organization.create", "plugin.activate", "plugin.create", "plugin.delete"];
+
 #[test]
 fn owners_may_do_everything_in_their_organization() {
     let world = World::new();
-    assert_eq!(permitted(&world, &person(&[(Role::Owner, None)])), all_but(&["organization.create"]));
+    assert_eq!(permitted(&world, &person(&[(Role::Owner, None)])), all_but(&PLATFORM));
 }
 
 #[test]
@@ -40,10 +43,9 @@ fn admins_may_do_everything_but_remove_the_organization_or_choose_identity_provi
         "identity_connection.create",
         "identity_connection.delete",
         "identity_connection.update",
-        "organization.create",
         "organization.delete",
     ];
-    assert_eq!(permitted(&world, &admin), all_but(&not));
+    assert_eq!(permitted(&world, &admin), all_but(&[&not[..], &PLATFORM].concat()));
 }
 
 #[test]
@@ -104,7 +106,20 @@ fn without_a_role_only_the_organization_and_oneself_are_read() {
 fn platform_administrators_create_organizations_and_touch_no_tenants_things() {
     let world = World::new();
     let operator = Principal { platform_administrator: true, ..person(&[]) };
-    assert_eq!(permitted(&world, &operator), ["organization.create", "organization.read", "plugin.read"]);
+    let expected = [
+        "organization.create",
+        "organization.read",
+        "plugin.activate",
+        "plugin.create",
+        "plugin.delete",
+        "plugin.read",
+    ];
+    assert_eq!(permitted(&world, &operator), expected);
+    // Nor can a tenant give that away.
+    let owner = person(&[(Role::Owner, None)]);
+    for action in [Action::PluginCreate, Action::PluginActivate, Action::PluginDelete] {
+        assert!(!world.allows("permit (principal, action, resource);", &owner, action, &thing(Kind::Organization)));
+    }
 }
 
 #[test]

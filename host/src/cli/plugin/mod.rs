@@ -5,6 +5,7 @@ mod check;
 mod inspect;
 mod load;
 mod new;
+pub mod sign;
 mod test;
 
 use clap::Subcommand;
@@ -20,6 +21,8 @@ pub enum PluginCommand {
     Check(check::Check),
     Inspect(inspect::Inspect),
     Test(test::Test),
+    Keygen(sign::Keygen),
+    Sign(sign::Sign),
 }
 
 impl PluginCommand {
@@ -32,6 +35,8 @@ impl PluginCommand {
             PluginCommand::New(new) => new.run(),
             PluginCommand::Build(build) => build.run(),
             PluginCommand::Inspect(inspect) => inspect.run(),
+            PluginCommand::Keygen(keygen) => keygen.run(),
+            PluginCommand::Sign(sign) => sign.run(),
             PluginCommand::Check(check) => {
                 let config = quiet(settings.load()?)?;
                 super::runtime()?.block_on(check.run(&config))

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Kaizen's interfaces are named whole, WASI's by package.
-fn imports(plugin: &Plugin) -> BTreeSet<String> {
+fn imports(plugin: Arc<Plugin>) -> BTreeSet<String> {
     let component = plugin.guest.pre.component();
     component
         .component_type()

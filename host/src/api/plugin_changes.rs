@@ -1,0 +1,179 @@
+//! Which version of a plugin is in use: activate, roll back, disable, remove. For platform administrators.
+
+use axum::{
+    Json,
+    extract::{Path, State, rejection::PathRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
+
+use super::{
+    extract::{Caller, IfMatch, Input, PathId, etag},
+    guard::change,
+    plugins::{PluginView, named, require},
+    problem::{Fault, Problem, Result},
+};
+use crate::{
+    app::App,
+    authz::Action,
+    domain::principal::Principal,
+    plugins::install,
+    store::{Tx, plugins as rows},
+};
+
+/// The routes of this file.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(activate))
+        .routes(routes!(rollback))
+        .routes(routes!(disable))
+        .routes(routes!(remove))
+}
+
+/// Which version to activate.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = PluginActivation)]
+struct Activation {
+    /// One of the plugin's versions.
+    version: String,
+    /// Accepts that it reaches more than what it takes the place of; `changes` of the version says what.
+    #[serde(default)]
+    accept_capabilities: bool,
+}
+
+/// Begins a change of one plugin: nobody else changes plugins until it is committed.
+async fn begin(app: &App, id: Uuid, if_match: &IfMatch) -> Result<(Tx, rows::Plugin)> {
+    let mut tx = app.store.begin().await?;
+    rows::lock(&mut tx).await?;
+    let plugin = rows::get(&mut tx, id).await?.ok_or_else(|| Problem::not_found("plugin"))?;
+    if_match.check(plugin.revision)?;
+    Ok((tx, plugin))
+}
+
+/// Commits it with its audit event, and makes it run.
+async fn finish(
+    app: &App,
+    mut tx: Tx,
+    caller: &Principal,
+    action: Action,
+    plugin: &rows::Plugin,
+    mut details: Value,
+) -> Result<Response> {
+    let view = PluginView::read(app, &mut tx, plugin).await?;
+    details["name"] = format!("{}/{}", plugin.kind.as_str(), plugin.name).into();
+    change(app, tx, caller, action, format!("plugin/{}", plugin.id), details).await?;
+    app.plugins.changed().await?;
+    Ok(([etag(plugin.revision)], Json(view)).into_response())
+}
+
+/// Activate a version
+///
+/// New connections use it from now on, and so do connections that follow a version it is compatible with; calls under way
+/// end on the version they began on. Where it reaches more than what it takes the place of, that has to be accepted: 409
+/// otherwise, with each thing it would reach in `errors`.
+#[utoipa::path(post, path = "/api/v1/plugins/{id}/activate", tag = "Plugins", params(("id" = Uuid, Path)),
+    request_body = Activation, responses((status = OK, body = PluginView)))]
+async fn activate(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<Uuid>,
+    if_match: IfMatch,
+    input: Input<Activation>,
+) -> Result<Response> {
+    require(&app, &caller, Action::PluginActivate).await?;
+    let asked = input.body;
+    let mut conn = app.store.read().await?;
+    let plugin = rows::get(&mut conn, id).await?.ok_or_else(|| Problem::not_found("plugin"))?;
+    let none = || {
+        let message = format!("there is no version `{}` of this plugin", asked.version);
+        Problem::invalid(vec![Fault::new("/version", message)])
+    };
+    let row = rows::version(&mut conn, id, &asked.version).await?.ok_or_else(none)?;
+    drop(conn);
+    // Compiling may take a while, and it may turn out here that it does not run: before anything is changed.
+    app.plugins.try_row(&plugin, &row).await?;
+    let (mut tx, mut plugin) = begin(&app, id, &if_match).await?;
+    let mut version = rows::version(&mut tx, id, &asked.version).await?.ok_or_else(none)?;
+    let before = plugin.active_version.clone();
+    let accepted = asked.accept_capabilities;
+    let done = install::activate(&mut tx, &app.clock, &mut plugin, &mut version, accepted).await?;
+    let Some(changes) = done else {
+        let view = PluginView::read(&app, &mut tx, &plugin).await?;
+        return Ok(([etag(plugin.revision)], Json(view)).into_response());
+    };
+    let details = json!({
+        "before": before, "after": version.version, "digest": version.digest, "accepted": changes.growth(),
+    });
+    finish(&app, tx, &caller, Action::PluginActivate, &plugin, details).await
+}
+
+/// Go back to what was in use before the last activation
+///
+/// Again and again, as far as there were activations.
+#[utoipa::path(post, path = "/api/v1/plugins/{id}/rollback", tag = "Plugins", params(("id" = Uuid, Path)),
+    responses((status = OK, body = PluginView)))]
+async fn rollback(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<Uuid>,
+    if_match: IfMatch,
+) -> Result<Response> {
+    require(&app, &caller, Action::PluginActivate).await?;
+    let (mut tx, mut plugin) = begin(&app, id, &if_match).await?;
+    let before = plugin.active_version.clone();
+    let last = install::rollback(&mut tx, &app.clock, &mut plugin).await?;
+    let details = json!({ "rolled_back": last.version, "before": before, "after": plugin.active_version });
+    finish(&app, tx, &caller, Action::PluginActivate, &plugin, details).await
+}
+
+/// Take a version out of use
+///
+/// Connections can no longer name it. Refused while one names it, or follows it. Activating it puts it back.
+#[utoipa::path(post, path = "/api/v1/plugins/{id}/versions/{version}/disable", tag = "Plugins",
+    params(("id" = Uuid, Path), ("version" = String, Path)), responses((status = OK, body = PluginView)))]
+async fn disable(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    if_match: IfMatch,
+    path: std::result::Result<Path<(Uuid, String)>, PathRejection>,
+) -> Result<Response> {
+    require(&app, &caller, Action::PluginActivate).await?;
+    let (plugin, version) = named(&mut app.store.read().await?, path).await?;
+    let (mut tx, mut plugin) = begin(&app, plugin.id, &if_match).await?;
+    let found = rows::version(&mut tx, plugin.id, &version.version).await?;
+    let mut version = found.ok_or_else(|| Problem::not_found("version of a plugin"))?;
+    install::disable(&mut tx, &app.clock, &mut plugin, &mut version).await?;
+    finish(&app, tx, &caller, Action::PluginActivate, &plugin, json!({ "disabled": version.version })).await
+}
+
+/// Uninstall a version
+///
+/// Refused while a connection names it or follows it, and for what is part of the server. With its last version the
+/// plugin is gone.
+#[utoipa::path(delete, path = "/api/v1/plugins/{id}/versions/{version}", tag = "Plugins",
+    params(("id" = Uuid, Path), ("version" = String, Path)), responses((status = NO_CONTENT)))]
+async fn remove(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    if_match: IfMatch,
+    path: std::result::Result<Path<(Uuid, String)>, PathRejection>,
+) -> Result<StatusCode> {
+    require(&app, &caller, Action::PluginDelete).await?;
+    let (plugin, version) = named(&mut app.store.read().await?, path).await?;
+    let (mut tx, mut plugin) = begin(&app, plugin.id, &if_match).await?;
+    let found = rows::version(&mut tx, plugin.id, &version.version).await?;
+    let version = found.ok_or_else(|| Problem::not_found("version of a plugin"))?;
+    install::remove(&mut tx, &app.clock, &mut plugin, &version).await?;
+    let details = json!({
+        "name": format!("{}/{}", plugin.kind.as_str(), plugin.name),
+        "version": version.version, "digest": version.digest, "origin": version.origin,
+    });
+    change(&app, tx, &caller, Action::PluginDelete, format!("plugin/{}", plugin.id), details).await?;
+    app.plugins.changed().await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,182 @@
+//! `POST /api/v1/plugins`: a component arrives, is checked exactly as at a start, and is kept. Nothing runs it yet.
+
+use axum::{
+    Json,
+    extract::{DefaultBodyLimit, FromRequest as _, Multipart, Request, State, multipart::Field},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use bytes::{Bytes, BytesMut};
+use serde::Serialize;
+use serde_json::json;
+use tokio::sync::Semaphore;
+use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
+
+use super::{
+    extract::{Caller, DRAINED, IdempotencyKey, idempotency_key},
+    guard::change,
+    idempotency::{Claimed, Once},
+    plugins::{VersionView, require},
+    problem::{Fault, Problem, ProblemType, Result},
+};
+use crate::{
+    app::App,
+    authz::Action,
+    domain::{connection::Kind, plugin::Origin},
+    plugins::{Changes, install, signature::Signature},
+    store::plugins as rows,
+};
+
+/// Of the route, which has more time than others.
+pub(super) const PATH: &str = "/api/v1/plugins";
+/// Uploads at once on a host; others wait before their body is read. Each holds a whole component in memory and compiles
+/// it on every processor.
+static UPLOADS: Semaphore = Semaphore::const_new(2);
+/// Bytes of a signature at the most.
+const SIGNATURE: usize = 1024;
+
+/// The routes of this file.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(upload))
+}
+
+/// The parts of an upload.
+#[derive(Debug, utoipa::ToSchema)]
+#[schema(as = PluginUpload)]
+#[expect(dead_code, reason = "only its schema is used; the parts are read one after the other")]
+struct Parts {
+    /// The component: a `.wasm` file.
+    #[schema(value_type = String, format = Binary)]
+    component: Bytes,
+    /// The content of the `.wasm.sig` file that `kaizen plugin sign` made. Needed where `plugins_trusted_keys` is set.
+    signature: Option<String>,
+}
+
+/// What was kept.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = UploadedPlugin)]
+pub struct Uploaded {
+    /// The plugin's.
+    id: Uuid,
+    kind: Kind,
+    name: String,
+    version: VersionView,
+    /// What activating it would change.
+    changes: Changes,
+}
+
+/// A request's body.
+struct Received {
+    component: Bytes,
+    signature: Option<Signature>,
+    idempotency: Option<IdempotencyKey>,
+}
+
+/// Upload a version of a plugin
+///
+/// For platform administrators. The component is checked as it is at every start and refused at the door if anything is
+/// wrong with it. It is then kept, and used by nobody until it is activated; `changes` says what that would let it reach.
+/// The same component again answers 200 and changes nothing.
+#[utoipa::path(post, path = "/api/v1/plugins", tag = "Plugins",
+    request_body(content = Parts, content_type = "multipart/form-data"),
+    responses((status = CREATED, body = Uploaded), (status = OK, body = Uploaded)))]
+async fn upload(State(app): State<App>, Caller(caller): Caller, request: Request) -> Result<Response> {
+    require(&app, &caller, Action::PluginCreate).await?;
+    let turn = UPLOADS.acquire().await.map_err(Problem::internal)?;
+    let Received { component, signature, idempotency } = receive(&app, request).await?;
+    let candidate = app.plugins.inspect("upload", Origin::Uploaded, component, signature).await?;
+    drop(turn);
+    let mut tx = app.store.begin().await?;
+    let once = match Once::claim(&app, &mut tx, &caller, idempotency).await? {
+        Claimed::Fresh(once) => once,
+        Claimed::Answered(response) => return Ok(response),
+    };
+    rows::lock(&mut tx).await?;
+    let registered = install::register(&mut tx, &app.clock, &candidate, Some(caller.user_id)).await?;
+    let (plugin, version) = (&registered.plugin, &registered.version);
+    let lines = rows::lines(&mut tx).await?;
+    let uploaded = Uploaded {
+        id: plugin.id,
+        kind: plugin.kind,
+        name: plugin.name.clone(),
+        version: VersionView::of(&app, (plugin.kind, &plugin.name), version, &lines)?,
+        changes: install::changes(&mut tx, plugin, version).await?,
+    };
+    if !(registered.fresh || registered.renewed) {
+        return Ok((StatusCode::OK, Json(uploaded)).into_response());
+    }
+    let response = once.created(&mut tx, &uploaded, plugin.revision).await?;
+    let details = json!({
+        "name": format!("{}/{}", plugin.kind.as_str(), plugin.name),
+        "version": version.version, "digest": version.digest, "size": version.size, "signer": version.signer,
+    });
+    change(&app, tx, &caller, Action::PluginCreate, format!("plugin/{}", plugin.id), details).await?;
+    app.plugins.changed().await?;
+    Ok(response)
+}
+
+/// Reads the parts, each within its limit.
+async fn receive(app: &App, request: Request) -> Result<Received> {
+    let (headers, method) = (request.headers().clone(), request.method().clone());
+    let mut request = request;
+    // The limits are ours, below: the component's is a setting.
+    DefaultBodyLimit::disable().apply(&mut request);
+    let multipart = Multipart::from_request(request, app).await;
+    let mut multipart = multipart.map_err(|_| {
+        let detail = "Send multipart/form-data with the parts `component`, the .wasm file, and if it is signed `signature`, \
+                      the text of its .sig file.";
+        Problem::new(ProblemType::MediaType, detail)
+    })?;
+    let (mut component, mut signature) = (None, None);
+    let unreadable = |error: axum::extract::multipart::MultipartError| {
+        Problem::new(ProblemType::Malformed, format!("The body could not be read: {}", error.body_text()))
+    };
+    while let Some(field) = multipart.next_field().await.map_err(unreadable)? {
+        let name = field.name().unwrap_or_default().to_owned();
+        let (slot, limit) = match name.as_str() {
+            "component" => (&mut component, app.plugins.max_bytes()),
+            "signature" => (&mut signature, SIGNATURE),
+            _ => {
+                let message = "is no part of an upload: there are `component` and `signature`";
+                let name: String = name.chars().take(100).collect();
+                return Err(Problem::invalid(vec![Fault::new(format!("/{name}"), message)]));
+            }
+        };
+        if slot.is_some() {
+            return Err(Problem::invalid(vec![Fault::new(format!("/{name}"), "is there twice")]));
+        }
+        *slot = Some(bounded(field, &name, limit).await?);
+    }
+    let component = component.filter(|bytes| !bytes.is_empty());
+    let component = component
+        .ok_or_else(|| Problem::invalid(vec![Fault::new("/component", "is needed: the plugin's .wasm file")]))?;
+    let digested = [component.as_ref(), signature.as_deref().unwrap_or_default()].concat();
+    let idempotency = idempotency_key(&headers, &method, PATH, &digested)?;
+    let signature = signature.map(|bytes| {
+        let parsed = String::from_utf8_lossy(&bytes).parse::<Signature>();
+        parsed.map_err(|error| Problem::invalid(vec![Fault::new("/signature", error.to_string())]))
+    });
+    Ok(Received { component, signature: signature.transpose()?, idempotency })
+}
+
+/// A part, if it is within its limit. Somewhat more is read and dropped: a client in the middle of sending would
+/// otherwise find the connection closed, and never read why.
+async fn bounded(mut field: Field<'_>, name: &str, limit: usize) -> Result<Bytes> {
+    let (mut bytes, mut length) = (BytesMut::new(), 0_usize);
+    while let Some(chunk) = field.chunk().await.map_err(|error| {
+        Problem::new(ProblemType::Malformed, format!("The body could not be read: {}", error.body_text()))
+    })? {
+        length += chunk.len();
+        if length <= limit {
+            bytes.extend_from_slice(&chunk);
+        } else if length > limit + DRAINED {
+            break;
+        }
+    }
+    if length > limit {
+        let setting = if name == "component" { " (setting plugins_max_bytes)" } else { "" };
+        return Err(Problem::new(ProblemType::TooLarge, format!("The part `{name}` is over {limit} bytes{setting}.")));
+    }
+    Ok(bytes.freeze())
+}

@@ -1,0 +1,131 @@
+//! What a version of a plugin can reach that another cannot: what a platform administrator accepts with an upgrade.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::{CapabilityView, ManifestView};
+
+/// The difference between two versions. Texts are compared as they are: a pattern that became narrower is shown as one
+/// taken away and one added.
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = PluginChanges)]
+pub struct Changes {
+    /// What is compared with; null if there is nothing in use.
+    pub from: Option<String>,
+    /// The version in question.
+    pub to: String,
+    /// Whether it reaches more than before: then activating it needs `accept_capabilities`.
+    pub grows: bool,
+    /// What it asks for in addition.
+    pub capabilities_added: Vec<CapabilityView>,
+    /// What it no longer asks for.
+    pub capabilities_removed: Vec<CapabilityView>,
+    /// Secrets that connections did not need so far.
+    pub secrets_added: Vec<String>,
+    /// Secrets that connections no longer need.
+    pub secrets_removed: Vec<String>,
+    /// Hosts that a secret may be sent to in addition.
+    pub secret_hosts_added: Vec<SecretHost>,
+    /// Hosts that a secret is no longer sent to.
+    pub secret_hosts_removed: Vec<SecretHost>,
+    /// Whether configurations are checked against another schema.
+    pub config_schema_changed: bool,
+}
+
+/// A secret and a place that requests may carry it to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
+pub struct SecretHost {
+    /// The secret's name.
+    pub secret: String,
+    /// A pattern of hosts.
+    pub host: String,
+}
+
+fn capabilities(manifest: &ManifestView) -> BTreeSet<CapabilityView> {
+    manifest.capabilities.iter().cloned().collect()
+}
+
+fn secrets(manifest: &ManifestView) -> BTreeSet<String> {
+    manifest.secrets.iter().map(|secret| secret.name.clone()).collect()
+}
+
+fn hosts(manifest: &ManifestView) -> BTreeSet<SecretHost> {
+    let host = |secret: &str, host: &str| SecretHost { secret: secret.to_owned(), host: host.to_owned() };
+    manifest.secrets.iter().flat_map(|slot| slot.hosts.iter().map(move |pattern| host(&slot.name, pattern))).collect()
+}
+
+/// What is in `these` and not in `those`.
+fn more<T: Ord + Clone>(these: &BTreeSet<T>, those: &BTreeSet<T>) -> Vec<T> {
+    these.difference(those).cloned().collect()
+}
+
+impl Changes {
+    /// From what is in use, if anything is, to another version.
+    pub fn between(before: Option<&ManifestView>, after: &ManifestView) -> Self {
+        let (old, new) = (before.map(capabilities).unwrap_or_default(), capabilities(after));
+        let (old_secrets, new_secrets) = (before.map(secrets).unwrap_or_default(), secrets(after));
+        let (old_hosts, new_hosts) = (before.map(hosts).unwrap_or_default(), hosts(after));
+        let capabilities_added = more(&new, &old);
+        let secret_hosts_added = more(&new_hosts, &old_hosts);
+        Self {
+            from: before.map(|manifest| manifest.version.clone()),
+            to: after.version.clone(),
+            grows: !(capabilities_added.is_empty() && secret_hosts_added.is_empty()),
+            capabilities_added,
+            capabilities_removed: more(&old, &new),
+            secrets_added: more(&new_secrets, &old_secrets),
+            secrets_removed: more(&old_secrets, &new_secrets),
+            secret_hosts_added,
+            secret_hosts_removed: more(&old_hosts, &new_hosts),
+            config_schema_changed: before.is_some_and(|manifest| manifest.config_schema != after.config_schema),
+        }
+    }
+
+    /// Each thing that it reaches in addition, in words.
+    pub fn growth(&self) -> Vec<String> {
+        let capabilities = self.capabilities_added.iter().map(|c| format!("{} {}", c.kind, c.value));
+        let hosts = self.secret_hosts_added.iter().map(|s| format!("the secret `{}` to {}", s.secret, s.host));
+        capabilities.chain(hosts).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn manifest(version: &str, capabilities: &[(&str, &str)], secrets: &[(&str, &[&str])]) -> ManifestView {
+        serde_json::from_value(json!({
+            "kind": "audit_sink", "name": "n", "version": version, "title": "N", "description": "", "config_schema": {},
+            "secrets": secrets.iter().map(|(name, hosts)| json!({ "name": name, "description": "", "hosts": hosts })).collect::<Vec<_>>(),
+            "capabilities": capabilities.iter().map(|(kind, value)| json!({ "type": kind, "value": value })).collect::<Vec<_>>(),
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn it_grows_by_a_capability_or_by_a_host_of_a_secret_and_by_nothing_else() {
+        let base = manifest("1.0.0", &[("http", "{config.url}")], &[("token", &["{config.url}"])]);
+        let grows = |after: &ManifestView| Changes::between(Some(&base), after).grows;
+        let same = manifest("1.0.1", &[("http", "{config.url}")], &[("token", &["{config.url}"])]);
+        assert!(!grows(&same));
+        assert!(!grows(&manifest("1.1.0", &[], &[("token", &["{config.url}"])])), "less");
+        assert!(!grows(&manifest("1.1.0", &[], &[("token", &[]), ("other", &[])])), "a secret that goes nowhere");
+        assert!(grows(&manifest("1.1.0", &[("http", "https://*")], &[])));
+        assert!(grows(&manifest("1.1.0", &[("tcp", "{config.url}")], &[])), "the same text, another type");
+        assert!(grows(&manifest("1.1.0", &[("http", "{config.url}"), ("reveal_secret", "token")], &[])));
+        assert!(grows(&manifest("1.1.0", &[], &[("token", &["{config.url}", "https://evil.example"])])));
+        assert!(grows(&manifest("1.1.0", &[], &[("other", &["{config.url}"])])), "another secret to the same host");
+    }
+
+    #[test]
+    fn from_nothing_everything_is_growth_and_each_is_named() {
+        let first = manifest("1.0.0", &[("http", "{config.url}")], &[("token", &["{config.url}"])]);
+        let changes = Changes::between(None, &first);
+        assert!(changes.grows && changes.from.is_none() && !changes.config_schema_changed);
+        assert_eq!(changes.growth(), ["http {config.url}", "the secret `token` to {config.url}"]);
+        assert!(!Changes::between(None, &manifest("1.0.0", &[], &[])).grows, "what asks for nothing needs no consent");
+    }
+}

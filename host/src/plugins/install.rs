@@ -1,0 +1,340 @@
+//! Changes of what is installed, each within a transaction of the caller's: register, activate, roll back, disable,
+//! remove. Nothing of it shows before the commit; afterwards [`super::Plugins::changed`] makes it run here and tells the
+//! other hosts.
+//!
+//! A version that arrives is only kept. A platform administrator activates it: then new connections use it, and so do
+//! those that follow its line (what it is compatible with, see [`crate::domain::plugin::line`]). Where it reaches more
+//! than what these run so far, that must be accepted. What comes with the server or lies in `plugins_dir` was put there by
+//! the operator, and is activated by itself where nothing is in its way:
+//!
+//! | arrives | activated if |
+//! |---|---|
+//! | bundled | nothing is active, or an older bundled version is |
+//! | in `plugins_dir` | nothing is active, or an older version of its line is and it reaches no more |
+
+use serde_json::json;
+
+use super::{Candidate, Changes, ManifestView};
+use crate::{
+    clock::Clock,
+    domain::{
+        id::UserId,
+        plugin::{self, Origin},
+    },
+    store::{
+        Connection, StoreError, Tx,
+        plugins::{self as rows, Activation, Plugin, Version},
+    },
+};
+
+/// Why a change is not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It does not go together with what is there.
+    #[error("{0}")]
+    Conflict(String),
+    /// It reaches more than what is in use, and nobody accepted that.
+    #[error(
+        "version {} reaches more than what is in use: {}; send `accept_capabilities: true` to accept that",
+        .0.to,
+        .0.growth().join("; ")
+    )]
+    Growth(Box<Changes>),
+}
+
+fn conflict<T>(message: impl Into<String>) -> Result<T, ChangeError> {
+    Err(ChangeError::Conflict(message.into()))
+}
+
+/// A version in its place.
+pub struct Registered {
+    /// Its plugin.
+    pub plugin: Plugin,
+    /// The version.
+    pub version: Version,
+    /// It was not there before.
+    pub fresh: bool,
+    /// It was there, and only its signature is new.
+    pub renewed: bool,
+}
+
+/// Keeps a version and activates nothing.
+///
+/// # Errors
+/// [`ChangeError::Conflict`] if there is another component of this version.
+pub async fn register(
+    tx: &mut Tx,
+    clock: &Clock,
+    candidate: &Candidate,
+    by: Option<UserId>,
+) -> Result<Registered, ChangeError> {
+    let (now, manifest) = (clock.now(), candidate.manifest());
+    let kind = candidate.plugin.kind;
+    let mut plugin = match rows::named(tx, kind, &manifest.name).await? {
+        Some(plugin) => plugin,
+        None => {
+            let plugin = Plugin {
+                id: clock.id(),
+                kind,
+                name: manifest.name.clone(),
+                active_version: None,
+                created_at: now,
+                updated_at: now,
+                revision: 1,
+            };
+            rows::insert(tx, &plugin).await?;
+            plugin
+        }
+    };
+    let number = semver::Version::parse(&manifest.version);
+    let number = number.map_err(|error| ChangeError::Conflict(format!("version {}: {error}", manifest.version)))?;
+    let mut version = Version {
+        plugin_id: plugin.id,
+        version: manifest.version.clone(),
+        line: plugin::line(&number),
+        digest: candidate.digest().to_owned(),
+        size: i64::try_from(candidate.wasm.len()).unwrap_or(i64::MAX),
+        origin: candidate.origin,
+        signer: candidate.signature.as_ref().map(|signature| signature.key.to_string()),
+        signature: candidate.signature.as_ref().map(|signature| signature.digits()),
+        manifest: json!(manifest).to_string(),
+        enabled: false,
+        created_by: by,
+        created_at: now,
+    };
+    let found = rows::version(tx, plugin.id, &version.version).await?;
+    let (fresh, mut renewed) = (found.is_none(), false);
+    if let Some(found) = found {
+        let same = found.digest == version.digest;
+        if same && (version.signature.is_none() || version.signature == found.signature) {
+            return Ok(Registered { plugin, version: found, fresh: false, renewed: false });
+        }
+        if !same && (found.origin, version.origin) != (Origin::Bundled, Origin::Bundled) {
+            return conflict(format!(
+                "version {} of the plugin `{}` is installed already, with another component (SHA-256 {}): give yours another version",
+                found.version, plugin.name, found.digest
+            ));
+        }
+        renewed = same;
+        version = Version {
+            origin: found.origin,
+            enabled: found.enabled,
+            created_by: found.created_by,
+            created_at: found.created_at,
+            ..version
+        };
+    }
+    rows::put_artifact(tx, &version.digest, &candidate.wasm, now).await?;
+    rows::put_version(tx, &version).await?;
+    rows::touch(tx, &mut plugin, now).await?;
+    Ok(Registered { plugin, version, fresh, renewed })
+}
+
+/// Takes in what is part of the server.
+///
+/// # Errors
+/// As the database says.
+pub(super) async fn bundled(tx: &mut Tx, clock: &Clock, candidate: &Candidate) -> Result<(), StoreError> {
+    let registered = match register(tx, clock, candidate, None).await {
+        Ok(registered) => registered,
+        Err(ChangeError::Store(error)) => return Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "a bundled plugin is not used");
+            return Ok(());
+        }
+    };
+    let Registered { mut plugin, mut version, fresh, .. } = registered;
+    if !fresh {
+        return Ok(());
+    }
+    let active = active(tx, &plugin).await?;
+    let older =
+        |active: &Version| active.origin == Origin::Bundled && plugin::is_newer(&version.version, &active.version);
+    if active.as_ref().is_none_or(older) {
+        set(tx, clock, &mut plugin, &mut version).await
+    } else {
+        version.enabled = true;
+        rows::put_version(tx, &version).await
+    }
+}
+
+/// Activates what lay in `plugins_dir`, if nothing is in its way. Returns what was done, in words.
+///
+/// # Errors
+/// As the database says.
+pub(super) async fn from_folder(tx: &mut Tx, clock: &Clock, registered: Registered) -> Result<String, StoreError> {
+    let Registered { mut plugin, mut version, fresh, .. } = registered;
+    let name = format!("{}/{} {}", plugin.kind.as_str(), plugin.name, version.version);
+    if !fresh {
+        return Ok(format!("{name} was installed already; its signature is new"));
+    }
+    let changes = changes(tx, &plugin, &version).await?;
+    let goes = match active(tx, &plugin).await? {
+        None => true,
+        Some(active) => {
+            active.line == version.line && plugin::is_newer(&version.version, &active.version) && !changes.grows
+        }
+    };
+    if goes {
+        set(tx, clock, &mut plugin, &mut version).await?;
+        return Ok(format!("{name} installed and activated"));
+    }
+    let grows =
+        if changes.grows { format!(" (it reaches more: {})", changes.growth().join("; ")) } else { String::new() };
+    let id = plugin.id;
+    Ok(format!("{name} installed and not activated{grows}: POST /api/v1/plugins/{id}/activate does that"))
+}
+
+/// The version that new connections use.
+async fn active(c: &mut impl Connection, plugin: &Plugin) -> Result<Option<Version>, StoreError> {
+    match &plugin.active_version {
+        Some(active) => rows::version(c, plugin.id, active).await,
+        None => Ok(None),
+    }
+}
+
+/// What a version reaches beyond what it would take the place of: the active version of its line, or else the one that
+/// new connections use.
+///
+/// # Errors
+/// As the database says.
+pub async fn changes(c: &mut impl Connection, plugin: &Plugin, version: &Version) -> Result<Changes, StoreError> {
+    let before = match rows::line(c, plugin.id, &version.line).await? {
+        Some(of_line) => rows::version(c, plugin.id, &of_line).await?,
+        None => active(c, plugin).await?,
+    };
+    let before = before.map(|before| manifest(&before)).transpose()?;
+    Ok(Changes::between(before.as_ref(), &manifest(version)?))
+}
+
+/// What a stored version says of itself.
+///
+/// # Errors
+/// If the row is not what was written.
+pub fn manifest(version: &Version) -> Result<ManifestView, StoreError> {
+    serde_json::from_str(&version.manifest).map_err(|error| StoreError::Database(sqlx::Error::Decode(Box::new(error))))
+}
+
+/// Makes a version the one that new connections use and its line runs, and remembers what was before.
+async fn set(tx: &mut Tx, clock: &Clock, plugin: &mut Plugin, version: &mut Version) -> Result<(), StoreError> {
+    if !version.enabled {
+        version.enabled = true;
+        rows::put_version(tx, version).await?;
+    }
+    if let Some(previous) = plugin.active_version.clone() {
+        let line_previous = rows::line(tx, plugin.id, &version.line).await?;
+        let activation = Activation { version: version.version.clone(), previous, line_previous };
+        rows::push_activation(tx, plugin.id, &activation).await?;
+    }
+    rows::set_line(tx, version).await?;
+    plugin.active_version = Some(version.version.clone());
+    rows::touch(tx, plugin, clock.now()).await
+}
+
+/// Activates a version. Returns how it differs from what it takes the place of, or nothing if it was active already.
+///
+/// # Errors
+/// [`ChangeError::Growth`] where it reaches more and `accepted` is false.
+pub async fn activate(
+    tx: &mut Tx,
+    clock: &Clock,
+    plugin: &mut Plugin,
+    version: &mut Version,
+    accepted: bool,
+) -> Result<Option<Changes>, ChangeError> {
+    let of_line = rows::line(tx, plugin.id, &version.line).await?;
+    if plugin.active_version.as_ref() == Some(&version.version) && of_line.as_ref() == Some(&version.version) {
+        return Ok(None);
+    }
+    let changes = changes(tx, plugin, version).await?;
+    if changes.grows && !accepted {
+        return Err(ChangeError::Growth(Box::new(changes)));
+    }
+    set(tx, clock, plugin, version).await?;
+    Ok(Some(changes))
+}
+
+/// Goes back to what was in use before the last activation. That was accepted then, so it needs no acceptance now.
+///
+/// # Errors
+/// [`ChangeError::Conflict`] if there is nothing to go back to.
+pub async fn rollback(tx: &mut Tx, clock: &Clock, plugin: &mut Plugin) -> Result<Activation, ChangeError> {
+    let Some(last) = rows::pop_activation(tx, plugin.id).await? else {
+        return conflict("there is no earlier version to go back to");
+    };
+    if let Some(of_line) = &last.line_previous
+        && let Some(of_line) = rows::version(tx, plugin.id, of_line).await?
+    {
+        rows::set_line(tx, &of_line).await?;
+    }
+    plugin.active_version = Some(last.previous.clone());
+    rows::touch(tx, plugin, clock.now()).await?;
+    Ok(last)
+}
+
+/// Refuses while connections use a version; none can begin to until the transaction ends.
+async fn unused(tx: &mut Tx, plugin: &Plugin, version: &Version) -> Result<(), ChangeError> {
+    rows::seize(tx, plugin.id, &version.version).await?;
+    let pinned = rows::pinned(tx, plugin, &version.version).await?;
+    let mut following = 0;
+    if rows::line(tx, plugin.id, &version.line).await?.as_ref() == Some(&version.version) {
+        following += rows::followers(tx, plugin, &version.line).await?;
+    }
+    if plugin.active_version.as_ref() == Some(&version.version) {
+        following += rows::followers_of_all(tx, plugin).await?;
+    }
+    if pinned + following == 0 {
+        return Ok(());
+    }
+    conflict(format!(
+        "version {} is in use: connections that name it: {pinned}, connections that follow it: {following}; change these or activate another version first",
+        version.version
+    ))
+}
+
+/// Takes a version out of use: connections can no longer begin to use it.
+///
+/// # Errors
+/// [`ChangeError::Conflict`] while connections use it.
+pub async fn disable(
+    tx: &mut Tx,
+    clock: &Clock,
+    plugin: &mut Plugin,
+    version: &mut Version,
+) -> Result<(), ChangeError> {
+    unused(tx, plugin, version).await?;
+    rows::forget(tx, plugin.id, &version.version).await?;
+    version.enabled = false;
+    rows::put_version(tx, version).await?;
+    if plugin.active_version.as_ref() == Some(&version.version) {
+        plugin.active_version = None;
+    }
+    Ok(rows::touch(tx, plugin, clock.now()).await?)
+}
+
+/// Removes a version, its component if no other version has the same, and the plugin with its last version.
+///
+/// # Errors
+/// [`ChangeError::Conflict`] while connections use it, or if it is part of this server.
+pub async fn remove(tx: &mut Tx, clock: &Clock, plugin: &mut Plugin, version: &Version) -> Result<(), ChangeError> {
+    if super::bundled().any(|(_, _, wasm)| super::check::digest(wasm) == version.digest) {
+        return conflict(format!(
+            "version {} is part of this server and would be back at its next start: disable it instead",
+            version.version
+        ));
+    }
+    unused(tx, plugin, version).await?;
+    rows::forget(tx, plugin.id, &version.version).await?;
+    rows::delete_version(tx, plugin.id, &version.version).await?;
+    rows::sweep_artifacts(tx).await?;
+    if rows::versions(tx, plugin.id).await?.is_empty() {
+        return Ok(rows::delete(tx, plugin.id).await?);
+    }
+    if plugin.active_version.as_ref() == Some(&version.version) {
+        plugin.active_version = None;
+    }
+    Ok(rows::touch(tx, plugin, clock.now()).await?)
+}

@@ -1,0 +1,483 @@
+//! Versions in the database, and how they come to run on this host.
+//!
+//! The database is the truth: at the start, upon a hint, and once a second the generation is compared, and where it
+//! differs a new registry is made from the tables. Versions that are loaded already are taken over; the others are loaded
+//! before the new registry takes the old one's place, so that no call waits for it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{Mutex, broadcast, broadcast::error::RecvError},
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Changes, InstallError, ManifestView, Plugin, PluginError, Plugins, Wanted, bundled, check,
+    install::{self, Registered},
+    registry::{Installed, Loaded, Missing, Registry},
+    signature::{Signature, SignatureError, Trust},
+};
+use crate::{
+    bus::{Bus, Hint},
+    clock::Clock,
+    config::Config,
+    domain::{connection::Kind, fault::Fault, plugin, plugin::Origin},
+    sandbox::{cache::Cache, egress},
+    secrets::Secrets,
+    store::{Store, plugins as rows},
+};
+
+/// How often the database is asked whether something changed, without a hint.
+const POLL: Duration = Duration::from_secs(1);
+
+/// What plugins are made of.
+pub struct Ingredients<'a> {
+    /// Folders, limits, trusted keys.
+    pub config: &'a Config,
+    /// For the key of the compiled components.
+    pub secrets: &'a Secrets,
+    /// The way out.
+    pub egress: egress::Client,
+    /// Where versions are kept.
+    pub store: &'a Store,
+    /// Time.
+    pub clock: &'a Clock,
+    /// To tell other hosts, and to be told.
+    pub bus: &'a Bus,
+}
+
+/// Where versions are kept, and by which rules they are taken in.
+pub(super) struct Library {
+    pub(super) store: Store,
+    bus: Bus,
+    trust: Trust,
+    max_bytes: usize,
+    /// One refresh at a time; when the last look for something that was missing began.
+    turn: Mutex<Option<Instant>>,
+}
+
+/// A component that passed every check and can be installed.
+pub struct Candidate {
+    pub(super) plugin: Arc<Plugin>,
+    pub(super) wasm: Bytes,
+    pub(super) origin: Origin,
+    pub(super) signature: Option<Signature>,
+}
+
+impl Candidate {
+    /// What it says of itself.
+    pub fn manifest(&self) -> ManifestView {
+        self.plugin.manifest.view(self.plugin.kind)
+    }
+
+    /// SHA-256 of the component, hexadecimal.
+    pub fn digest(&self) -> &str {
+        &self.plugin.digest
+    }
+}
+
+impl Plugins {
+    /// Loads the bundled plugins, takes in those of `plugins_dir`, and makes ready what the database says is in use.
+    ///
+    /// # Errors
+    /// If a bundled one does not load, or the database fails. A bad file in `plugins_dir` is only logged, and so is an
+    /// installed version that does not load.
+    pub async fn load(from: Ingredients<'_>) -> Result<Self, InstallError> {
+        let config = from.config;
+        let cache = Cache::new(config.data_dir.join("compiled"), &from.secrets.derive("kaizen.compiled-plugins.v1"));
+        let folders = BTreeMap::from([("audit".to_owned(), config.audit_dir.clone())]);
+        let library = Library {
+            store: from.store.clone(),
+            bus: from.bus.clone(),
+            trust: Trust::new(config.plugins_trusted_keys.clone()),
+            max_bytes: config.plugins_max_bytes,
+            turn: Mutex::new(None),
+        };
+        let plugins =
+            Self::assemble(bundled().collect(), cache, from.egress, folders, from.clock.clone(), Some(library)).await?;
+        plugins.take_in_bundled().await?;
+        if let Some(folder) = &config.plugins_dir {
+            plugins.take_in_folder(folder).await?;
+        }
+        plugins.refresh().await?;
+        Ok(plugins)
+    }
+
+    /// Follows what other hosts change, until `stopping`.
+    pub fn start(&self, stopping: &CancellationToken, tasks: &TaskTracker) {
+        let Some(library) = &self.0.library else { return };
+        let (plugins, stopping, hints) = (self.clone(), stopping.clone(), library.bus.subscribe());
+        tasks.spawn(async move { stopping.run_until_cancelled(plugins.follow(hints)).await });
+    }
+
+    async fn follow(self, mut hints: broadcast::Receiver<Hint>) {
+        let mut poll = tokio::time::interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut away = false;
+        loop {
+            tokio::select! {
+                _ = poll.tick() => {}
+                hint = hints.recv() => match hint {
+                    Ok(Hint::Plugins | Hint::Resync) | Err(RecvError::Lagged(_)) => {}
+                    Ok(_) => continue,
+                    Err(RecvError::Closed) => return,
+                },
+            }
+            match self.look().await {
+                Ok(()) => away = false,
+                Err(error) if away => tracing::debug!(%error, "plugins not looked after"),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot see whether plugins changed; looking again every second");
+                    away = true;
+                }
+            }
+        }
+    }
+
+    /// Refreshes if something changed.
+    async fn look(&self) -> Result<(), InstallError> {
+        let Some(library) = &self.0.library else { return Ok(()) };
+        let generation = rows::generation(&mut library.store.read().await?).await?;
+        if generation == self.0.registry.load().generation { Ok(()) } else { self.refresh().await }
+    }
+
+    /// After a change was committed: this host runs it at once, the others are told.
+    ///
+    /// # Errors
+    /// As the database says; then this host finds out by itself a second later.
+    pub async fn changed(&self) -> Result<(), InstallError> {
+        if let Some(library) = &self.0.library {
+            library.bus.publish(Hint::Plugins);
+        }
+        self.refresh().await
+    }
+
+    /// Makes ready what the database says is in use, and puts it in the place of what was.
+    ///
+    /// # Errors
+    /// As the database says; then everything stays as it was.
+    pub async fn refresh(&self) -> Result<(), InstallError> {
+        let Some(library) = &self.0.library else { return Ok(()) };
+        let _turn = library.turn.lock().await;
+        self.replace(library).await
+    }
+
+    async fn replace(&self, library: &Library) -> Result<(), InstallError> {
+        let mut conn = library.store.read().await?;
+        // First: what changes while the rest is read is seen by the next look.
+        let generation = rows::generation(&mut conn).await?;
+        let (plugins, versions) = (rows::all(&mut conn).await?, rows::all_versions(&mut conn).await?);
+        let (lines, pins) = (rows::lines(&mut conn).await?, rows::pins(&mut conn).await?);
+        drop(conn);
+        let mut registry = Registry::of(generation);
+        for plugin in &plugins {
+            let own = lines.iter().filter(|line| line.plugin_id == plugin.id);
+            let lines: BTreeMap<String, String> = own.map(|l| (l.line.clone(), l.version.clone())).collect();
+            let pinned = pins.iter().filter(|pin| (pin.kind, &pin.plugin) == (plugin.kind, &plugin.name));
+            let mut needed: BTreeSet<&str> = lines.values().map(String::as_str).collect();
+            needed.extend(plugin.active_version.as_deref());
+            needed.extend(pinned.map(|pin| pin.plugin_version.as_str()));
+            let mut loaded = BTreeMap::new();
+            for row in versions.iter().filter(|v| v.plugin_id == plugin.id && v.enabled) {
+                if needed.contains(row.version.as_str()) {
+                    loaded.insert(row.version.clone(), self.loaded(library, plugin, row).await?);
+                }
+            }
+            let installed = Installed { active: plugin.active_version.clone(), lines, loaded };
+            registry.put(plugin.kind, &plugin.name, installed);
+        }
+        self.0.health.keep(&registry.keys());
+        self.0.registry.store(Arc::new(registry));
+        Ok(())
+    }
+
+    async fn loaded(
+        &self,
+        library: &Library,
+        plugin: &rows::Plugin,
+        row: &rows::Version,
+    ) -> Result<Loaded, InstallError> {
+        match self.load_row(library, plugin.kind, &plugin.name, row).await {
+            Ok(ready) => Ok(Loaded::Ready(ready)),
+            Err(InstallError::Store(error)) => Err(error.into()),
+            Err(error) => {
+                tracing::error!(%error, "an installed plugin does not load on this host: its connections do not work here");
+                Ok(Loaded::Failed(error.why()))
+            }
+        }
+    }
+
+    /// One version as stored, taken over if it is loaded already.
+    async fn load_row(
+        &self,
+        library: &Library,
+        kind: Kind,
+        name: &str,
+        row: &rows::Version,
+    ) -> Result<Arc<Plugin>, InstallError> {
+        if let Some(plugin) = self.0.registry.load().by_digest(kind, name, &row.digest) {
+            return Ok(plugin);
+        }
+        let origin = format!("{}/{name} {}", kind.as_str(), row.version);
+        let kept = |why: &str| InstallError::Kept { name: origin.clone(), why: why.to_owned() };
+        let wasm = rows::artifact(&mut library.store.read().await?, &row.digest).await?;
+        let wasm = wasm.ok_or_else(|| kept("its component is missing from the database: upload it again"))?;
+        if check::digest(&wasm) != row.digest {
+            return Err(kept("its component in the database is not what was installed: upload it again"));
+        }
+        if row.origin != Origin::Bundled {
+            let signature = Signature::stored(row.signer.as_deref(), row.signature.as_deref());
+            let checked = library.trust.check(&wasm, signature.as_ref());
+            checked.map_err(|error| InstallError::Signature { name: origin.clone(), error })?;
+        }
+        let plugin = check::load(&self.0.sandbox, &origin, Some(kind), Bytes::from(wasm)).await?;
+        // What was accepted is what the manifest said then.
+        let (said, says) = (serde_json::from_str::<ManifestView>(&row.manifest), plugin.manifest.view(kind));
+        match said {
+            Ok(said) if Changes::between(Some(&said), &says).grows => {
+                Err(kept("it asks for more than when it was installed"))
+            }
+            _ if (says.name.as_str(), &says.version) != (name, &row.version) => {
+                Err(kept("it calls itself otherwise than when it was installed"))
+            }
+            _ => Ok(Arc::new(plugin)),
+        }
+    }
+
+    /// The version that a connection runs. Where this host does not know of it, it looks at the database: the hint may
+    /// still be on its way. One look serves all who waited for it.
+    pub(super) async fn running(&self, kind: Kind, name: &str, wanted: &Wanted) -> Result<Arc<Plugin>, PluginError> {
+        let found = self.0.registry.load().find(kind, name, wanted);
+        let library = match (&found, &self.0.library) {
+            (Err(Missing::Unknown(_)), Some(library)) => library,
+            _ => return Ok(found?),
+        };
+        let begun = Instant::now();
+        let mut turn = library.turn.lock().await;
+        if turn.is_some_and(|looked| looked > begun) {
+            return Ok(self.0.registry.load().find(kind, name, wanted)?);
+        }
+        *turn = Some(Instant::now());
+        self.replace(library).await.map_err(|error| {
+            tracing::warn!(%error, "cannot look for a plugin");
+            PluginError::Unavailable { message: "the database does not answer".into(), retry_after: None }
+        })?;
+        Ok(self.0.registry.load().find(kind, name, wanted)?)
+    }
+
+    /// Which version a connection is to run from now on: the one it names, or what is active and whatever will be
+    /// compatible with that. It is ready to be called afterwards.
+    ///
+    /// # Errors
+    /// A fault at `/plugin` or `/plugin_version`.
+    pub async fn settle(&self, kind: Kind, name: &str, pin: Option<&str>) -> Result<Wanted, Vec<Fault>> {
+        let fault = |error: PluginError| vec![Fault::new("/plugin", error.to_string())];
+        let Some(pin) = pin else {
+            let plugin = self.running(kind, name, &Wanted::default()).await.map_err(fault)?;
+            let line = semver::Version::parse(&plugin.manifest.version).as_ref().map(plugin::line).ok();
+            return Ok(Wanted { pin: None, line });
+        };
+        let wanted = Wanted { pin: Some(pin.to_owned()), line: None };
+        let found = self.0.registry.load().find(kind, name, &wanted);
+        if matches!(found, Err(Missing::Unknown(_))) {
+            let brought = self.bring(kind, name, pin).await;
+            brought.map_err(|error| vec![Fault::new("/plugin_version", error.why())])?;
+        } else if let Err(Missing::Broken(why)) = found {
+            return Err(vec![Fault::new("/plugin_version", why)]);
+        }
+        Ok(wanted)
+    }
+
+    /// Makes ready a version that no connection named so far.
+    async fn bring(&self, kind: Kind, name: &str, version: &str) -> Result<(), InstallError> {
+        let kept = |why: String| InstallError::Kept { name: name.to_owned(), why };
+        let none = || kept(format!("there is no version `{version}` of the plugin `{name}` for {}s", kind.noun()));
+        let Some(library) = &self.0.library else { return Err(none()) };
+        let _turn = library.turn.lock().await;
+        let mut conn = library.store.read().await?;
+        let plugin = rows::named(&mut conn, kind, name).await?.ok_or_else(none)?;
+        let row = rows::version(&mut conn, plugin.id, version).await?.ok_or_else(none)?;
+        drop(conn);
+        if !row.enabled {
+            return Err(kept(format!("version {version} was not activated by a platform administrator")));
+        }
+        let ready = self.load_row(library, kind, name, &row).await?;
+        let mut registry = Registry::clone(&self.0.registry.load());
+        registry.bring(ready);
+        self.0.registry.store(Arc::new(registry));
+        Ok(())
+    }
+
+    /// Whether a stored version loads on this host, before it is activated.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn try_row(&self, plugin: &rows::Plugin, row: &rows::Version) -> Result<(), InstallError> {
+        let Some(library) = &self.0.library else { return Ok(()) };
+        self.load_row(library, plugin.kind, &plugin.name, row).await.map(drop)
+    }
+
+    /// Bytes that a component may have.
+    pub fn max_bytes(&self) -> usize {
+        self.0.library.as_ref().map_or(0, |library| library.max_bytes)
+    }
+
+    /// Checks a component exactly as at the start. Nothing is kept of it.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub async fn inspect(
+        &self,
+        name: &str,
+        origin: Origin,
+        wasm: Bytes,
+        signature: Option<Signature>,
+    ) -> Result<Candidate, InstallError> {
+        let kept = |why: String| InstallError::Kept { name: name.to_owned(), why };
+        if wasm.len() > self.max_bytes() {
+            let (has, may) = (wasm.len(), self.max_bytes());
+            return Err(kept(format!("it has {has} bytes; at most {may} are allowed (plugins_max_bytes)")));
+        }
+        if let Some(library) = &self.0.library {
+            let checked = library.trust.check(&wasm, signature.as_ref());
+            checked.map_err(|error| InstallError::Signature { name: name.to_owned(), error })?;
+        }
+        let plugin = check::load(&self.0.sandbox, name, None, wasm.clone()).await?;
+        // It is cached by now, so this costs nothing; a manifest that is drawn by lot shows itself.
+        let again = check::load(&self.0.sandbox, name, None, wasm.clone()).await?;
+        if plugin.manifest.view(plugin.kind) != again.manifest.view(again.kind) {
+            return Err(kept("`describe` does not say the same each time".into()));
+        }
+        Ok(Candidate { plugin: Arc::new(plugin), wasm, origin, signature })
+    }
+
+    /// Keeps the bundled plugins with the other versions, so that what comes with a release can be gone back to after the
+    /// next one, and so that all hosts run the same.
+    async fn take_in_bundled(&self) -> Result<(), InstallError> {
+        let Some(library) = &self.0.library else { return Ok(()) };
+        let mut conn = library.store.read().await?;
+        let (plugins, versions) = (rows::all(&mut conn).await?, rows::all_versions(&mut conn).await?);
+        drop(conn);
+        let known = |plugin: &Plugin| {
+            let row = plugins.iter().find(|p| (p.kind, &p.name) == (plugin.kind, &plugin.manifest.name));
+            row.is_some_and(|row| {
+                versions
+                    .iter()
+                    .any(|v| (v.plugin_id, &v.version, &v.digest) == (row.id, &plugin.manifest.version, &plugin.digest))
+            })
+        };
+        let registry = self.0.registry.load_full();
+        let new: Vec<Arc<Plugin>> = registry.active().filter(|plugin| !known(plugin)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let bytes: BTreeMap<String, &'static [u8]> =
+            bundled().map(|(_, _, wasm)| (check::digest(wasm), wasm)).collect();
+        let mut tx = library.store.begin().await?;
+        rows::lock(&mut tx).await?;
+        for plugin in new {
+            let Some(wasm) = bytes.get(&plugin.digest) else { continue };
+            let candidate =
+                Candidate { plugin, wasm: Bytes::from_static(wasm), origin: Origin::Bundled, signature: None };
+            install::bundled(&mut tx, &self.0.clock, &candidate).await?;
+        }
+        rows::sweep_artifacts(&mut tx).await?;
+        tx.commit().await?;
+        library.bus.publish(Hint::Plugins);
+        Ok(())
+    }
+
+    /// Takes in each `*.wasm` of a folder, with `*.wasm.sig` beside it. What is wrong with one is logged.
+    async fn take_in_folder(&self, folder: &Path) -> Result<(), InstallError> {
+        let files = match files(folder) {
+            Ok(files) => files,
+            Err(error) => {
+                tracing::error!(folder = %folder.display(), %error, "plugins_dir cannot be read: no plugin was installed from it");
+                return Ok(());
+            }
+        };
+        for file in files {
+            match self.take_in_file(&file).await {
+                Err(InstallError::Store(error)) => return Err(error.into()),
+                Err(error) => {
+                    tracing::error!(file = %file.display(), reason = error.why(), "plugin of plugins_dir refused");
+                }
+                Ok(Some(said)) => tracing::info!(file = %file.display(), "plugin of plugins_dir {said}"),
+                Ok(None) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What was done, in words, if it was new.
+    async fn take_in_file(&self, file: &Path) -> Result<Option<String>, InstallError> {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let kept = |why: String| InstallError::Kept { name: name.clone(), why };
+        let Some(library) = &self.0.library else { return Ok(None) };
+        let (wasm, signature) = read(file, self.max_bytes()).map_err(&kept)?;
+        let signature = signature.map(|text| text.parse()).transpose();
+        let signature =
+            signature.map_err(|error: SignatureError| InstallError::Signature { name: name.clone(), error })?;
+        let candidate = self.inspect(&name, Origin::Folder, wasm, signature).await?;
+        let mut tx = library.store.begin().await?;
+        rows::lock(&mut tx).await?;
+        let registered = match install::register(&mut tx, &self.0.clock, &candidate, None).await {
+            Ok(registered) => registered,
+            Err(install::ChangeError::Store(error)) => return Err(error.into()),
+            Err(error) => return Err(kept(error.to_string())),
+        };
+        if let Registered { fresh: false, renewed: false, .. } = registered {
+            return Ok(None);
+        }
+        let said = install::from_folder(&mut tx, &self.0.clock, registered).await?;
+        tx.commit().await?;
+        library.bus.publish(Hint::Plugins);
+        Ok(Some(said))
+    }
+}
+
+/// The components of a folder, by name.
+fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "wasm") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// A component and the text of its signature, neither larger than it may be.
+fn read(file: &Path, max: usize) -> Result<(Bytes, Option<String>), String> {
+    let size = std::fs::metadata(file).map_err(|error| error.to_string())?.len();
+    if usize::try_from(size).is_ok_and(|size| size > max) {
+        return Err(format!("it has {size} bytes; at most {max} are allowed (plugins_max_bytes)"));
+    }
+    let wasm = std::fs::read(file).map_err(|error| error.to_string())?;
+    let mut beside = file.as_os_str().to_owned();
+    beside.push(".sig");
+    let signature = match std::fs::read_to_string(&beside) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(format!("its signature cannot be read: {error}")),
+    };
+    Ok((Bytes::from(wasm), signature))
+}
+
+impl From<install::ChangeError> for InstallError {
+    fn from(error: install::ChangeError) -> Self {
+        match error {
+            install::ChangeError::Store(error) => InstallError::Store(error),
+            other => InstallError::Kept { name: "plugin".into(), why: other.to_string() },
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What is in use on this host: which version a connection runs, loaded and ready.
+//!
+//! A registry never changes; another one takes its place. Who has taken a plugin out of it keeps that very version until
+//! its call is over.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use semver::Version;
+
+use super::{Plugin, PluginError, health};
+use crate::domain::{connection::Kind, plugin};
+
+/// Which version a connection runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// This one and no other.
+    pub pin: Option<String>,
+    /// Otherwise the active one that is compatible with this; without it, whatever is active.
+    pub line: Option<String>,
+}
+
+/// Why there is nothing to call.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Missing {
+    /// It is not known here. It may have come since this host last looked.
+    #[error("{0}")]
+    Unknown(String),
+    /// It is known and does not load on this host.
+    #[error("{0}")]
+    Broken(String),
+}
+
+impl From<Missing> for PluginError {
+    fn from(missing: Missing) -> Self {
+        match missing {
+            Missing::Unknown(message) => PluginError::Config(message),
+            // Another host may do better, and so may this one once somebody has looked after it.
+            Missing::Broken(message) => PluginError::Unavailable { message, retry_after: None },
+        }
+    }
+}
+
+/// Every plugin, by kind and name.
+#[derive(Clone, Default)]
+pub(super) struct Registry {
+    /// What it was made of; see `store::plugins::generation`.
+    pub(super) generation: i64,
+    kinds: BTreeMap<Kind, BTreeMap<String, Installed>>,
+}
+
+/// What is in use of one plugin.
+#[derive(Clone, Default)]
+pub(super) struct Installed {
+    /// What new connections run.
+    pub(super) active: Option<String>,
+    /// What connections that follow a line run.
+    pub(super) lines: BTreeMap<String, String>,
+    /// Each version in use.
+    pub(super) loaded: BTreeMap<String, Loaded>,
+}
+
+/// A version in use.
+#[derive(Clone)]
+pub(super) enum Loaded {
+    /// It can be called.
+    Ready(Arc<Plugin>),
+    /// It cannot, and why.
+    Failed(String),
+}
+
+impl Registry {
+    /// An empty one, of this generation.
+    pub(super) fn of(generation: i64) -> Self {
+        Self { generation, ..Self::default() }
+    }
+
+    /// Adds what is in use of one plugin.
+    pub(super) fn put(&mut self, kind: Kind, name: &str, installed: Installed) {
+        self.kinds.entry(kind).or_default().insert(name.to_owned(), installed);
+    }
+
+    /// Adds a plugin as the one in use; tells if there was one of its kind and name already.
+    pub(super) fn add(&mut self, plugin: Arc<Plugin>) -> bool {
+        let version = plugin.manifest.version.clone();
+        let line = Version::parse(&version).as_ref().map(plugin::line).unwrap_or_default();
+        let installed = Installed {
+            active: Some(version.clone()),
+            lines: BTreeMap::from([(line, version.clone())]),
+            loaded: BTreeMap::from([(version, Loaded::Ready(plugin.clone()))]),
+        };
+        self.kinds.entry(plugin.kind).or_default().insert(plugin.manifest.name.clone(), installed).is_none()
+    }
+
+    /// Adds one more version of a plugin that is there.
+    pub(super) fn bring(&mut self, plugin: Arc<Plugin>) {
+        let installed = self.kinds.entry(plugin.kind).or_default().entry(plugin.manifest.name.clone()).or_default();
+        installed.loaded.insert(plugin.manifest.version.clone(), Loaded::Ready(plugin));
+    }
+
+    /// One plugin.
+    pub(super) fn get(&self, kind: Kind, name: &str) -> Option<&Installed> {
+        self.kinds.get(&kind)?.get(name)
+    }
+
+    /// The version that is wanted, ready to be called.
+    pub(super) fn find(&self, kind: Kind, name: &str, wanted: &Wanted) -> Result<Arc<Plugin>, Missing> {
+        let Some(installed) = self.get(kind, name) else {
+            let of_kind = self.kinds.get(&kind).into_iter().flat_map(BTreeMap::keys);
+            let known = of_kind.map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Err(Missing::Unknown(format!(
+                "there is no plugin `{name}` for {}s here; installed: {known}",
+                kind.noun()
+            )));
+        };
+        let version = match (&wanted.pin, &wanted.line) {
+            (Some(pin), _) => Some(pin),
+            (None, Some(line)) => installed.lines.get(line),
+            (None, None) => installed.active.as_ref(),
+        };
+        let Some(version) = version else {
+            return Err(Missing::Unknown(match &wanted.line {
+                Some(line) => format!(
+                    "no version of the plugin `{name}` that is compatible with {line} is active: activate one, or set `plugin_version` to null to follow what is active now"
+                ),
+                None => format!("no version of the plugin `{name}` is active"),
+            }));
+        };
+        match installed.loaded.get(version) {
+            Some(Loaded::Ready(plugin)) => Ok(plugin.clone()),
+            Some(Loaded::Failed(why)) => {
+                Err(Missing::Broken(format!("version {version} of the plugin `{name}` does not load here: {why}")))
+            }
+            None => Err(Missing::Unknown(format!("there is no version {version} of the plugin `{name}` here"))),
+        }
+    }
+
+    /// A version that is loaded already, by its digest.
+    pub(super) fn by_digest(&self, kind: Kind, name: &str, digest: &str) -> Option<Arc<Plugin>> {
+        self.get(kind, name)?.loaded.values().find_map(|loaded| match loaded {
+            Loaded::Ready(plugin) if plugin.digest == digest => Some(plugin.clone()),
+            _ => None,
+        })
+    }
+
+    /// Why a version does not load here, if it does not.
+    pub(super) fn failure(&self, kind: Kind, name: &str, version: &str) -> Option<String> {
+        match self.get(kind, name)?.loaded.get(version)? {
+            Loaded::Failed(why) => Some(why.clone()),
+            Loaded::Ready(_) => None,
+        }
+    }
+
+    /// What new connections run, of every plugin that has such a version.
+    pub(super) fn active(&self) -> impl Iterator<Item = Arc<Plugin>> {
+        let installed = self.kinds.values().flat_map(BTreeMap::values);
+        installed.filter_map(|installed| match installed.loaded.get(installed.active.as_ref()?)? {
+            Loaded::Ready(plugin) => Some(plugin.clone()),
+            Loaded::Failed(_) => None,
+        })
+    }
+
+    /// Every version that is in use.
+    pub(super) fn keys(&self) -> BTreeSet<health::Key> {
+        let plugins = self.kinds.iter().flat_map(|(kind, plugins)| plugins.iter().map(|(name, i)| (*kind, name, i)));
+        plugins
+            .flat_map(|(kind, name, i)| i.loaded.keys().map(move |version| (kind, name.clone(), version.clone())))
+            .collect()
+    }
+}

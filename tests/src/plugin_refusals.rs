@@ -1,0 +1,390 @@
+//! What is wrong with a plugin is found at the door, named, and leaves nothing behind; and what lies on disk is not trusted.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::{
+    harness::{Backend, Chameleon, Setup, World, id},
+    plugins::{activate, installed, runs, sink, upload},
+};
+
+on_both!(
+    what_is_wrong_is_named_and_nothing_is_kept,
+    only_platform_administrators_install,
+    what_was_acknowledged_survives_a_kill,
+);
+
+const PLUGINS: &str = "/api/v1/plugins";
+
+fn random(length: usize) -> Vec<u8> {
+    // xorshift64: no two runs differ.
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+async fn what_is_wrong_is_named_and_nothing_is_kept(backend: Backend) {
+    let size = Chameleon::version("1.0.0").wasm().len();
+    let setup = Setup::new(backend).await.with("KAIZEN_PLUGINS_MAX_BYTES", (size + 100).to_string());
+    let world = World::with(setup).await;
+    let operator = world.operator().await;
+    let admin = &operator.owner;
+    let path = installed(admin, &Chameleon::version("1.0.0")).await;
+    let mut database = world.setup.database.direct().await;
+    const KEPT: &str = "SELECT (SELECT COUNT(*) FROM plugin_artifacts) + 1000 * (SELECT COUNT(*) FROM plugin_versions)
+                        + 1000000 * (SELECT COUNT(*) FROM plugins)";
+    let kept = database.number(KEPT).await;
+    let before = admin.get(PLUGINS).await.ok(200);
+
+    let good = Chameleon::version("1.1.0");
+    let whole = good.wasm();
+    let bytes: Vec<(Vec<u8>, &str)> = vec![
+        (random(5000), "not a WebAssembly component"),
+        (b"\0asm\x01\0\0\0".to_vec(), "core module"),
+        (b"\0asm\x0d\0\x01\0".to_vec(), "it exports none of"),
+        (whole[..whole.len() / 2].to_vec(), "not a WebAssembly component"),
+        (whole[..whole.len() - 1].to_vec(), "not a WebAssembly component"),
+        ([b"\0asm\x0d\0\x01\0".as_slice(), &random(3000)].concat(), "not a WebAssembly component"),
+    ];
+    for (component, expected) in bytes {
+        let why = admin.multipart(PLUGINS, &[("component", &component)], &[]).await.fault("/component");
+        assert!(why.contains(expected), "expected `{expected}`: {why}");
+    }
+    let lies: Vec<(Chameleon, &str)> = vec![
+        (good.clone().with("schema", json!({ "type": "nonsense" })), "config-schema"),
+        (good.clone().with("schema", json!("{ not JSON")), "config-schema"),
+        (good.clone().with("schema", json!([])), "config-schema"),
+        (good.clone().with("schema", json!({ "$ref": "https://evil.example/schema" })), "config-schema"),
+        (good.clone().with("name", json!("Chameleon")), "lower-case words"),
+        (good.clone().with("name", json!("../../etc/passwd")), "lower-case words"),
+        (good.clone().with("version", json!("1.1")), "semantic version"),
+        (good.clone().with("version", json!("latest")), "semantic version"),
+        (good.clone().with("title", json!("")), "title"),
+        (good.clone().with("http", json!(["ftp://{config.url}"])), "http"),
+        (good.clone().with("http", json!(["{config.other}"])), "not in config-schema"),
+        (good.clone().with("reveal", json!(["other"])), "no such secret"),
+        (good.clone().with("directories", json!(["../etc"])), "directory"),
+        // It imports HTTP and says that it needs none; it says something else each time.
+        (good.clone().with("http", json!([])), "asks for no `http` capability"),
+        (good.clone().with("wavers", json!(true)), "does not say the same each time"),
+    ];
+    for (component, expected) in lies {
+        let why = upload(admin, &component).await.fault("/component");
+        assert!(why.contains(expected), "expected `{expected}`: {why}");
+    }
+    // The parts themselves.
+    let large = [whole.as_slice(), &[0; 101]].concat();
+    let problem = admin.multipart(PLUGINS, &[("component", &large)], &[]).await.problem(413, "too_large");
+    assert!(problem["detail"].as_str().expect("text").contains("plugins_max_bytes"), "{problem}");
+    admin.multipart(PLUGINS, &[], &[]).await.fault("/component");
+    admin.multipart(PLUGINS, &[("component", b"")], &[]).await.fault("/component");
+    admin.multipart(PLUGINS, &[("component", &whole), ("component", &whole)], &[]).await.fault("/component");
+    admin.multipart(PLUGINS, &[("component", &whole), ("more", b"x")], &[]).await.fault("/more");
+    admin.multipart(PLUGINS, &[("component", &whole), ("signature", b"nonsense")], &[]).await.fault("/signature");
+    let large = vec![b'a'; 5000];
+    admin.multipart(PLUGINS, &[("component", &whole), ("signature", &large)], &[]).await.problem(413, "too_large");
+    admin.post(PLUGINS, json!({ "component": "x" })).await.problem(415, "unsupported_media_type");
+
+    assert_eq!(database.number(KEPT).await, kept, "nothing is half-written");
+    assert_eq!(admin.get(PLUGINS).await.ok(200), before);
+    let sink = sink(admin, "s", None, json!({})).await;
+    assert_eq!(runs(admin, &sink).await, "chameleon 1.0.0");
+    upload(admin, &good).await.ok(201);
+    assert!(admin.get(&path).await.ok(200)["versions"].as_array().expect("versions").len() == 2);
+}
+
+async fn only_platform_administrators_install(backend: Backend) {
+    let world = World::start(backend).await;
+    let (operator, tenant) = (world.operator().await, world.tenant("acme").await);
+    let path = installed(&operator.owner, &Chameleon::version("1.0.0")).await;
+    // Not by a role, and not by a policy of their own.
+    let set = id(&tenant.owner.create("/api/v1/policies", json!({ "name": "all" })).await);
+    let text = json!({ "text": "permit (principal, action, resource);" });
+    let version = tenant.owner.create(&format!("/api/v1/policies/{set}/versions"), text).await;
+    let body = json!({ "version": version["version"] });
+    tenant.owner.post(&format!("/api/v1/policies/{set}/activate"), body).await.ok(200);
+    let component = Chameleon::version("1.1.0");
+    let colleague = operator.person("eve", "admin").await;
+    for person in [&tenant.owner, &colleague] {
+        upload(person, &component).await.problem(403, "denied");
+        activate(person, &path, "1.0.0").await.problem(403, "denied");
+        person.post(&format!("{path}/rollback"), json!({})).await.problem(403, "denied");
+        person.post(&format!("{path}/versions/1.0.0/disable"), json!({})).await.problem(403, "denied");
+        person.delete(&format!("{path}/versions/1.0.0")).await.problem(403, "denied");
+        person.get(&path).await.ok(200);
+    }
+    upload(&world.client(), &component).await.problem(401, "unauthenticated");
+    world.client().get(PLUGINS).await.problem(401, "unauthenticated");
+    let nothing = crate::harness::fresh_id();
+    operator.owner.get(&format!("{PLUGINS}/{nothing}")).await.problem(404, "not_found");
+    activate(&operator.owner, &format!("{PLUGINS}/{nothing}"), "1.0.0").await.problem(404, "not_found");
+}
+
+async fn what_was_acknowledged_survives_a_kill(backend: Backend) {
+    let mut world = World::start(backend).await;
+    let operator = world.operator().await;
+    let admin = operator.owner.client.clone();
+    let path = installed(&admin, &Chameleon::version("1.0.0")).await;
+    let sink = sink(&admin, "s", None, json!({})).await;
+    let mut last = 0;
+    for round in 0..3 {
+        // Uploads and activations, one after the other, until the server is gone in the middle of one.
+        let (client, place) = (admin.clone(), path.clone());
+        let (told, mut acknowledged) = tokio::sync::watch::channel(last);
+        let working = tokio::spawn(async move {
+            for patch in last + 1.. {
+                let version = format!("1.0.{patch}");
+                let component = Chameleon::version(&version).wasm();
+                if !acknowledge(&client, &place, &version, &component).await {
+                    return;
+                }
+                told.send(patch).ok();
+            }
+        });
+        let until = last + 2 + round;
+        crate::harness::within("some are acknowledged", acknowledged.wait_for(|n| *n >= until)).await.expect("alive");
+        world.server.kill().await;
+        working.await.expect("it ends");
+        last = *acknowledged.borrow();
+        world.again().await;
+        let plugin = admin.get(&path).await.ok(200);
+        let versions: Vec<&str> =
+            plugin["versions"].as_array().expect("versions").iter().filter_map(|v| v["version"].as_str()).collect();
+        for patch in 0..=last {
+            assert!(versions.contains(&format!("1.0.{patch}").as_str()), "1.0.{patch} was acknowledged: {versions:?}");
+        }
+        // The one under way is there as a whole or not at all; what is active runs.
+        let active = plugin["active_version"].as_str().expect("a version").to_owned();
+        assert!([format!("1.0.{last}"), format!("1.0.{}", last + 1)].contains(&active), "{active} after {last}");
+        assert_eq!(runs(&admin, &sink).await, format!("chameleon {active}"));
+        last = versions.len() as u64 - 1;
+        activate(&admin, &path, &format!("1.0.{last}")).await.ok(200);
+    }
+    let verified = admin.get("/api/v1/audit/verify").await.ok(200);
+    assert!(verified.to_string().contains("true"), "{verified}");
+}
+
+/// Uploads and activates; whether both were acknowledged.
+async fn acknowledge(client: &crate::harness::Client, path: &str, version: &str, component: &[u8]) -> bool {
+    let form =
+        [b"--b\r\ncontent-disposition: form-data; name=\"component\"\r\n\r\n".as_slice(), component, b"\r\n--b--\r\n"];
+    let token = client.token.clone().expect("signed in");
+    let uploading = client.http.post(format!("{}{PLUGINS}", client.base)).bearer_auth(&token).body(form.concat());
+    let uploading = uploading.header("content-type", "multipart/form-data; boundary=b").send().await;
+    if !uploading.is_ok_and(|answer| answer.status() == 201) {
+        return false;
+    }
+    let body = json!({ "version": version, "accept_capabilities": true });
+    let activating = client.http.post(format!("{}{path}/activate", client.base)).bearer_auth(&token).json(&body).send();
+    activating.await.is_ok_and(|answer| answer.status() == 200)
+}
+
+/// A key made by the command line; the file and the public half.
+async fn key(setup: &Setup, name: &str) -> (String, String) {
+    let file = setup.dir().join(name).display().to_string();
+    let made = setup.run(&["plugin", "keygen", "--out", &file], "").await;
+    assert!(made.status.success(), "{}", made.stderr);
+    (file, made.stdout.trim().to_owned())
+}
+
+/// A component as a file, signed with the command line.
+async fn signed(setup: &Setup, component: &Chameleon, key: &str) -> (PathBuf, String) {
+    let file = setup.dir().join("signed.wasm");
+    std::fs::write(&file, component.wasm()).expect("written");
+    let path = file.display().to_string();
+    let ran = setup.run(&["plugin", "sign", "--key", key, &path], "").await;
+    assert!(ran.status.success(), "{}", ran.stderr);
+    let signature = std::fs::read_to_string(format!("{path}.sig")).expect("a signature");
+    (file, signature)
+}
+
+#[tokio::test]
+async fn with_trusted_keys_only_what_they_signed_is_installed_and_runs() {
+    let setup = Setup::new(Backend::Sqlite).await;
+    let ((ours, our_public), (theirs, _)) = (key(&setup, "ours.key").await, key(&setup, "theirs.key").await);
+    let mut world = World::with(setup.with("KAIZEN_PLUGINS_TRUSTED_KEYS", &our_public)).await;
+    let operator = world.operator().await;
+    let admin = operator.owner.client.clone();
+    let component = Chameleon::version("1.0.0");
+    let wasm = component.wasm();
+    let attempt = async |signature: Option<&str>, wasm: &[u8]| {
+        let mut parts = vec![("component", wasm)];
+        parts.extend(signature.map(|text| ("signature", text.as_bytes())));
+        admin.multipart(PLUGINS, &parts, &[]).await
+    };
+    let why = attempt(None, &wasm).await.fault("/signature");
+    assert!(why.contains("not signed") && why.contains("plugins_trusted_keys"), "{why}");
+    let foreign = signed(&world.setup, &component, &theirs).await.1;
+    let why = attempt(Some(&foreign), &wasm).await.fault("/signature");
+    assert!(why.contains("not among plugins_trusted_keys"), "{why}");
+    let good = signed(&world.setup, &component, &ours).await.1;
+    let why = attempt(Some(&good), &Chameleon::version("1.0.1").wasm()).await.fault("/signature");
+    assert!(why.contains("does not fit"), "{why}");
+    // Their signature under our name.
+    let forged = format!("{our_public}:{}", foreign.trim().rsplit_once(':').expect("a signature").1);
+    let why = attempt(Some(&forged), &wasm).await.fault("/signature");
+    assert!(why.contains("does not fit"), "{why}");
+    let uploaded = attempt(Some(&good), &wasm).await.ok(201);
+    assert_eq!(uploaded["version"]["signer"], our_public);
+    let path = format!("{PLUGINS}/{}", id(&uploaded));
+    activate(&admin, &path, "1.0.0").await.ok(200);
+    let sink = sink(&admin, "s", None, json!({})).await;
+    assert_eq!(runs(&admin, &sink).await, "chameleon 1.0.0");
+
+    // Bytes that were changed behind the server's back do not run, signed or not; what comes with the server does.
+    let mut database = world.setup.database.direct().await;
+    let digest = uploaded["version"]["digest"].as_str().expect("text");
+    let changed =
+        database.execute(&format!("UPDATE plugin_artifacts SET wasm = zeroblob(100) WHERE digest = '{digest}'")).await;
+    assert_eq!(changed, 1);
+    world.server.stop().await;
+    world.again().await;
+    let problem = admin.post(&format!("{sink}/check"), json!({})).await.problem(502, "upstream");
+    assert!(problem["detail"].as_str().expect("text").contains("not what was installed"), "{problem}");
+    let shown = admin.get(&path).await.ok(200);
+    assert!(shown["versions"][0]["failure"].as_str().expect("why").contains("not what was installed"), "{shown}");
+    let file = json!({ "name": "f", "plugin": "file", "active": false });
+    let file = id(&admin.create("/api/v1/audit-sinks", file).await);
+    admin.post(&format!("/api/v1/audit-sinks/{file}/check"), json!({})).await.ok(200);
+}
+
+#[tokio::test]
+async fn a_key_that_is_no_longer_trusted_takes_its_plugins_with_it() {
+    let setup = Setup::new(Backend::Sqlite).await;
+    let ((ours, our_public), (_, next)) = (key(&setup, "ours.key").await, key(&setup, "next.key").await);
+    let mut world = World::with(setup.with("KAIZEN_PLUGINS_TRUSTED_KEYS", &our_public)).await;
+    let operator = world.operator().await;
+    let admin = operator.owner.client.clone();
+    let component = Chameleon::version("1.0.0");
+    let signature = signed(&world.setup, &component, &ours).await.1;
+    let parts = [("component", &*component.wasm()), ("signature", signature.as_bytes())];
+    let path = format!("{PLUGINS}/{}", id(&admin.multipart(PLUGINS, &parts, &[]).await.ok(201)));
+    activate(&admin, &path, "1.0.0").await.ok(200);
+    let sink = sink(&admin, "s", None, json!({})).await;
+    world.server.stop().await;
+    let server = world.setup.start_beside_with(&[("KAIZEN_PLUGINS_TRUSTED_KEYS", &next)]).await;
+    let admin = admin.at(&server.url);
+    let problem = admin.post(&format!("{sink}/check"), json!({})).await.problem(502, "upstream");
+    assert!(problem["detail"].as_str().expect("text").contains("not among plugins_trusted_keys"), "{problem}");
+}
+
+#[tokio::test]
+async fn a_folder_is_read_at_the_start_and_what_is_bad_in_it_stops_nothing() {
+    let setup = Setup::new(Backend::Sqlite).await;
+    let folder = setup.dir().join("plugins");
+    std::fs::create_dir(&folder).expect("a folder");
+    let put = |name: &str, bytes: &[u8]| std::fs::write(folder.join(name), bytes).expect("written");
+    put("good.wasm", &Chameleon::version("1.0.0").wasm());
+    put("broken.wasm", &random(2000));
+    put("liar.wasm", &Chameleon::version("1.0.0").with("name", json!("liar")).with("http", json!([])).wasm());
+    put("unsigned.wasm", &Chameleon::version("1.0.0").with("name", json!("signed-badly")).wasm());
+    put("unsigned.wasm.sig", b"nonsense");
+    put("large.wasm", &vec![0; 2 << 20]);
+    put("notes.txt", b"not a plugin");
+    let setup = setup
+        .with("KAIZEN_PLUGINS_DIR", folder.display().to_string())
+        .with("KAIZEN_PLUGINS_MAX_BYTES", (1 << 20).to_string());
+    let mut world = World::with(setup).await;
+    let log = world.server.log();
+    for (file, why) in [
+        ("broken.wasm", "not a WebAssembly component"),
+        ("liar.wasm", "asks for no `http` capability"),
+        ("unsigned.wasm", "not a signature"),
+        ("large.wasm", "plugins_max_bytes"),
+    ] {
+        let said = log.lines().any(|line| line.contains(file) && line.contains(why));
+        assert!(said, "{file} is refused for `{why}`:\n{log}");
+    }
+    let tenant = world.tenant("acme").await;
+    let owner = &tenant.owner;
+    let names = async || {
+        let listed = owner.get(PLUGINS).await.ok(200);
+        let items = listed["items"].as_array().expect("items").clone();
+        items.into_iter().filter(|p| p["versions"][0]["origin"] == "folder").collect::<Vec<Value>>()
+    };
+    let listed = names().await;
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert_eq!((&listed[0]["name"], &listed[0]["active_version"]), (&json!("chameleon"), &json!("1.0.0")));
+    let sink = sink(owner, "s", None, json!({})).await;
+    assert_eq!(runs(owner, &sink).await, "chameleon 1.0.0");
+
+    // A newer one is used from the next start; one that reaches more waits for a person, and so does another major version.
+    put("newer.wasm", &Chameleon::version("1.0.1").wasm());
+    put("wider.wasm", &Chameleon::version("1.0.2").with("http", json!(["{config.url}", "https://*"])).wasm());
+    put("major.wasm", &Chameleon::version("2.0.0").wasm());
+    put("clash.wasm", &Chameleon::version("1.0.0").with("title", json!("Another")).wasm());
+    world.server.stop().await;
+    world.again().await;
+    assert_eq!(runs(owner, &sink).await, "chameleon 1.0.1");
+    let versions = names().await[0]["versions"].as_array().expect("versions").len();
+    assert_eq!(versions, 4);
+    let log = world.server.log();
+    assert!(log.contains("1.0.2 installed and not activated (it reaches more: http https://*)"), "{log}");
+    assert!(
+        log.lines().any(|line| line.contains("clash.wasm") && line.contains("give yours another version")),
+        "{log}"
+    );
+    // Nothing of it is asked or done again at the next one.
+    world.server.stop().await;
+    world.again().await;
+    assert!(!world.server.log().contains("installed and"), "{}", world.server.log());
+}
+
+/// The compiled components in a server's data folder.
+fn compiled(setup: &Setup) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(setup.data_dir().join("compiled")).expect("a folder").filter_map(Result::ok);
+    entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "compiled")).collect()
+}
+
+#[tokio::test]
+async fn a_compiled_component_that_was_tampered_with_is_compiled_again_and_never_loaded() {
+    let mut world = World::start(Backend::Sqlite).await;
+    let operator = world.operator().await;
+    let admin = operator.owner.client.clone();
+    let component = Chameleon::version("1.0.0");
+    let uploaded = upload(&admin, &component).await.ok(201);
+    let path = format!("{PLUGINS}/{}", id(&uploaded));
+    activate(&admin, &path, "1.0.0").await.ok(200);
+    let sink = sink(&admin, "s", None, json!({})).await;
+    let digest = uploaded["version"]["digest"].as_str().expect("text").to_owned();
+    let files = compiled(&world.setup);
+    let own = files.iter().find(|path| path.display().to_string().contains(&digest)).expect("compiled").clone();
+    let other = files.iter().find(|path| **path != own).expect("a bundled one").clone();
+    let good = std::fs::read(&own).expect("read");
+    let machine_code = good.len() / 2;
+    let mut flipped = good.clone();
+    flipped[machine_code] ^= 1;
+    let foreign = std::fs::read(&other).expect("read");
+    for (what, bad) in
+        [("a bit flipped", flipped), ("cut short", good[..machine_code].to_vec()), ("another's", foreign)]
+    {
+        world.server.stop().await;
+        std::fs::write(&own, bad).expect("written");
+        world.again().await;
+        let log = world.server.log();
+        assert!(log.lines().any(|l| l.contains(&digest) && l.contains("compiling again")), "{what}: {log}");
+        assert_eq!(runs(&admin, &sink).await, "chameleon 1.0.0", "{what}");
+        assert_eq!(std::fs::read(&own).expect("read"), good, "{what}: the file is made anew");
+    }
+    // Of another build: its name and its seal are of another engine, so it is not even opened.
+    world.server.stop().await;
+    let stem = own.file_name().expect("a name").to_string_lossy().into_owned();
+    let renamed =
+        own.with_file_name(stem.replace(stem.rsplit_once('-').expect("an engine").1, "0123456789abcdef.compiled"));
+    std::fs::rename(&own, &renamed).expect("renamed");
+    world.again().await;
+    assert_eq!(runs(&admin, &sink).await, "chameleon 1.0.0");
+    assert_eq!(std::fs::read(&own).expect("made anew"), good);
+    // And without any, everything is only slower.
+    world.server.stop().await;
+    std::fs::remove_dir_all(world.setup.data_dir().join("compiled")).expect("removed");
+    world.again().await;
+    assert_eq!(runs(&admin, &sink).await, "chameleon 1.0.0");
+    assert_eq!(std::fs::read(&own).expect("kept again"), good);
+}
