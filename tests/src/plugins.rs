@@ -13,6 +13,7 @@ on_both!(
     versions_are_swapped_under_load_and_no_call_fails,
     what_is_in_use_stays_and_what_is_not_goes,
     health_shows_each_tenant_its_own_errors,
+    connections_from_before_there_were_versions_follow_what_came_with_the_server,
 );
 
 const PLUGINS: &str = "/api/v1/plugins";
@@ -343,4 +344,27 @@ async fn health_shows_each_tenant_its_own_errors(backend: Backend) {
     assert_eq!(other.owner.get(&path).await.ok(200)["health"][0]["last_errors"], json!([]), "another tenant's");
     let all = operator.owner.get(&path).await.ok(200)["health"][0]["last_errors"].clone();
     assert_eq!(all.as_array().expect("errors").len(), 1);
+}
+
+async fn connections_from_before_there_were_versions_follow_what_came_with_the_server(backend: Backend) {
+    let mut world = World::start(backend).await;
+    let (operator, tenant) = (world.operator().await, world.tenant("acme").await);
+    let (admin, owner) = (&operator.owner, &tenant.owner);
+    let body = json!({ "name": "files", "plugin": "file", "active": false });
+    let files = format!("{SINKS}/{}", id(&owner.create(SINKS, body).await));
+    let follows = owner.get(&files).await.ok(200)["plugin_follows"].clone();
+    world.server.stop().await;
+    let mut database = world.setup.database.direct().await;
+    for table in ["plugin_lines", "plugin_activations", "plugin_versions", "plugin_artifacts", "plugins"] {
+        database.execute(&format!("DELETE FROM {table}")).await;
+    }
+    database.execute("UPDATE connections SET plugin_line = NULL").await;
+    drop(database);
+    world.again().await;
+    assert_eq!(owner.get(&files).await.ok(200)["plugin_follows"], follows);
+    // So another major version leaves them alone.
+    let major = Chameleon::version("9.0.0").with("name", json!("file"));
+    let path = format!("{PLUGINS}/{}", id(&upload(admin, &major).await.ok(201)));
+    activate(admin, &path, "9.0.0").await.ok(200);
+    assert!(!runs(owner, &files).await.starts_with("file 9"));
 }

@@ -21,7 +21,7 @@ use crate::{
     app::App,
     authz::Action,
     domain::principal::Principal,
-    plugins::install,
+    plugins::{InstallError, install},
     store::{Tx, plugins as rows},
 };
 
@@ -55,6 +55,15 @@ async fn begin(app: &App, id: Uuid, if_match: &IfMatch) -> Result<(Tx, rows::Plu
     Ok((tx, plugin))
 }
 
+/// Refuses what does not load on this host (any more).
+async fn loads(app: &App, plugin: &rows::Plugin, row: &rows::Version) -> Result<()> {
+    match app.plugins.try_row(plugin, row).await {
+        Ok(()) => Ok(()),
+        Err(InstallError::Store(error)) => Err(error.into()),
+        Err(error) => Err(Problem::conflict(format!("version {} does not load: {}", row.version, error.why()))),
+    }
+}
+
 /// Commits it with its audit event, and makes it run.
 async fn finish(
     app: &App,
@@ -67,7 +76,7 @@ async fn finish(
     let view = PluginView::read(app, &mut tx, plugin).await?;
     details["name"] = format!("{}/{}", plugin.kind.as_str(), plugin.name).into();
     change(app, tx, caller, action, format!("plugin/{}", plugin.id), details).await?;
-    app.plugins.changed().await?;
+    app.plugins.changed().await;
     Ok(([etag(plugin.revision)], Json(view)).into_response())
 }
 
@@ -96,7 +105,7 @@ async fn activate(
     let row = rows::version(&mut conn, id, &asked.version).await?.ok_or_else(none)?;
     drop(conn);
     // Compiling may take a while, and it may turn out here that it does not run: before anything is changed.
-    app.plugins.try_row(&plugin, &row).await?;
+    loads(&app, &plugin, &row).await?;
     let (mut tx, mut plugin) = begin(&app, id, &if_match).await?;
     let mut version = rows::version(&mut tx, id, &asked.version).await?.ok_or_else(none)?;
     let before = plugin.active_version.clone();
@@ -127,6 +136,11 @@ async fn rollback(
     let (mut tx, mut plugin) = begin(&app, id, &if_match).await?;
     let before = plugin.active_version.clone();
     let last = install::rollback(&mut tx, &app.clock, &mut plugin).await?;
+    for version in [Some(&last.previous), last.line_previous.as_ref()].into_iter().flatten() {
+        if let Some(row) = rows::version(&mut tx, id, version).await? {
+            loads(&app, &plugin, &row).await?;
+        }
+    }
     let details = json!({ "rolled_back": last.version, "before": before, "after": plugin.active_version });
     finish(&app, tx, &caller, Action::PluginActivate, &plugin, details).await
 }
@@ -174,6 +188,6 @@ async fn remove(
         "version": version.version, "digest": version.digest, "origin": version.origin,
     });
     change(&app, tx, &caller, Action::PluginDelete, format!("plugin/{}", plugin.id), details).await?;
-    app.plugins.changed().await?;
+    app.plugins.changed().await;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -112,7 +112,7 @@ async fn upload(State(app): State<App>, Caller(caller): Caller, request: Request
         "version": version.version, "digest": version.digest, "size": version.size, "signer": version.signer,
     });
     change(&app, tx, &caller, Action::PluginCreate, format!("plugin/{}", plugin.id), details).await?;
-    app.plugins.changed().await?;
+    app.plugins.changed().await;
     Ok(response)
 }
 

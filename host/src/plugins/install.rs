@@ -153,6 +153,10 @@ pub(super) async fn bundled(tx: &mut Tx, clock: &Clock, candidate: &Candidate) -
     let active = active(tx, &plugin).await?;
     let older =
         |active: &Version| active.origin == Origin::Bundled && plugin::is_newer(&version.version, &active.version);
+    if active.is_none() {
+        // Connections of before there were versions were made for what came with the server.
+        rows::adopt(tx, &plugin, &version.line).await?;
+    }
     if active.as_ref().is_none_or(older) {
         set(tx, clock, &mut plugin, &mut version).await
     } else {

@@ -5,6 +5,7 @@
 //! compiled once and kept compiled in the data folder. What runs on this host is in its [`registry`], which is replaced
 //! as a whole when something changes ([`install`]).
 
+mod arrivals;
 mod call;
 mod calls;
 pub mod changes;
@@ -31,8 +32,9 @@ use bytes::Bytes;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
+pub use arrivals::Candidate;
 pub use changes::Changes;
-pub use library::{Candidate, Ingredients};
+pub use library::Ingredients;
 pub use manifest::{ACCESS_TOKEN, CapabilityView, Manifest, ManifestError, ManifestView, SecretView};
 pub use registry::Wanted;
 pub use types::{

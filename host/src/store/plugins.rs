@@ -1,9 +1,12 @@
 //! Plugins: components by digest, versions side by side, and which of them are in use. They belong to the installation,
 //! not to a tenant: only who may manage what all tenants share changes them.
 
+mod usage;
+
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+pub use self::usage::*;
 use super::{Connection, StoreError, Tx};
 use crate::{
     domain::{connection::Kind, id::UserId, plugin::Origin},
@@ -67,17 +70,6 @@ pub struct Line {
     pub line: String,
     /// The version.
     pub version: String,
-}
-
-/// A version that some connection names.
-#[derive(Debug, Clone, sqlx::FromRow)]
-pub struct Pin {
-    /// Of which kind.
-    pub kind: Kind,
-    /// The plugin's name.
-    pub plugin: String,
-    /// The version.
-    pub plugin_version: String,
 }
 
 /// Activations that are remembered for the way back.
@@ -175,15 +167,6 @@ pub async fn version(c: &mut impl Connection, plugin: Uuid, version: &str) -> Re
 /// As the database says.
 pub async fn lines(c: &mut impl Connection) -> Result<Vec<Line>, StoreError> {
     let sql = "SELECT plugin_id, line, version FROM plugin_lines ORDER BY plugin_id, line";
-    Ok(on!(c, |c| sqlx::query_as(sql).fetch_all(c).await)?)
-}
-
-/// The versions that connections of any organization name.
-///
-/// # Errors
-/// As the database says.
-pub async fn pins(c: &mut impl Connection) -> Result<Vec<Pin>, StoreError> {
-    let sql = "SELECT DISTINCT kind, plugin, plugin_version FROM connections WHERE plugin_version IS NOT NULL";
     Ok(on!(c, |c| sqlx::query_as(sql).fetch_all(c).await)?)
 }
 
@@ -381,70 +364,4 @@ pub async fn pop_activation(tx: &mut Tx, plugin: Uuid) -> Result<Option<Activati
                    (SELECT MAX(number) FROM plugin_activations WHERE plugin_id = $1)
                RETURNING version, previous, line_previous";
     Ok(on!(tx, |c| sqlx::query_as(sql).bind(plugin).fetch_optional(c).await)?)
-}
-
-/// Holds a version until the transaction ends, so that it is neither disabled nor removed meanwhile, and tells whether
-/// connections may use it.
-///
-/// # Errors
-/// As the database says.
-pub async fn hold(tx: &mut Tx, kind: Kind, name: &str, version: &str) -> Result<bool, StoreError> {
-    macro_rules! sql {
-        ($locking:literal) => {
-            concat!(
-                "SELECT enabled FROM plugin_versions
-                 WHERE plugin_id = (SELECT id FROM plugins WHERE kind = $1 AND name = $2) AND version = $3",
-                $locking
-            )
-        };
-    }
-    let sql = match tx {
-        Tx::Sqlite(_) => sql!(""),
-        Tx::Postgres(_) => sql!(" FOR SHARE"),
-    };
-    let enabled: Option<bool> =
-        on!(tx, |c| sqlx::query_scalar(sql).bind(kind).bind(name).bind(version).fetch_optional(c).await)?;
-    Ok(enabled.unwrap_or(false))
-}
-
-/// Keeps connections from beginning to use a version until the transaction ends.
-///
-/// # Errors
-/// As the database says.
-pub async fn seize(tx: &mut Tx, plugin: Uuid, version: &str) -> Result<(), StoreError> {
-    let sql = match tx {
-        Tx::Sqlite(_) => "SELECT enabled FROM plugin_versions WHERE plugin_id = $1 AND version = $2",
-        Tx::Postgres(_) => "SELECT enabled FROM plugin_versions WHERE plugin_id = $1 AND version = $2 FOR UPDATE",
-    };
-    let _: Option<bool> = on!(tx, |c| sqlx::query_scalar(sql).bind(plugin).bind(version).fetch_optional(c).await)?;
-    Ok(())
-}
-
-/// How many connections of all organizations name this version.
-///
-/// # Errors
-/// As the database says.
-pub async fn pinned(c: &mut impl Connection, plugin: &Plugin, version: &str) -> Result<i64, StoreError> {
-    let sql = "SELECT COUNT(*) FROM connections WHERE kind = $1 AND plugin = $2 AND plugin_version = $3";
-    Ok(on!(c, |c| sqlx::query_scalar(sql).bind(plugin.kind).bind(&plugin.name).bind(version).fetch_one(c).await)?)
-}
-
-/// How many connections of all organizations follow this line.
-///
-/// # Errors
-/// As the database says.
-pub async fn followers(c: &mut impl Connection, plugin: &Plugin, line: &str) -> Result<i64, StoreError> {
-    let sql = "SELECT COUNT(*) FROM connections
-               WHERE kind = $1 AND plugin = $2 AND plugin_version IS NULL AND plugin_line = $3";
-    Ok(on!(c, |c| sqlx::query_scalar(sql).bind(plugin.kind).bind(&plugin.name).bind(line).fetch_one(c).await)?)
-}
-
-/// How many connections of all organizations follow whatever is active: those from before there were versions.
-///
-/// # Errors
-/// As the database says.
-pub async fn followers_of_all(c: &mut impl Connection, plugin: &Plugin) -> Result<i64, StoreError> {
-    let sql = "SELECT COUNT(*) FROM connections
-               WHERE kind = $1 AND plugin = $2 AND plugin_version IS NULL AND plugin_line IS NULL";
-    Ok(on!(c, |c| sqlx::query_scalar(sql).bind(plugin.kind).bind(&plugin.name).fetch_one(c).await)?)
 }
