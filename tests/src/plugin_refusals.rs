@@ -120,6 +120,14 @@ async fn only_platform_administrators_install(backend: Backend) {
         person.get(&path).await.ok(200);
     }
     upload(&world.client(), &component).await.problem(401, "unauthenticated");
+    // A refused client may go on with the same connection, also after a long body.
+    let long = vec![0; 3 << 20];
+    for person in [&tenant.owner.client, &world.client()] {
+        let refused = person.multipart(PLUGINS, &[("component", &long)], &[]).await;
+        assert!([401, 403].contains(&refused.status), "{}", refused.text);
+        assert_eq!(refused.header("connection"), "");
+        person.get(PLUGINS).await;
+    }
     world.client().get(PLUGINS).await.problem(401, "unauthenticated");
     let nothing = crate::harness::fresh_id();
     operator.owner.get(&format!("{PLUGINS}/{nothing}")).await.problem(404, "not_found");

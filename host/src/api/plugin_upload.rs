@@ -1,12 +1,16 @@
 //! `POST /api/v1/plugins`: a component arrives, is checked exactly as at a start, and is kept. Nothing runs it yet.
 
+use std::time::Duration;
+
 use axum::{
     Json,
+    body::Body,
     extract::{DefaultBodyLimit, FromRequest as _, Multipart, Request, State, multipart::Field},
-    http::StatusCode,
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
 use serde::Serialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -23,7 +27,7 @@ use super::{
 use crate::{
     app::App,
     authz::Action,
-    domain::{connection::Kind, plugin::Origin},
+    domain::{connection::Kind, plugin::Origin, principal::Principal},
     plugins::{Changes, install, signature::Signature},
     store::plugins as rows,
 };
@@ -33,6 +37,8 @@ pub(super) const PATH: &str = "/api/v1/plugins";
 /// Uploads at once on a host; others wait before their body is read. Each holds a whole component in memory and compiles
 /// it on every processor.
 static UPLOADS: Semaphore = Semaphore::const_new(2);
+/// For a client to finish sending what is refused already.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a signature at the most.
 const SIGNATURE: usize = 1024;
 
@@ -81,8 +87,11 @@ struct Received {
 #[utoipa::path(post, path = "/api/v1/plugins", tag = "Plugins",
     request_body(content = Parts, content_type = "multipart/form-data"),
     responses((status = CREATED, body = Uploaded), (status = OK, body = Uploaded)))]
-async fn upload(State(app): State<App>, Caller(caller): Caller, request: Request) -> Result<Response> {
-    require(&app, &caller, Action::PluginCreate).await?;
+async fn upload(State(app): State<App>, caller: Result<Caller>, request: Request) -> Result<Response> {
+    let caller = match admitted(&app, caller).await {
+        Ok(caller) => caller,
+        Err(problem) => return Err(after(request.into_body(), problem).await),
+    };
     let turn = UPLOADS.acquire().await.map_err(Problem::internal)?;
     let Received { component, signature, idempotency } = receive(&app, request).await?;
     let candidate = app.plugins.inspect("upload", Origin::Uploaded, component, signature).await?;
@@ -116,18 +125,81 @@ async fn upload(State(app): State<App>, Caller(caller): Caller, request: Request
     Ok(response)
 }
 
+async fn admitted(app: &App, caller: Result<Caller>) -> Result<Principal> {
+    let Caller(caller) = caller?;
+    require(app, &caller, Action::PluginCreate).await?;
+    Ok(caller)
+}
+
+/// A problem told once the client has sent its body: in the middle of sending it would find the connection closed, and
+/// never read why. Where the body is too long for that, it is told that the connection ends.
+async fn after(body: Body, problem: Problem) -> Problem {
+    let mut body = body;
+    let whole = tokio::time::timeout(PATIENCE, async {
+        let mut length = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            length += frame.data_ref().map_or(0, Bytes::len);
+            if length > DRAINED {
+                return false;
+            }
+        }
+        true
+    });
+    finished(whole.await.unwrap_or(false), problem)
+}
+
+fn finished(whole: bool, problem: Problem) -> Problem {
+    if whole { problem } else { problem.with_header(header::CONNECTION, HeaderValue::from_static("close")) }
+}
+
+/// The same where parts of the body were read already.
+async fn after_parts(multipart: &mut Multipart, problem: Problem) -> Problem {
+    let whole = tokio::time::timeout(PATIENCE, async {
+        let mut length = 0;
+        while let Ok(Some(mut field)) = multipart.next_field().await {
+            while let Ok(Some(chunk)) = field.chunk().await {
+                length += chunk.len();
+                if length > DRAINED {
+                    return false;
+                }
+            }
+        }
+        true
+    });
+    finished(whole.await.unwrap_or(false), problem)
+}
+
 /// Reads the parts, each within its limit.
 async fn receive(app: &App, request: Request) -> Result<Received> {
     let (headers, method) = (request.headers().clone(), request.method().clone());
-    let mut request = request;
-    // The limits are ours, below: the component's is a setting.
-    DefaultBodyLimit::disable().apply(&mut request);
-    let multipart = Multipart::from_request(request, app).await;
-    let mut multipart = multipart.map_err(|_| {
+    let media = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let shape = || {
         let detail = "Send multipart/form-data with the parts `component`, the .wasm file, and if it is signed `signature`, \
                       the text of its .sig file.";
         Problem::new(ProblemType::MediaType, detail)
-    })?;
+    };
+    if !media.to_ascii_lowercase().starts_with("multipart/form-data") {
+        return Err(after(request.into_body(), shape()).await);
+    }
+    let mut request = request;
+    // The limits are ours, below: the component's is a setting.
+    DefaultBodyLimit::disable().apply(&mut request);
+    let mut multipart = Multipart::from_request(request, app).await.map_err(|_| shape())?;
+    let (component, signature) = match parts(app, &mut multipart).await {
+        Ok(parts) => parts,
+        Err(problem) => return Err(after_parts(&mut multipart, problem).await),
+    };
+    let digested = [component.as_ref(), signature.as_deref().unwrap_or_default()].concat();
+    let idempotency = idempotency_key(&headers, &method, PATH, &digested)?;
+    let signature = signature.map(|bytes| {
+        let parsed = String::from_utf8_lossy(&bytes).parse::<Signature>();
+        parsed.map_err(|error| Problem::invalid(vec![Fault::new("/signature", error.to_string())]))
+    });
+    Ok(Received { component, signature: signature.transpose()?, idempotency })
+}
+
+/// The component and its signature.
+async fn parts(app: &App, multipart: &mut Multipart) -> Result<(Bytes, Option<Bytes>)> {
     let (mut component, mut signature) = (None, None);
     let unreadable = |error: axum::extract::multipart::MultipartError| {
         Problem::new(ProblemType::Malformed, format!("The body could not be read: {}", error.body_text()))
@@ -151,32 +223,22 @@ async fn receive(app: &App, request: Request) -> Result<Received> {
     let component = component.filter(|bytes| !bytes.is_empty());
     let component = component
         .ok_or_else(|| Problem::invalid(vec![Fault::new("/component", "is needed: the plugin's .wasm file")]))?;
-    let digested = [component.as_ref(), signature.as_deref().unwrap_or_default()].concat();
-    let idempotency = idempotency_key(&headers, &method, PATH, &digested)?;
-    let signature = signature.map(|bytes| {
-        let parsed = String::from_utf8_lossy(&bytes).parse::<Signature>();
-        parsed.map_err(|error| Problem::invalid(vec![Fault::new("/signature", error.to_string())]))
-    });
-    Ok(Received { component, signature: signature.transpose()?, idempotency })
+    Ok((component, signature))
 }
 
-/// A part, if it is within its limit. Somewhat more is read and dropped: a client in the middle of sending would
-/// otherwise find the connection closed, and never read why.
+/// A part, if it is within its limit.
 async fn bounded(mut field: Field<'_>, name: &str, limit: usize) -> Result<Bytes> {
     let (mut bytes, mut length) = (BytesMut::new(), 0_usize);
     while let Some(chunk) = field.chunk().await.map_err(|error| {
         Problem::new(ProblemType::Malformed, format!("The body could not be read: {}", error.body_text()))
     })? {
         length += chunk.len();
-        if length <= limit {
-            bytes.extend_from_slice(&chunk);
-        } else if length > limit + DRAINED {
-            break;
+        if length > limit {
+            let setting = if name == "component" { " (setting plugins_max_bytes)" } else { "" };
+            let detail = format!("The part `{name}` is over {limit} bytes{setting}.");
+            return Err(Problem::new(ProblemType::TooLarge, detail));
         }
-    }
-    if length > limit {
-        let setting = if name == "component" { " (setting plugins_max_bytes)" } else { "" };
-        return Err(Problem::new(ProblemType::TooLarge, format!("The part `{name}` is over {limit} bytes{setting}.")));
+        bytes.extend_from_slice(&chunk);
     }
     Ok(bytes.freeze())
 }
