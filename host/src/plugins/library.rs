@@ -27,7 +27,7 @@ use crate::{
     clock::Clock,
     config::Config,
     domain::{connection::Kind, fault::Fault, plugin, plugin::Origin},
-    sandbox::{cache::Cache, egress},
+    sandbox::{Sandbox, cache::Cache, egress},
     secrets::Secrets,
     store::{Store, plugins as rows},
 };
@@ -78,8 +78,8 @@ impl Plugins {
             max_bytes: config.plugins_max_bytes,
             turn: Mutex::new(None),
         };
-        let plugins =
-            Self::assemble(bundled().collect(), cache, from.egress, folders, from.clock.clone(), Some(library)).await?;
+        let sandbox = Sandbox::new(cache, from.egress).map_err(InstallError::Engine)?;
+        let plugins = Self::assemble(sandbox, bundled().collect(), folders, from.clock.clone(), Some(library)).await?;
         plugins.take_in_bundled().await?;
         if let Some(folder) = &config.plugins_dir {
             plugins.take_in_folder(folder).await?;

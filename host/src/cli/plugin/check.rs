@@ -115,7 +115,7 @@ fn list(text: &mut String, name: &str, items: &[String]) -> std::fmt::Result {
 
 /// What becomes of a capability under these settings.
 fn granted(capability: &CapabilityView, allow: &[Pattern]) -> String {
-    let template = match capability.kind {
+    let template = match capability.kind.as_str() {
         "http" => Template::http(&capability.value),
         "tcp" => Template::tcp(&capability.value),
         "directory" if capability.value == "audit" => return "a folder of each connection's own in `audit_dir`".into(),

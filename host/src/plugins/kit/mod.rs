@@ -36,7 +36,7 @@ use self::{
 };
 use super::{
     Artifact, Attempt, Binding, IdentityGrant, InstallError, Manifest, PluginError, Plugins, Protocol, Registration,
-    Release, TargetState,
+    Release, TargetState, Wanted,
 };
 use crate::{
     clock::Clock,
@@ -132,8 +132,9 @@ pub async fn run(
     let kind = artifact.0;
     let port = tcp::free_port().await?;
     let plugins = Plugins::within(sandbox.clone(), vec![artifact], BTreeMap::new()).await?;
-    let plugin = plugins.0.installed.values().next();
-    let manifest = plugin.map(|plugin| &plugin.manifest).ok_or_else(|| std::io::Error::other("nothing was loaded"))?;
+    let plugin = plugins.0.registry.load().active().next();
+    let plugin = plugin.ok_or_else(|| std::io::Error::other("nothing was loaded"))?;
+    let manifest = &plugin.manifest;
 
     let made_up = case.config.is_none();
     let config = case.config.unwrap_or_else(|| sample::config(manifest, port));
@@ -153,7 +154,13 @@ pub async fn run(
     let grants =
         Grants::resolve(&manifest.capabilities, &manifest.slots, &config, &BTreeMap::new()).unwrap_or_default();
     let tcp: Vec<Target> = grants.tcp().collect();
-    let binding = Binding { connection_id: clock.id(), plugin: manifest.name.clone(), config: config.clone(), secrets };
+    let binding = Binding {
+        connection_id: clock.id(),
+        plugin: manifest.name.clone(),
+        wanted: Wanted::default(),
+        config: config.clone(),
+        secrets,
+    };
     let claims = match case.claims {
         Some(Value::Null) => None,
         Some(claims) => Some(claims),
