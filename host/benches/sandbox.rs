@@ -1,24 +1,29 @@
 //! One plugin call on a fresh instance, beside bare wasmtime with the same guest and the same arguments in the same run:
-//! the price of limits, grants, secrets, logs and metrics. And loading all bundled plugins, as at a start of the server.
+//! the price of limits, grants, secrets, logs and metrics; the same for up to 64 calls at once. What a thousand connections of
+//! one plugin cost in memory. And the start: all bundled plugins, and the whole server.
 #![expect(clippy::unwrap_used, reason = "criterion's macros; a benchmark may panic")]
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kaizen::{
+    app::App,
+    clock::Clock,
     domain::connection::Kind,
     plugins::{Attempt, Binding, IdentityGrant, Plugins, Wanted, bundled},
     sandbox::{
+        Sandbox,
         bindings::{
             common::kaizen::plugin::{log, secrets, types},
             identity_provider::{IdentityProviderPre, exports::kaizen::identity_provider::provider},
         },
         cache::Cache,
         egress::{Client, Policy, SystemResolver},
+        limits::Bounds,
     },
 };
 use serde_json::{Value, json};
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, task::JoinSet};
 use wasmtime::{
     Config, Engine, InstanceAllocationStrategy, Store,
     component::{Component, HasSelf, Linker, ResourceTable},
@@ -117,43 +122,120 @@ async fn call_bare(engine: &Engine, pre: &IdentityProviderPre<Bare>) -> provider
     instance.kaizen_identity_provider_provider().call_identify(&mut store, &call, &grant).await.unwrap().unwrap()
 }
 
+/// As many calls of one plugin at once as all plugins together may have.
+fn bounds() -> Bounds {
+    Bounds { calls: 64, calls_per_plugin: 64, ..Bounds::default() }
+}
+
 async fn load(folder: &std::path::Path) -> Plugins {
     let policy = Policy { allow: vec![], allow_private: vec![] };
     let egress = Client::new(policy, Arc::new(SystemResolver));
     let cache = Cache::new(folder.to_path_buf(), &[1; 32]);
-    Plugins::install(bundled().collect(), cache, egress, BTreeMap::new()).await.unwrap()
+    let sandbox = Sandbox::within(bounds(), cache, egress, Clock::system()).unwrap();
+    Plugins::within(sandbox, bundled().collect(), BTreeMap::new()).await.unwrap()
+}
+
+fn binding(connection: u128) -> Binding {
+    let (connection_id, plugin) = (uuid::Uuid::from_u128(connection), "oidc".into());
+    Binding { connection_id, plugin, wanted: Wanted::default(), config: config(), secrets: BTreeMap::new() }
+}
+
+async fn call(plugins: &Plugins, binding: &Binding) {
+    let attempt = Attempt { idempotency_key: "k".into(), attempt: 1 };
+    let grant = IdentityGrant { claims: Some(claims()), userinfo: None };
+    plugins.identify(binding, &attempt, grant, None).await.unwrap();
+}
+
+fn oidc() -> &'static [u8] {
+    bundled().find(|(kind, name, _)| (*kind, *name) == (Kind::IdentityProvider, "oidc")).unwrap().2
 }
 
 fn calls(c: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let plugins = runtime.block_on(load(folder.path()));
-    let binding = Binding {
-        connection_id: uuid::Uuid::nil(),
-        plugin: "oidc".into(),
-        wanted: Wanted::default(),
-        config: config(),
-        secrets: BTreeMap::new(),
-    };
-    let attempt = Attempt { idempotency_key: "k".into(), attempt: 1 };
-    let wasm = bundled().find(|(kind, name, _)| (*kind, *name) == (Kind::IdentityProvider, "oidc")).unwrap().2;
-    let (engine, pre) = bare(wasm);
+    let (engine, pre) = bare(oidc());
+    let one = binding(0);
 
     let mut group = c.benchmark_group("oidc identify, fresh instance");
     group.bench_function("bare wasmtime", |b| b.to_async(&runtime).iter(|| call_bare(&engine, &pre)));
-    group.bench_function("kaizen", |b| {
-        b.to_async(&runtime).iter(|| async {
-            let grant = IdentityGrant { claims: Some(claims()), userinfo: None };
-            plugins.identify(&binding, &attempt, grant, None).await.unwrap()
-        });
-    });
+    group.bench_function("kaizen", |b| b.to_async(&runtime).iter(|| call(&plugins, &one)));
     group.finish();
 
-    let mut group = c.benchmark_group("all bundled plugins");
-    group.sample_size(10);
-    group.bench_function("load, compiled before", |b| b.to_async(&runtime).iter(|| load(folder.path())));
+    let mut group = c.benchmark_group("oidc identify, calls at once");
+    for at_once in [1, 2, 4, 8, 16, 32, 64_u32] {
+        group.throughput(Throughput::Elements(at_once.into()));
+        group.bench_function(BenchmarkId::new("bare wasmtime", at_once), |b| {
+            b.to_async(&runtime).iter(|| async {
+                let mut calls = JoinSet::new();
+                for _ in 0..at_once {
+                    let (engine, pre) = (engine.clone(), pre.clone());
+                    calls.spawn(async move { call_bare(&engine, &pre).await });
+                }
+                calls.join_all().await
+            });
+        });
+        group.bench_function(BenchmarkId::new("kaizen", at_once), |b| {
+            b.to_async(&runtime).iter(|| async {
+                let mut calls = JoinSet::new();
+                for number in 0..at_once {
+                    // Each of a connection of its own, or they would wait for each other.
+                    let (plugins, binding) = (plugins.clone(), binding(number.into()));
+                    calls.spawn(async move { call(&plugins, &binding).await });
+                }
+                calls.join_all().await
+            });
+        });
+    }
     group.finish();
 }
 
-criterion_group!(benches, calls);
+/// Memory of this process, in KiB.
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4
+}
+
+/// Not a matter of time: printed.
+fn memory(_: &mut Criterion) {
+    let runtime = Runtime::new().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    runtime.block_on(async {
+        let plugins = load(folder.path()).await;
+        let thousand = async |connections: u128| {
+            for number in 0..1000 {
+                call(&plugins, &binding(number % connections)).await;
+            }
+            resident()
+        };
+        thousand(1).await;
+        let one = thousand(1).await;
+        let many = thousand(1000).await;
+        println!(
+            "memory after 1,000 calls of 1 connection: {one} KiB; after 1,000 more of 1,000 connections: {many} KiB, \
+             {:.2} KiB more for each",
+            many.saturating_sub(one) as f64 / 999.0
+        );
+    });
+}
+
+fn start(c: &mut Criterion) {
+    let runtime = Runtime::new().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut group = c.benchmark_group("start");
+    group.sample_size(10);
+    runtime.block_on(load(folder.path()));
+    group.bench_function("all bundled plugins, compiled before", |b| b.to_async(&runtime).iter(|| load(folder.path())));
+    let data = tempfile::tempdir().unwrap();
+    let set = [("data_dir".to_owned(), data.path().display().to_string())];
+    let config = kaizen::config::Config::load(None, [], set).unwrap();
+    // Keys, database and compiled plugins are made the first time.
+    runtime.block_on(App::build(config.clone(), Clock::system())).unwrap();
+    group.bench_function("the whole server, on data that is there", |b| {
+        b.to_async(&runtime).iter(|| App::build(config.clone(), Clock::system()));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, calls, memory, start);
 criterion_main!(benches);

@@ -1,5 +1,7 @@
 //! Every setting, validated once: `kaizen.toml`, then `KAIZEN_…` environment variables, then flags.
 
+mod plugins;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -9,7 +11,10 @@ use std::{
 use ipnet::IpNet;
 use url::Url;
 
-use crate::{plugins::signature::PublicKey, sandbox::pattern::Pattern};
+use crate::{
+    plugins::signature::PublicKey,
+    sandbox::{limits::Bounds, pattern::Pattern},
+};
 
 /// What a setting is called and what it is for; the single list that the file, the environment, the flags and the
 /// documentation come from.
@@ -43,6 +48,10 @@ pub const SETTINGS: &[Setting] = &[
         name: "master_key",
         help: "32 bytes in hexadecimal that encrypt secrets at rest; the same on every host (DATA_DIR/master.key)",
     },
+    Setting {
+        name: "master_key_also",
+        help: "further master keys that still open what is stored, comma-separated, for `kaizen admin rotate-key` (none)",
+    },
     Setting { name: "audit_dir", help: "folder offered to plugins as `audit` (DATA_DIR/audit)" },
     Setting { name: "plugins_dir", help: "folder of plugins (*.wasm, with *.wasm.sig) installed at each start (none)" },
     Setting {
@@ -54,6 +63,26 @@ pub const SETTINGS: &[Setting] = &[
     Setting {
         name: "job_lease_seconds",
         help: "how long a host that died keeps its jobs and sinks before another takes them over (30)",
+    },
+    Setting { name: "plugin_memory_mib", help: "memory of one plugin call, all memories together, MiB (128)" },
+    Setting { name: "plugin_table_elements", help: "elements of tables of one call, all tables together (200000)" },
+    Setting { name: "plugin_instances", help: "core instances of one plugin's component (20)" },
+    Setting { name: "plugin_stack_kib", help: "stack of one call, KiB (1024)" },
+    Setting { name: "plugin_cpu_ms", help: "processor time of one call, milliseconds (5000)" },
+    Setting { name: "plugin_call_seconds", help: "time of one call, waiting for far sides included (30)" },
+    Setting { name: "plugin_deploy_seconds", help: "the same for a deployment, which may take longer (120)" },
+    Setting { name: "plugin_http_requests", help: "HTTP requests of one call (64)" },
+    Setting { name: "plugin_http_out_kib", help: "headers and bodies of one call's requests, KiB (16384)" },
+    Setting { name: "plugin_http_in_kib", help: "bodies of the answers to one call, KiB (16384)" },
+    Setting { name: "plugin_result_kib", help: "one result, or one argument to a host function, KiB (4096)" },
+    Setting { name: "plugin_log_lines_per_second", help: "log lines of one connection in a second (50)" },
+    Setting { name: "plugin_calls", help: "calls at once of all plugins together (64)" },
+    Setting { name: "plugin_calls_per_plugin", help: "calls at once of one plugin (32)" },
+    Setting { name: "plugin_calls_per_connection", help: "calls at once of one connection (8)" },
+    Setting { name: "plugin_trip_failures", help: "failures in a row that suspend a connection's calls (5)" },
+    Setting {
+        name: "plugin_trip_seconds",
+        help: "how long they are suspended at first; each time in a row twice as long, up to 300 (10)",
     },
     Setting { name: "log", help: "what is logged, as in tracing's EnvFilter (info)" },
     Setting { name: "log_format", help: "text or json (text on a terminal, otherwise json)" },
@@ -84,6 +113,8 @@ pub struct Config {
     pub cors_origins: Vec<String>,
     /// As set; generated in the data folder if absent.
     pub master_key: Option<secrecy::SecretString>,
+    /// Further keys that open what is stored.
+    pub master_key_also: Vec<secrecy::SecretString>,
     /// The folder offered to plugins as `audit`.
     pub audit_dir: PathBuf,
     /// Components to install at the start.
@@ -94,6 +125,8 @@ pub struct Config {
     pub plugins_max_bytes: usize,
     /// How long a job or an audit sink stays with the host that took it, unless renewed.
     pub job_lease: std::time::Duration,
+    /// What plugins may take.
+    pub plugin_bounds: Bounds,
     /// tracing's `EnvFilter`.
     pub log: String,
     /// Lines of JSON in place of text; by the terminal if absent.
@@ -129,6 +162,11 @@ impl Layers {
         }
     }
 
+    /// Where a setting comes from.
+    fn source<'a>(&'a self, name: &'a str) -> &'a str {
+        self.0.get(name).map_or(name, |(_, source)| source)
+    }
+
     fn parse<T>(&self, name: &str, default: T, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, ConfigError> {
         match self.0.get(name) {
             Some((value, source)) => parse(value.trim())
@@ -140,7 +178,7 @@ impl Layers {
 
 /// A value as an error may show it: addresses of databases hold passwords.
 fn shown<'a>(name: &str, value: &'a str) -> &'a str {
-    if matches!(name, "database_url" | "redis_url" | "master_key") { "(not shown)" } else { value }
+    if matches!(name, "database_url" | "redis_url" | "master_key" | "master_key_also") { "(not shown)" } else { value }
 }
 
 fn nearest(name: &str) -> String {
@@ -245,10 +283,12 @@ impl Config {
                 })
                 .collect()
         })?;
-        let master_key = layers.parse("master_key", None, |text| match hex::decode(text) {
-            Ok(bytes) if bytes.len() == 32 => Ok(Some(secrecy::SecretString::from(text.to_owned()))),
+        let key = |text: &str| match hex::decode(text) {
+            Ok(bytes) if bytes.len() == 32 => Ok(secrecy::SecretString::from(text.to_owned())),
             _ => Err("expected 64 hexadecimal digits, e.g. from `openssl rand -hex 32`".to_owned()),
-        })?;
+        };
+        let master_key = layers.parse("master_key", None, |text| key(text).map(Some))?;
+        let master_key_also = layers.parse("master_key_also", Vec::new(), |text| list(text).map(key).collect())?;
         let audit_dir = layers.parse("audit_dir", data_dir.join("audit"), |text| Ok(PathBuf::from(text)))?;
         let plugins_dir = layers.parse("plugins_dir", None, |text| match text {
             "" => Ok(None),
@@ -270,6 +310,7 @@ impl Config {
                 Ok(seconds @ 1..=3600) => Ok(std::time::Duration::from_secs(seconds)),
                 _ => Err("expected a whole number from 1 to 3600".to_owned()),
             })?;
+        let plugin_bounds = plugins::bounds(layers)?;
         let log = layers.parse("log", "info,sqlx::postgres::notice=warn".to_owned(), |text| {
             tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
         })?;
@@ -290,11 +331,13 @@ impl Config {
             egress_allow_private,
             cors_origins,
             master_key,
+            master_key_also,
             audit_dir,
             plugins_dir,
             plugins_trusted_keys,
             plugins_max_bytes,
             job_lease,
+            plugin_bounds,
             log,
             log_json,
             given: layers.0.keys().copied().collect(),
@@ -357,109 +400,4 @@ fn default_data_dir() -> Option<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(environment: &[(&str, &str)]) -> Result<Config, String> {
-        let environment = environment.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        let base = [("KAIZEN_DATA_DIR".to_owned(), "/tmp/kaizen-config-test".to_owned())];
-        Config::load(None, base.into_iter().chain(environment), []).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn defaults_hold() {
-        let config = load(&[]).unwrap();
-        assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
-        assert_eq!(config.ops_listen.to_string(), "127.0.0.1:9090");
-        assert_eq!(config.database_url, "sqlite:/tmp/kaizen-config-test/kaizen.db");
-        assert_eq!(config.public_url.as_str(), "http://127.0.0.1:8080/");
-        assert!(config.egress_allow_private.is_empty() && config.cors_origins.is_empty() && !config.is_set("listen"));
-    }
-
-    #[test]
-    fn this_machine_may_be_called_localhost() {
-        assert_eq!(load(&[("KAIZEN_LISTEN", "localhost:81")]).unwrap().listen.to_string(), "127.0.0.1:81");
-    }
-
-    #[test]
-    fn an_unknown_setting_names_the_nearest() {
-        let error = load(&[("KAIZEN_LISTN", "127.0.0.1:1")]).unwrap_err();
-        assert_eq!(error, "KAIZEN_LISTN: unknown setting `listn`; did you mean `listen`?");
-        assert!(!load(&[("KAIZEN_QQQQQQQQQQ", "1")]).unwrap_err().contains("did you mean"));
-    }
-
-    #[test]
-    fn a_bad_value_names_the_setting_and_its_shape() {
-        for (key, value, expected) in [
-            ("KAIZEN_LISTEN", "8080", "an IP address and a port"),
-            ("KAIZEN_LISTEN", "studio.example.com:8080", "an IP address and a port"),
-            ("KAIZEN_DATABASE_URL", "mysql://x", "sqlite:PATH or postgres://"),
-            ("KAIZEN_REDIS_URL", "localhost", "redis://HOST:PORT"),
-            ("KAIZEN_PUBLIC_URL", "studio.example.com", "https://studio.example.com"),
-            ("KAIZEN_EGRESS_ALLOW_PRIVATE", "10.0.0.0/8,nowhere", "`nowhere` is not a network"),
-            ("KAIZEN_CORS_ORIGINS", "https://app.example.com/", "is not an origin"),
-            ("KAIZEN_MASTER_KEY", "abc", "64 hexadecimal digits"),
-            ("KAIZEN_DATABASE_CONNECTIONS", "0", "from 2 to 1000"),
-            ("KAIZEN_LOG_FORMAT", "xml", "text or json"),
-            ("KAIZEN_PLUGINS_TRUSTED_KEYS", "ed25519:00", "64 hexadecimal digits"),
-            ("KAIZEN_PLUGINS_MAX_BYTES", "1", "from 1024"),
-        ] {
-            let error = load(&[(key, value)]).unwrap_err();
-            assert!(error.starts_with(key) && error.contains(expected), "{error}");
-        }
-    }
-
-    #[test]
-    fn passwords_are_not_shown() {
-        let error = load(&[("KAIZEN_DATABASE_URL", "mysql://root:hunter2@db/x")]).unwrap_err();
-        assert!(!error.contains("hunter2"), "{error}");
-    }
-
-    #[test]
-    fn flags_go_before_the_environment_and_the_environment_before_the_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("kaizen.toml");
-        let text = "listen = \"127.0.0.1:1\"\nops_listen = \"127.0.0.1:1\"\ncors_origins = [\"https://a.example\", \"https://b.example\"]\n";
-        std::fs::write(&file, format!("{text}data_dir = \"/tmp/x\"\n")).unwrap();
-        let environment = [("KAIZEN_LISTEN", "127.0.0.1:2"), ("KAIZEN_OPS_LISTEN", "127.0.0.1:2")];
-        let environment = environment.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let flags = [("listen".to_owned(), "127.0.0.1:3".to_owned())];
-        let config = Config::load(Some(&file), environment, flags).unwrap();
-        assert_eq!((config.listen.port(), config.ops_listen.port()), (3, 2));
-        assert_eq!(config.cors_origins, ["https://a.example", "https://b.example"]);
-    }
-
-    #[test]
-    fn a_table_of_the_file_is_the_beginning_of_names() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("kaizen.toml");
-        let key = format!("ed25519:{}", "ab".repeat(32));
-        std::fs::write(
-            &file,
-            format!("data_dir = \"/tmp/x\"\n[plugins]\ndir = \"/srv/plugins\"\ntrusted_keys = [\"{key}\"]\n"),
-        )
-        .unwrap();
-        let config = Config::load(Some(&file), [], []).unwrap();
-        assert_eq!(config.plugins_dir.as_deref(), Some(Path::new("/srv/plugins")));
-        assert_eq!(config.plugins_trusted_keys.iter().map(ToString::to_string).collect::<Vec<_>>(), [key]);
-        std::fs::write(&file, "[plugins]\nfolder = \"x\"\n[plugins.more]\n").unwrap();
-        assert!(
-            Config::load(Some(&file), [], []).unwrap_err().to_string().contains("unknown setting `plugins_folder`")
-        );
-        std::fs::write(&file, "[plugins.more]\na = 1\n").unwrap();
-        assert!(
-            Config::load(Some(&file), [], []).unwrap_err().to_string().contains("`plugins_more`: expected a string")
-        );
-    }
-
-    #[test]
-    fn a_file_that_is_named_must_be_there_and_hold_up() {
-        let missing = Config::load(Some(Path::new("/nonexistent/kaizen.toml")), [], []).unwrap_err().to_string();
-        assert!(missing.starts_with("/nonexistent/kaizen.toml: "), "{missing}");
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("kaizen.toml");
-        std::fs::write(&file, "database-url = \"sqlite:x\"\n").unwrap();
-        let error = Config::load(Some(&file), [], []).unwrap_err().to_string();
-        assert!(error.ends_with("unknown setting `database-url`; did you mean `database_url`?"), "{error}");
-    }
-}
+mod tests;

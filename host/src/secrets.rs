@@ -1,12 +1,10 @@
 //! Encryption at rest, and keys for other purposes, all from one master key.
 
-use std::{
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
-    path::Path,
-    sync::Arc,
-};
+mod files;
 
+use std::{path::PathBuf, sync::Arc};
+
+use arc_swap::ArcSwap;
 use aws_lc_rs::hkdf;
 use chacha20poly1305::{
     KeyInit, XChaCha20Poly1305, XNonce,
@@ -14,6 +12,8 @@ use chacha20poly1305::{
 };
 use secrecy::{ExposeSecret as _, SecretBox};
 use zeroize::Zeroizing;
+
+pub use files::Rotation;
 
 use crate::{clock::Clock, config::Config};
 
@@ -35,14 +35,62 @@ pub enum SecretsError {
 pub struct Secrets(Arc<Keys>);
 
 struct Keys {
+    /// The master key as it was at the start; other keys are derived from it for as long as this process runs.
     master: SecretBox<[u8; 32]>,
+    ring: ArcSwap<Ring>,
+    /// Where the keys come from and may be replaced meanwhile.
+    folder: Option<(PathBuf, Clock)>,
+}
+
+/// The keys in use.
+struct Ring {
+    current: Sealing,
+    /// They still open what is stored.
+    others: Vec<Sealing>,
+}
+
+/// What one master key seals and opens with.
+#[derive(Clone)]
+struct Sealing {
+    /// Says whether two are the same; tells nothing of the key.
+    id: [u8; 32],
     cipher: XChaCha20Poly1305,
 }
 
-/// First byte of what is sealed: which key and cipher.
+impl Sealing {
+    fn new(master: &[u8; 32]) -> Self {
+        let key = Zeroizing::new(derive(master, "kaizen.secrets.v1"));
+        Self { id: derive(master, "kaizen.secrets.id.v1"), cipher: XChaCha20Poly1305::new((&*key).into()) }
+    }
+
+    fn open(&self, place: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let rest = sealed.strip_prefix(&[VERSION])?;
+        let (nonce, sealed) = rest.split_at_checked(NONCE)?;
+        let payload = Payload { msg: sealed, aad: place };
+        self.cipher.decrypt(XNonce::from_slice(nonce), payload).ok().map(Zeroizing::new)
+    }
+
+    fn seal(&self, clock: &Clock, place: &[u8], plain: &[u8]) -> Result<Vec<u8>, SecretsError> {
+        let nonce: [u8; NONCE] = clock.bytes();
+        let payload = Payload { msg: plain, aad: place };
+        let sealed = self.cipher.encrypt(XNonce::from_slice(&nonce), payload).map_err(|_| SecretsError::Seal)?;
+        Ok([&[VERSION][..], &nonce, &sealed].concat())
+    }
+}
+
+impl Ring {
+    fn knows(&self, key: &Sealing) -> bool {
+        std::iter::once(&self.current).chain(&self.others).any(|known| known.id == key.id)
+    }
+
+    fn open(&self, place: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        std::iter::once(&self.current).chain(&self.others).find_map(|key| key.open(place, sealed))
+    }
+}
+
+/// First byte of what is sealed: which cipher.
 const VERSION: u8 = 1;
 const NONCE: usize = 24;
-const FILE: &str = "master.key";
 
 impl Secrets {
     /// Takes the master key from the settings, or from a 0600 file in the data folder that is made at the first start.
@@ -50,20 +98,32 @@ impl Secrets {
     /// # Errors
     /// If the file cannot be read or made, or others may read it.
     pub fn load(config: &Config, clock: &Clock) -> anyhow::Result<Self> {
-        let master = match &config.master_key {
-            Some(hex) => parse(hex.expose_secret()).ok_or_else(|| {
-                anyhow::anyhow!("master_key: expected 64 hexadecimal digits, e.g. from `openssl rand -hex 32`")
-            })?,
-            None => from_file(&config.data_dir, clock)?,
+        let parse = |name: &str, hex: &secrecy::SecretString| {
+            files::parse(hex.expose_secret()).ok_or_else(|| {
+                anyhow::anyhow!("{name}: expected 64 hexadecimal digits, e.g. from `openssl rand -hex 32`")
+            })
         };
-        Ok(Self::new(*master))
+        let also = config.master_key_also.iter().map(|hex| parse("master_key_also", hex));
+        let also = also.collect::<anyhow::Result<Vec<_>>>()?;
+        let (current, mut others, folder) = match &config.master_key {
+            Some(hex) => (parse("master_key", hex)?, Vec::new(), None),
+            None => {
+                let (current, others) = files::keys(&config.data_dir, clock)?;
+                (current, others, Some((config.data_dir.clone(), clock.clone())))
+            }
+        };
+        others.extend(also);
+        let ring =
+            Ring { current: Sealing::new(&current), others: others.iter().map(|key| Sealing::new(key)).collect() };
+        let master = SecretBox::new(Box::new(*current));
+        Ok(Self(Arc::new(Keys { master, ring: ArcSwap::from_pointee(ring), folder })))
     }
 
     /// Under this master key.
     pub fn new(master: [u8; 32]) -> Self {
+        let ring = Ring { current: Sealing::new(&master), others: Vec::new() };
         let master = SecretBox::new(Box::new(master));
-        let key = Zeroizing::new(derive(master.expose_secret(), "kaizen.secrets.v1"));
-        Self(Arc::new(Keys { cipher: XChaCha20Poly1305::new((&*key).into()), master }))
+        Self(Arc::new(Keys { master, ring: ArcSwap::from_pointee(ring), folder: None }))
     }
 
     /// Encrypts. What is sealed opens only with the same `place`: table, column and row, so that nobody who can write to
@@ -72,10 +132,9 @@ impl Secrets {
     /// # Errors
     /// [`SecretsError::Seal`].
     pub fn seal(&self, clock: &Clock, place: &[u8], plain: &[u8]) -> Result<Vec<u8>, SecretsError> {
-        let nonce: [u8; NONCE] = clock.bytes();
-        let payload = Payload { msg: plain, aad: place };
-        let sealed = self.0.cipher.encrypt(XNonce::from_slice(&nonce), payload).map_err(|_| SecretsError::Seal)?;
-        Ok([&[VERSION][..], &nonce, &sealed].concat())
+        // Seldom, so it may look whether the key was replaced; what is sealed with the old one has to be found again.
+        self.refresh();
+        self.0.ring.load().current.seal(clock, place, plain)
     }
 
     /// Decrypts what [`Secrets::seal`] made for the same `place`.
@@ -83,11 +142,48 @@ impl Secrets {
     /// # Errors
     /// [`SecretsError::Open`].
     pub fn open(&self, place: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SecretsError> {
-        let rest = sealed.strip_prefix(&[VERSION]).ok_or(SecretsError::Open)?;
-        let (nonce, sealed) = rest.split_at_checked(NONCE).ok_or(SecretsError::Open)?;
-        let payload = Payload { msg: sealed, aad: place };
-        let opened = self.0.cipher.decrypt(XNonce::from_slice(nonce), payload).map_err(|_| SecretsError::Open)?;
-        Ok(Zeroizing::new(opened))
+        if let Some(opened) = self.0.ring.load().open(place, sealed) {
+            return Ok(opened);
+        }
+        self.refresh();
+        self.0.ring.load().open(place, sealed).ok_or(SecretsError::Open)
+    }
+
+    /// The same value under the current key; `None` where it is already.
+    ///
+    /// # Errors
+    /// [`SecretsError::Open`] where none of the keys opens it.
+    pub fn reseal(&self, clock: &Clock, place: &[u8], sealed: &[u8]) -> Result<Option<Vec<u8>>, SecretsError> {
+        let ring = self.0.ring.load();
+        if ring.current.open(place, sealed).is_some() {
+            return Ok(None);
+        }
+        let plain = ring.open(place, sealed).ok_or(SecretsError::Open)?;
+        ring.current.seal(clock, place, &plain).map(Some)
+    }
+
+    /// Takes over keys that were replaced in the data folder. Those it had still open what is stored.
+    fn refresh(&self) {
+        let Some((folder, clock)) = &self.0.folder else { return };
+        let (current, others) = match files::keys(folder, clock) {
+            Ok(keys) => keys,
+            Err(error) => return tracing::error!(%error, "cannot look whether the master key was replaced"),
+        };
+        let before = self.0.ring.load_full();
+        let mut ring =
+            Ring { current: Sealing::new(&current), others: others.iter().map(|key| Sealing::new(key)).collect() };
+        if ring.current.id == before.current.id && ring.others.iter().all(|key| before.knows(key)) {
+            return;
+        }
+        if ring.current.id != before.current.id {
+            tracing::info!("the master key was replaced: the new one is used from now on");
+        }
+        for old in std::iter::once(&before.current).chain(&before.others) {
+            if !ring.knows(old) {
+                ring.others.push(old.clone());
+            }
+        }
+        self.0.ring.store(Arc::new(ring));
     }
 
     /// A key for another purpose, named by `label` (HKDF-SHA-256, RFC 5869). The same on every host of the same master key.
@@ -104,51 +200,6 @@ fn derive(master: &[u8; 32], label: &str) -> [u8; 32] {
     let filled = extracted.expand(&info, hkdf::HKDF_SHA256).and_then(|okm| okm.fill(&mut key));
     debug_assert!(filled.is_ok());
     key
-}
-
-fn parse(text: &str) -> Option<Zeroizing<[u8; 32]>> {
-    let mut key = Zeroizing::new([0; 32]);
-    hex::decode_to_slice(text.trim(), &mut *key).ok()?;
-    Some(key)
-}
-
-fn from_file(folder: &Path, clock: &Clock) -> anyhow::Result<Zeroizing<[u8; 32]>> {
-    let path = folder.join(FILE);
-    let shown = path.display();
-    if !path.exists() {
-        make(folder, &path, clock).map_err(|error| anyhow::anyhow!("cannot make the master key {shown}: {error}"))?;
-    }
-    let read = |error| anyhow::anyhow!("cannot read the master key {shown}: {error}");
-    let mode = std::fs::metadata(&path).map_err(read)?.permissions().mode();
-    if mode & 0o077 != 0 {
-        anyhow::bail!(
-            "the master key {shown} can be read by others (mode {:o}): run `chmod 600 {shown}`",
-            mode & 0o777
-        );
-    }
-    let text = Zeroizing::new(std::fs::read_to_string(&path).map_err(read)?);
-    parse(&text).ok_or_else(|| {
-        anyhow::anyhow!("{shown} is no master key (64 hexadecimal digits): restore it from a backup; without it stored secrets are lost")
-    })
-}
-
-/// Made aside and linked into place, so that two servers starting at once agree on one key, and no reader sees half of it.
-fn make(folder: &Path, path: &Path, clock: &Clock) -> std::io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let aside = folder.join(format!("{FILE}.{}", hex::encode(clock.bytes::<8>())));
-    let key = Zeroizing::new(hex::encode(Zeroizing::new(clock.bytes::<32>())));
-    let made = (|| {
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-        file.write_all(key.as_bytes())?;
-        file.write_all(b"\n")?;
-        file.sync_all()?;
-        match std::fs::hard_link(&aside, path) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
-            _ => std::fs::File::open(folder)?.sync_all(),
-        }
-    })();
-    drop(std::fs::remove_file(&aside));
-    made
 }
 
 #[cfg(test)]
@@ -183,21 +234,27 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_made_once_and_only_for_us() {
+    fn a_running_server_follows_a_rotation() {
         let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("data");
         let clock = Clock::system();
-        let first = from_file(&data, &clock).unwrap();
-        assert_eq!(*first, *from_file(&data, &clock).unwrap(), "the second start finds the first's");
-        let path = data.join(FILE);
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(&data).unwrap().count(), 1, "nothing is left over");
+        let set = [("data_dir".to_owned(), folder.path().display().to_string())];
+        let config = Config::load(None, [], set).unwrap();
+        let server = Secrets::load(&config, &clock).unwrap();
+        let derived = server.derive("a");
+        let old = server.seal(&clock, b"1", b"old").unwrap();
 
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-        let error = from_file(&data, &clock).unwrap_err().to_string();
-        assert!(error.contains(&format!("chmod 600 {}", path.display())), "{error}");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        std::fs::write(&path, "nonsense").unwrap();
-        assert!(from_file(&data, &clock).is_err());
+        let rotation = Rotation::begin(folder.path(), &clock).unwrap();
+        let admin = Secrets::load(&config, &clock).unwrap();
+        let new = admin.reseal(&clock, b"1", &old).unwrap().expect("under the old key");
+        assert_eq!(&**server.open(b"1", &new).unwrap(), b"old");
+        assert_eq!(&**server.open(b"1", &old).unwrap(), b"old", "not re-encrypted yet");
+        assert!(admin.reseal(&clock, b"1", &new).unwrap().is_none());
+        let fresh = server.seal(&clock, b"2", b"fresh").unwrap();
+        assert!(admin.reseal(&clock, b"2", &fresh).unwrap().is_none(), "sealed with the new key at once");
+        assert!(admin.reseal(&clock, b"2", &new).is_err(), "of another place");
+        rotation.finish().unwrap();
+        assert_eq!(derived, server.derive("a"), "what was derived stays for as long as the server runs");
+        let later = Secrets::load(&config, &clock).unwrap();
+        assert_eq!(&**later.open(b"1", &old).unwrap(), b"old", "written at the very moment of the rotation");
     }
 }

@@ -12,6 +12,21 @@ use crate::config::Config;
 const BUCKETS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
+/// Upper bounds in bytes: from a small Rust plugin to the default limit of a call, and beyond.
+const SIZES: &[f64] = &[
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    2_097_152.0,
+    4_194_304.0,
+    8_388_608.0,
+    16_777_216.0,
+    33_554_432.0,
+    67_108_864.0,
+    134_217_728.0,
+    536_870_912.0,
+];
+
 /// Logs to standard error: text for people, JSON lines for machines.
 ///
 /// # Errors
@@ -35,6 +50,7 @@ pub fn logs(config: &Config) -> anyhow::Result<()> {
 pub fn metrics() -> anyhow::Result<PrometheusHandle> {
     PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), BUCKETS)?
+        .set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), SIZES)?
         .install_recorder()
         .context("metrics")
 }

@@ -200,8 +200,8 @@ async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId
             .collect()
     };
     drop(conn);
-    let shown = |error: &health::LastError| caller.platform_administrator || own.contains(&error.connection_id);
-    let health = app.plugins.health().of(found.kind, &found.name, shown);
+    let visible = |connection: Uuid| caller.platform_administrator || own.contains(&connection);
+    let health = app.plugins.reports(found.kind, &found.name, visible);
     Ok(([etag(found.revision)], Json(PluginHealth { plugin, health })).into_response())
 }
 

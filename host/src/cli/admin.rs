@@ -1,6 +1,8 @@
 //! `kaizen admin`: what must be possible before anybody can sign in, or when nobody can any more. Works on the database
 //! itself, beside a running server.
 
+mod rotate_key;
+
 use std::io::Read;
 
 use anyhow::{Context, bail};
@@ -34,6 +36,7 @@ enum Admin {
     CreateOrganization(CreateOrganization),
     /// Set someone's password and end their sessions; prints {"organization_id","user_id"}
     SetPassword(SetPassword),
+    RotateKey(rotate_key::RotateKey),
 }
 
 #[derive(Debug, Args)]
@@ -74,7 +77,10 @@ impl AdminCommand {
     /// # Errors
     /// One line that names what to change.
     pub async fn run(self, config: &Config) -> anyhow::Result<()> {
-        let password = read_password(std::io::stdin().lock())?;
+        let password = match &self.command {
+            Admin::RotateKey(rotate) => return super::print(&rotate.run(config).await?.to_string()),
+            Admin::CreateOrganization(_) | Admin::SetPassword(_) => read_password(std::io::stdin().lock())?,
+        };
         let store = app::connect(config).await?;
         store.migrate().await?;
         let clock = Clock::system();
@@ -82,6 +88,7 @@ impl AdminCommand {
         let done = match self.command {
             Admin::CreateOrganization(create) => create.run(&store, &clock, &passwords, &password).await?,
             Admin::SetPassword(set) => set.run(&store, &clock, &passwords, &password).await?,
+            Admin::RotateKey(rotate) => rotate.run(config).await?,
         };
         super::print(&done.to_string())
     }

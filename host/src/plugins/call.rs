@@ -7,7 +7,10 @@ use secrecy::SecretString;
 use tokio::{sync::mpsc, time::Instant};
 use wasmtime::Store;
 
-use super::{Attempt, Binding, Exports, Plugin, PluginError, Plugins, Progress};
+use super::{
+    Attempt, Binding, Exports, Plugin, PluginError, Plugins, Progress,
+    suspension::{Lane, Verdict},
+};
 use crate::{
     domain::connection::Kind,
     sandbox::{
@@ -15,7 +18,7 @@ use crate::{
         bindings::common::kaizen::plugin::types as wit,
         context::Context,
         grants::Grants,
-        limits::Limits,
+        limits::{Limits, Usage},
         secret::{self, Vault},
         state::State,
     },
@@ -25,8 +28,6 @@ use crate::{
 const MESSAGE: usize = 2000;
 /// Longest wait that a far side can ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
-/// Deploying may take longer than other calls.
-pub(super) const LONGEST_DEPLOY: Duration = Duration::from_secs(120);
 
 /// What a call gives back: its store, and the export's own result if it came to one.
 pub(super) type Called<R> = (Store<State>, wasmtime::Result<Result<R, wit::Error>>);
@@ -37,8 +38,12 @@ pub(super) struct Call<'a> {
     binding: &'a Binding,
     attempt: &'a Attempt,
     export: &'static str,
-    /// For longer or shorter work than usual.
-    pub(super) wall: Duration,
+    /// The configuration, as the plugin gets it.
+    config: String,
+    /// It deploys, which may take longer than other calls.
+    pub(super) deploys: bool,
+    /// Somebody asks how it is: also where calls are suspended.
+    forced: bool,
     /// One more secret, for this call only.
     pub(super) extra: Option<(String, SecretString)>,
     /// Where progress goes.
@@ -49,9 +54,16 @@ pub(super) struct Call<'a> {
 
 impl<'a> Call<'a> {
     pub(super) fn new(kind: Kind, binding: &'a Binding, attempt: &'a Attempt, export: &'static str) -> Self {
-        let placeholders = secret::mentions(binding.config.to_string().as_bytes());
-        let wall = Limits::default().wall;
-        Self { kind, binding, attempt, export, wall, extra: None, progress: None, placeholders }
+        let config = binding.config.to_string();
+        let placeholders = secret::mentions(config.as_bytes());
+        let (deploys, forced) = (false, false);
+        Self { kind, binding, attempt, export, config, deploys, forced, extra: None, progress: None, placeholders }
+    }
+
+    /// Somebody asks how it is.
+    pub(super) fn forced(mut self) -> Self {
+        self.forced = true;
+        self
     }
 
     /// These texts are among the arguments. What people wrote may look like a placeholder: then a body with it is not
@@ -61,10 +73,10 @@ impl<'a> Call<'a> {
         self
     }
 
-    fn argument(&self) -> wit::Call {
+    fn argument(&mut self) -> wit::Call {
         wit::Call {
             connection_id: self.binding.connection_id.to_string(),
-            config: self.binding.config.to_string(),
+            config: std::mem::take(&mut self.config),
             idempotency_key: self.attempt.idempotency_key.clone(),
             attempt: self.attempt.attempt,
         }
@@ -76,43 +88,104 @@ pub(super) fn unsuitable() -> wit::Error {
     wit::Error::Internal("the plugin is of another kind".into())
 }
 
+/// How a call ended.
+struct Ended<R> {
+    result: Result<R, PluginError>,
+    /// For metrics: [`PluginError::outcome`], but `trap`, `limit` or `busy` where that is known.
+    outcome: &'static str,
+    /// What it says of plugin and far side; nothing where it did not begin.
+    verdict: Option<Verdict>,
+}
+
+impl<R> From<Result<R, PluginError>> for Ended<R> {
+    fn from(result: Result<R, PluginError>) -> Self {
+        let (outcome, verdict) = match &result {
+            Ok(_) => ("ok", Verdict::Works),
+            Err(error) => (error.outcome(), error.verdict()),
+        };
+        Self { result, outcome, verdict: Some(verdict) }
+    }
+}
+
+impl PluginError {
+    fn verdict(&self) -> Verdict {
+        match self {
+            PluginError::Config(_) | PluginError::Rejected(_) => Verdict::Works,
+            PluginError::Unavailable { retry_after, .. } => Verdict::Away(*retry_after),
+            PluginError::Internal(_) | PluginError::Fault(_) => Verdict::Defect,
+        }
+    }
+}
+
 impl Plugins {
     pub(super) async fn call<R, F, Fut>(&self, call: Call<'_>, body: F) -> Result<R, PluginError>
     where
-        R: Send,
-        F: FnOnce(Exports, wit::Call, Store<State>) -> Fut + Send,
-        Fut: Future<Output = Called<R>> + Send,
+        R: Send + 'static,
+        F: FnOnce(Exports, wit::Call, Store<State>) -> Fut + Send + 'static,
+        Fut: Future<Output = Called<R>> + Send + 'static,
     {
         let plugin = self.running(call.kind, &call.binding.plugin, &call.binding.wanted).await?;
+        let (kind, export, connection) = (call.kind.as_str(), call.export, call.binding.connection_id);
+        let labels = |outcome| counter!("kaizen_plugin_calls_total", "kind" => kind, "plugin" => plugin.manifest.name.clone(), "export" => export, "outcome" => outcome);
+        let pass = match plugin.lanes.admit(connection, call.forced) {
+            Ok(pass) => pass,
+            Err(suspended) => {
+                labels("suspended").increment(1);
+                let message = format!(
+                    "calls are suspended until {} after {} failures in a row; the last: {}",
+                    suspended.until.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+                    suspended.failures,
+                    suspended.reason
+                );
+                let retry_after = Some(plugin.lanes.wait(suspended.until));
+                return Err(PluginError::Unavailable { message, retry_after });
+            }
+        };
         let started = Instant::now();
-        let (export, connection) = (call.export, call.binding.connection_id);
-        let result = self.attempt(&plugin, call, body).await;
+        let usage = Arc::new(Usage::default());
+        let ended = self.attempt(&plugin, call, &pass.lane, usage.clone(), body).await;
+        if let Some(verdict) = ended.verdict {
+            let message = ended.result.as_ref().err().map(ToString::to_string);
+            pass.ended(verdict, message.as_deref().unwrap_or_default());
+        }
         let key = (plugin.kind, plugin.manifest.name.clone(), plugin.manifest.version.clone());
-        self.0.health.record(key, connection, export, result.as_ref().err(), self.0.clock.now());
-        let outcome = result.as_ref().err().map_or("ok", PluginError::outcome);
-        let name = plugin.manifest.name.clone();
-        counter!("kaizen_plugin_calls_total", "plugin" => name.clone(), "export" => export, "outcome" => outcome)
-            .increment(1);
-        histogram!("kaizen_plugin_call_seconds", "plugin" => name, "export" => export)
+        self.0.health.record(key, connection, export, ended.result.as_ref().err(), self.0.clock.now());
+        labels(ended.outcome).increment(1);
+        let name = || plugin.manifest.name.clone();
+        histogram!("kaizen_plugin_call_seconds", "kind" => kind, "plugin" => name(), "export" => export)
             .record(started.elapsed().as_secs_f64());
-        result
+        histogram!("kaizen_plugin_memory_peak_bytes", "kind" => kind, "plugin" => name(), "export" => export)
+            .record(usage.memory() as f64);
+        counter!("kaizen_plugin_cpu_ticks_total", "kind" => kind, "plugin" => name(), "export" => export)
+            .increment(usage.ticks());
+        ended.result
     }
 
-    async fn attempt<R, F, Fut>(&self, plugin: &Plugin, call: Call<'_>, body: F) -> Result<R, PluginError>
+    async fn attempt<R, F, Fut>(
+        &self,
+        plugin: &Plugin,
+        mut call: Call<'_>,
+        lane: &Lane,
+        usage: Arc<Usage>,
+        body: F,
+    ) -> Ended<R>
     where
-        R: Send,
-        F: FnOnce(Exports, wit::Call, Store<State>) -> Fut + Send,
-        Fut: Future<Output = Called<R>> + Send,
+        R: Send + 'static,
+        F: FnOnce(Exports, wit::Call, Store<State>) -> Fut + Send + 'static,
+        Fut: Future<Output = Called<R>> + Send + 'static,
     {
         let binding = call.binding;
         let manifest = &plugin.manifest;
         let folders = self.folders(binding);
-        let grants =
-            Grants::resolve(&manifest.capabilities, &manifest.slots, &binding.config, &folders).map_err(|faults| {
+        let grants = Grants::resolve(&manifest.capabilities, &manifest.slots, &binding.config, &folders);
+        let grants = match grants {
+            Ok(grants) => grants,
+            Err(faults) => {
                 let faults: Vec<String> =
                     faults.iter().map(|f| format!("config.{}: {}", f.property, f.message)).collect();
-                PluginError::Config(faults.join("; "))
-            })?;
+                return Err(PluginError::Config(faults.join("; "))).into();
+            }
+        };
         let argument = call.argument();
         let vault = match call.extra {
             None => Vault::new(&grants, &binding.secrets),
@@ -122,26 +195,32 @@ impl Plugins {
                 Vault::new(&grants, &secrets)
             }
         };
-        let limits = Limits { wall: call.wall, ..Limits::default() };
-        let mut context =
-            self.0.sandbox.context(&manifest.name, binding.connection_id.to_string(), grants, vault, limits);
+        let sandbox = &self.0.sandbox;
+        let bounds = sandbox.bounds();
+        let limits =
+            Limits { wall: if call.deploys { bounds.deploy } else { bounds.call.wall }, ..bounds.call.clone() };
+        let connection = binding.connection_id.to_string();
+        let mut context = sandbox.context(&manifest.name, connection, grants, vault, limits, lane.lines.clone());
+        context.turns = Some(lane.turns.clone());
+        context.usage = usage;
         context.progress = call.progress;
         context.placeholders_in_arguments = call.placeholders;
         let context = Arc::new(context);
         let exports = plugin.exports.clone();
-        let called =
-            self.0.sandbox.call(&plugin.guest, context.clone(), move |store| body(exports, argument, store)).await;
+        let called = sandbox.call(&plugin.guest, context.clone(), move |store| body(exports, argument, store)).await;
         match called {
-            Ok(Ok(result)) => Ok(result),
-            Ok(Err(error)) => Err(explained(&context, error)),
-            Err(Fault::Busy) => Err(PluginError::Unavailable {
-                message: Fault::Busy.to_string(),
-                retry_after: Some(Duration::from_secs(1)),
-            }),
-            Err(Fault::Setup(why)) => Err(PluginError::Config(why)),
+            Ok(Ok(result)) => Ok(result).into(),
+            Ok(Err(error)) => Err(explained(&context, error)).into(),
+            Err(Fault::Busy) => {
+                let (message, retry_after) = (Fault::Busy.to_string(), Some(Duration::from_secs(1)));
+                let result = Err(PluginError::Unavailable { message, retry_after });
+                Ended { result, outcome: "busy", verdict: None }
+            }
+            Err(Fault::Setup(why)) => Err(PluginError::Config(why)).into(),
             Err(fault) => {
                 tracing::warn!(target: "kaizen::plugin", plugin = manifest.name, connection = %binding.connection_id, %fault, "call ended");
-                Err(PluginError::Fault(fault.to_string()))
+                let outcome = if matches!(fault, Fault::Limit(_)) { "limit" } else { "trap" };
+                Ended { outcome, ..Err(PluginError::Fault(fault.to_string())).into() }
             }
         }
     }

@@ -6,8 +6,8 @@ use tokio::sync::mpsc;
 
 use super::{
     ACCESS_TOKEN, Attempt, Binding, Exports, IdentityGrant, PluginError, Plugins, Progress, Protocol, ProviderIdentity,
-    Registration, Release, TargetState,
-    call::{Call, LONGEST_DEPLOY, unsuitable},
+    Registration, Release, Suspended, TargetState,
+    call::{Call, unsuitable},
 };
 use crate::{
     domain::{audit, connection::Kind},
@@ -40,26 +40,46 @@ macro_rules! invoke {
 }
 
 impl Plugins {
-    /// Asks the far side whether the connection works. A sentence for the operator.
+    /// Asks the far side whether the connection works. A sentence for the operator. Asks also where calls are suspended,
+    /// and says so; where it works, they go on.
     ///
     /// # Errors
     /// Why it does not.
     pub async fn check(&self, kind: Kind, binding: &Binding, attempt: &Attempt) -> Result<String, PluginError> {
-        let call = Call::new(kind, binding, attempt, "check");
-        match kind {
-            Kind::IdentityProvider => Ok(match self.begin(binding, attempt).await? {
+        let before = self.suspension(kind, binding);
+        let call = |export| Call::new(kind, binding, attempt, export).forced();
+        let checked = match kind {
+            Kind::IdentityProvider => self.begin_as(call("begin")).await.map(|protocol| match protocol {
                 Protocol::Oidc { issuer, .. } => format!("Signs in with OpenID Connect at {issuer}."),
                 Protocol::Oauth2 { authorization_endpoint, .. } => {
                     format!("Signs in with OAuth 2 at {authorization_endpoint}.")
                 }
             }),
             Kind::DeploymentTarget => {
-                invoke!(self, call, DeploymentTarget, kaizen_deployment_target_target.call_check())
+                invoke!(self, call("check"), DeploymentTarget, kaizen_deployment_target_target.call_check())
             }
             Kind::AuditSink => {
-                invoke!(self, call, AuditSink, kaizen_audit_sink_sink.call_check())
+                invoke!(self, call("check"), AuditSink, kaizen_audit_sink_sink.call_check())
             }
+        };
+        let after = self.suspension(kind, binding);
+        match (before, after) {
+            (Some(before), None) => checked.map(|said| {
+                let since = before.since.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+                format!("{said} Calls were suspended since {since} ({}); they go on now.", before.reason)
+            }),
+            (_, Some(after)) => checked.map_err(|error| {
+                let until = after.until.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+                error.with(&format!("calls are suspended until {until}, after {} failures in a row", after.failures))
+            }),
+            (None, None) => checked,
         }
+    }
+
+    /// Why a connection's calls are suspended on this host, where they are.
+    pub fn suspension(&self, kind: Kind, binding: &Binding) -> Option<Suspended> {
+        let plugin = self.0.registry.load().find(kind, &binding.plugin, &binding.wanted).ok()?;
+        plugin.lanes.suspension(binding.connection_id)
     }
 
     /// Which protocol to run to sign somebody in.
@@ -67,7 +87,10 @@ impl Plugins {
     /// # Errors
     /// As the plugin says, or a fault.
     pub async fn begin(&self, binding: &Binding, attempt: &Attempt) -> Result<Protocol, PluginError> {
-        let call = Call::new(Kind::IdentityProvider, binding, attempt, "begin");
+        self.begin_as(Call::new(Kind::IdentityProvider, binding, attempt, "begin")).await
+    }
+
+    async fn begin_as(&self, call: Call<'_>) -> Result<Protocol, PluginError> {
         let protocol = invoke!(self, call, IdentityProvider, kaizen_identity_provider_provider.call_begin());
         Ok(match protocol? {
             provider::Protocol::Oidc(oidc) => {
@@ -128,7 +151,7 @@ impl Plugins {
         let texts = [release.agent_name.as_str(), release.environment.as_str(), release.workflow.as_str()];
         let mut call = Call::new(Kind::DeploymentTarget, binding, attempt, "deploy").about(&texts);
         call.progress = Some(progress);
-        call.wall = LONGEST_DEPLOY;
+        call.deploys = true;
         let registration = invoke!(self, call, DeploymentTarget, kaizen_deployment_target_target.call_deploy(&release));
         let registration = registration?;
         if registration.id.is_empty() || registration.id.len() > TEXT {

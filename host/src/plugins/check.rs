@@ -4,7 +4,7 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use wasmtime::component::Component;
 
-use super::{Exports, InstallError, Manifest, Plugin};
+use super::{Exports, InstallError, Manifest, Plugin, suspension::Lanes};
 use crate::{
     domain::{connection::Kind, plugin},
     sandbox::{
@@ -69,7 +69,8 @@ pub(super) async fn load(
         Kind::AuditSink => AuditSinkPre::new(pre).map(Exports::AuditSink),
     };
     let exports = exports.map_err(|error| failed(LoadError::World(error.root_cause().to_string())))?;
-    Ok(Plugin { kind: found, digest, manifest, guest, exports })
+    let lanes = Lanes::new(sandbox.clock().clone(), sandbox.bounds().clone());
+    Ok(Plugin { kind: found, digest, manifest, guest, exports, lanes })
 }
 
 /// Of which kind a component is, by what it exports.

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::PluginError;
+use super::{PluginError, Plugins, Standing};
 use crate::domain::connection::Kind;
 
 /// Errors kept for each version.
@@ -50,6 +50,9 @@ pub struct Report {
     pub last_success_at: Option<DateTime<Utc>>,
     /// When a call last failed.
     pub last_failure_at: Option<DateTime<Utc>>,
+    /// Whether its calls are let through.
+    #[serde(flatten)]
+    pub standing: Standing,
     /// The last errors, latest first: of the caller's own connections, or of all for platform administrators.
     pub last_errors: Vec<LastError>,
 }
@@ -111,6 +114,7 @@ impl Health {
             failures: record.failures.clone(),
             last_success_at: record.last_success_at,
             last_failure_at: record.last_failure_at,
+            standing: Standing { status: "ok", tripped: None, suspended: Vec::new() },
             last_errors: record.errors.iter().filter(|error| shown(error)).cloned().collect(),
         })
         .collect()
@@ -119,6 +123,20 @@ impl Health {
     /// Forgets versions that are no longer in use.
     pub fn keep(&self, in_use: &BTreeSet<Key>) {
         self.0.lock().retain(|key, _| in_use.contains(key));
+    }
+}
+
+impl Plugins {
+    /// How the versions of a plugin do on this host, with what concerns these connections.
+    pub fn reports(&self, kind: Kind, name: &str, visible: impl Fn(Uuid) -> bool) -> Vec<Report> {
+        let mut reports = self.0.health.of(kind, name, |error| visible(error.connection_id));
+        let registry = self.0.registry.load();
+        for report in &mut reports {
+            if let Some(plugin) = registry.version(kind, name, &report.version) {
+                report.standing = plugin.lanes.standing(&visible);
+            }
+        }
+        reports
     }
 }
 

@@ -78,8 +78,9 @@ impl Plugins {
             max_bytes: config.plugins_max_bytes,
             turn: Mutex::new(None),
         };
-        let sandbox = Sandbox::new(cache, from.egress).map_err(InstallError::Engine)?;
-        let plugins = Self::assemble(sandbox, bundled().collect(), folders, from.clock.clone(), Some(library)).await?;
+        let sandbox = Sandbox::within(config.plugin_bounds.clone(), cache, from.egress, from.clock.clone())
+            .map_err(InstallError::Engine)?;
+        let plugins = Self::assemble(sandbox, bundled().collect(), folders, Some(library)).await?;
         plugins.take_in_bundled().await?;
         if let Some(folder) = &config.plugins_dir {
             plugins.take_in_folder(folder).await?;

@@ -17,7 +17,9 @@ pub mod kit;
 mod library;
 mod manifest;
 mod registry;
+mod reseal;
 pub mod signature;
+mod suspension;
 mod types;
 
 use std::{
@@ -37,12 +39,14 @@ pub use changes::Changes;
 pub use library::Ingredients;
 pub use manifest::{ACCESS_TOKEN, CapabilityView, Manifest, ManifestError, ManifestView, SecretView};
 pub use registry::Wanted;
+pub use reseal::{ResealError, Resealed, reseal};
+pub use suspension::{Standing, Suspended};
 pub use types::{
     Attempt, Binding, IdentityGrant, PluginError, Progress, Protocol, ProviderIdentity, Registration, Release,
     TargetState,
 };
 
-use self::{health::Health, library::Library, registry::Registry};
+use self::{health::Health, library::Library, registry::Registry, suspension::Lanes};
 use crate::{
     clock::Clock,
     domain::{connection::Kind, fault::Fault, id::OrganizationId},
@@ -89,6 +93,8 @@ struct Plugin {
     manifest: Manifest,
     guest: Guest,
     exports: Exports,
+    /// Its connections' shares.
+    lanes: Lanes,
 }
 
 /// The interface of its kind, looked up once.
@@ -181,7 +187,7 @@ impl Plugins {
         Self::within(sandbox, artifacts, folders).await
     }
 
-    /// Loads these plugins into a sandbox that is there already.
+    /// The same in a sandbox that is there already.
     ///
     /// # Errors
     /// If one does not load.
@@ -190,14 +196,13 @@ impl Plugins {
         artifacts: Vec<Artifact>,
         folders: BTreeMap<String, PathBuf>,
     ) -> Result<Self, InstallError> {
-        Self::assemble(sandbox, artifacts, folders, Clock::system(), None).await
+        Self::assemble(sandbox, artifacts, folders, None).await
     }
 
     async fn assemble(
         sandbox: Sandbox,
         artifacts: Vec<Artifact>,
         folders: BTreeMap<String, PathBuf>,
-        clock: Clock,
         library: Option<Library>,
     ) -> Result<Self, InstallError> {
         let started = Instant::now();
@@ -225,18 +230,13 @@ impl Plugins {
             count += 1;
         }
         tracing::debug!(plugins = count, milliseconds = started.elapsed().as_millis(), "plugins loaded");
-        let registry = ArcSwap::from_pointee(registry);
+        let (registry, clock) = (ArcSwap::from_pointee(registry), sandbox.clock().clone());
         Ok(Self(Arc::new(Inner { sandbox, registry, folders, health: Health::default(), clock, library })))
     }
 
     /// What new connections can use, by kind and name.
     pub fn manifests(&self) -> Vec<ManifestView> {
         self.0.registry.load().active().map(|plugin| plugin.manifest.view(plugin.kind)).collect()
-    }
-
-    /// How the plugins of this host are doing.
-    pub fn health(&self) -> &Health {
-        &self.0.health
     }
 
     /// Why a version does not load on this host, if it does not.

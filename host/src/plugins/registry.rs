@@ -145,6 +145,14 @@ impl Registry {
         })
     }
 
+    /// A version that is in use and can be called.
+    pub(super) fn version(&self, kind: Kind, name: &str, version: &str) -> Option<Arc<Plugin>> {
+        match self.get(kind, name)?.loaded.get(version)? {
+            Loaded::Ready(plugin) => Some(plugin.clone()),
+            Loaded::Failed(_) => None,
+        }
+    }
+
     /// Why a version does not load here, if it does not.
     pub(super) fn failure(&self, kind: Kind, name: &str, version: &str) -> Option<String> {
         match self.get(kind, name)?.loaded.get(version)? {

@@ -257,3 +257,58 @@ async fn a_change_that_takes_a_secret_elsewhere_needs_the_secret_again() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_connection_that_keeps_failing_is_suspended_and_tried_again() {
+    static AWAY: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(true);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let _ = stream.read(&mut [0; 65536]).await;
+            let status = if AWAY.load(Ordering::SeqCst) { "503 Service Unavailable" } else { "204 No Content" };
+            let _ = stream.write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await;
+        }
+    });
+    let clock = Clock::fixed("2026-01-02T03:04:05Z".parse().unwrap(), 1);
+    let bounds = sandbox::limits::Bounds { trip_failures: 2, ..Default::default() };
+    let cache = Cache::new(std::env::temp_dir().join("kaizen-test-compiled"), &[9; 32]);
+    let sandbox = Sandbox::within(bounds, cache, client(&["127.0.0.1/32"]), clock.clone()).unwrap();
+    let plugins = Plugins::within(sandbox, bundled().collect(), BTreeMap::new()).await.unwrap();
+    let sink = binding("webhook", json!({ "url": url }), &[("signing-key", "0123456789abcdef-key")]);
+    let (attempt, events) = (attempt(), events(1));
+    let deliver = || plugins.deliver(&sink, &attempt, &events);
+
+    for _ in 0..2 {
+        let error = deliver().await.unwrap_err();
+        assert!(
+            matches!(&error, PluginError::Unavailable { message, .. } if !message.contains("suspended")),
+            "{error:?}"
+        );
+    }
+    let so_far = asked.load(Ordering::SeqCst);
+    let error = deliver().await.unwrap_err();
+    let PluginError::Unavailable { message, retry_after } = &error else { panic!("{error:?}") };
+    assert!(message.contains("suspended until 2026-01-02T03:04:15Z after 2 failures in a row"), "{message}");
+    assert_eq!(*retry_after, Some(std::time::Duration::from_secs(10)));
+    assert_eq!(asked.load(Ordering::SeqCst), so_far, "nobody is asked");
+    let other = Binding { connection_id: uuid::Uuid::from_u128(8), ..sink.clone() };
+    let error = plugins.deliver(&other, &attempt, &events).await.unwrap_err();
+    assert!(!error.to_string().contains("suspended"), "another connection is not: {error}");
+    let health = plugins.reports(Kind::AuditSink, "webhook", |_| true).remove(0);
+    assert_eq!((health.standing.status, health.standing.suspended.len(), health.calls), ("degraded", 1, 3));
+    let own = plugins.reports(Kind::AuditSink, "webhook", |id| id == other.connection_id).remove(0);
+    assert_eq!((own.standing.status, own.standing.suspended.len(), own.last_errors.len()), ("ok", 0, 1));
+
+    // Who asks by hand is told so; and if it works, calls go on.
+    let error = plugins.check(Kind::AuditSink, &sink, &attempt).await.unwrap_err();
+    assert!(error.to_string().contains("calls are suspended until"), "{error}");
+    AWAY.store(false, Ordering::SeqCst);
+    let said = plugins.check(Kind::AuditSink, &sink, &attempt).await.unwrap();
+    assert!(said.contains("Calls were suspended since 2026-01-02T03:04:05Z"), "{said}");
+    assert_eq!(deliver().await, Ok(1));
+    assert_eq!(plugins.reports(Kind::AuditSink, "webhook", |_| true).remove(0).standing.status, "ok");
+}

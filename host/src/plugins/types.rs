@@ -66,6 +66,21 @@ impl PluginError {
         matches!(self, PluginError::Unavailable { .. } | PluginError::Fault(_))
     }
 
+    /// The same error, saying one thing more.
+    #[must_use]
+    pub(super) fn with(self, more: &str) -> Self {
+        let add = |message: String| format!("{message} ({more})");
+        match self {
+            PluginError::Config(message) => PluginError::Config(add(message)),
+            PluginError::Rejected(message) => PluginError::Rejected(add(message)),
+            PluginError::Unavailable { message, retry_after } => {
+                PluginError::Unavailable { message: add(message), retry_after }
+            }
+            PluginError::Internal(message) => PluginError::Internal(add(message)),
+            PluginError::Fault(message) => PluginError::Fault(add(message)),
+        }
+    }
+
     /// For metrics and records: `config`, `rejected`, `unavailable`, `internal` or `fault`.
     pub fn outcome(&self) -> &'static str {
         match self {

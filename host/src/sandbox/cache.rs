@@ -165,7 +165,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("compiled");
-        let engine = engine::build().unwrap();
+        let engine = engine::build(&Default::default()).unwrap();
         let cache = Cache::new(folder.clone(), &[7; 32]);
         cache.component(&engine, EMPTY).unwrap();
         let path = file(&folder);
@@ -202,7 +202,7 @@ mod tests {
         let blocked = folder.path().join("file");
         std::fs::write(&blocked, "").unwrap();
         let cache = Cache::new(blocked, &[7; 32]);
-        assert!(cache.component(&engine::build().unwrap(), EMPTY).is_ok());
-        assert!(cache.component(&engine::build().unwrap(), b"not wasm").is_err());
+        assert!(cache.component(&engine::build(&Default::default()).unwrap(), EMPTY).is_ok());
+        assert!(cache.component(&engine::build(&Default::default()).unwrap(), b"not wasm").is_err());
     }
 }

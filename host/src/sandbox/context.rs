@@ -8,7 +8,14 @@ use std::sync::{
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::{body::Budget, egress::Client, grants::Grants, limits::Limits, secret::Vault};
+use super::{
+    body::Budget,
+    egress::Client,
+    grants::Grants,
+    limits::{Limits, LogRate, Usage},
+    secret::Vault,
+    turns::Turns,
+};
 
 /// How far a call has come; shown to people while they wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,14 +57,21 @@ pub struct Context {
     pub placeholders_in_arguments: bool,
     /// Where progress goes; only the latest matters.
     pub progress: Option<mpsc::Sender<Progress>>,
+    /// The calls at once of the connection that this one is for.
+    pub turns: Option<Turns>,
+    /// What it has used.
+    pub usage: Arc<Usage>,
+    /// The connection's lines in the log.
+    lines: Arc<LogRate>,
     pub(super) requests: AtomicU64,
     pub(super) bytes_out: Arc<Budget>,
     pub(super) bytes_in: Arc<Budget>,
-    lines: AtomicUsize,
     dropped: AtomicUsize,
     unsent: Mutex<Option<Progress>>,
     denials: Mutex<Vec<String>>,
     last_words: Mutex<String>,
+    #[cfg(test)]
+    written: Mutex<String>,
 }
 
 /// Denials that are kept to explain a failure.
@@ -72,19 +86,24 @@ impl Context {
         grants: Grants,
         vault: Vault,
         limits: Limits,
+        lines: Arc<LogRate>,
         egress: Client,
     ) -> Self {
         Self {
             requests: AtomicU64::new(0),
             bytes_out: Arc::new(Budget::new(limits.http_out_bytes)),
             bytes_in: Arc::new(Budget::new(limits.http_in_bytes)),
-            lines: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
             unsent: Mutex::new(None),
             denials: Mutex::new(Vec::new()),
             last_words: Mutex::new(String::new()),
+            #[cfg(test)]
+            written: Mutex::default(),
             placeholders_in_arguments: false,
             progress: None,
+            turns: None,
+            usage: Arc::default(),
+            lines,
             plugin,
             connection,
             grants,
@@ -96,7 +115,7 @@ impl Context {
 
     /// A line for the operator's log: cut, counted, without secrets and control characters.
     pub fn log(&self, level: Level, message: &str) {
-        if self.lines.fetch_add(1, Ordering::Relaxed) >= self.limits.log_lines {
+        if !self.lines.take() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -128,6 +147,8 @@ impl Context {
     /// What the guest wrote to its standard output or error.
     pub(super) fn wrote(&self, line: &str) {
         self.log(Level::Debug, line);
+        #[cfg(test)]
+        self.written.lock().push_str(&format!("{line}\n"));
         let mut last = self.last_words.lock();
         if !last.is_empty() {
             last.push(' ');
@@ -151,6 +172,18 @@ impl Context {
         if denials.len() < DENIALS && !denials.contains(&why) {
             denials.push(why);
         }
+    }
+
+    /// Everything that the guest wrote.
+    #[cfg(test)]
+    pub(super) fn written(&self) -> String {
+        self.written.lock().clone()
+    }
+
+    /// Log lines that were over the limit.
+    #[cfg(test)]
+    pub(super) fn dropped(&self) -> usize {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// What was refused during the call.

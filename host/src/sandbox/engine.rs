@@ -4,12 +4,8 @@ use std::thread;
 
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy};
 
-use super::limits::{Limits, TICK};
+use super::limits::{Bounds, TICK};
 
-/// Calls at once, of all plugins together; each has its place in the pool.
-pub const CALLS: u32 = 48;
-/// Core instances of one component: a Rust plugin has 4 with its adapters, one in JavaScript or Python about 10.
-const CORE_INSTANCES: u32 = 20;
 const MEMORIES: u32 = 2;
 const TABLES: u32 = 6;
 
@@ -17,8 +13,8 @@ const TABLES: u32 = 6;
 ///
 /// # Errors
 /// If the machine cannot reserve the address space.
-pub fn build() -> wasmtime::Result<Engine> {
-    let engine = Engine::new(&config())?;
+pub fn build(bounds: &Bounds) -> wasmtime::Result<Engine> {
+    let engine = Engine::new(&config(bounds))?;
     let weak = engine.weak();
     thread::Builder::new().name("kaizen-epoch".into()).spawn(move || {
         while let Some(engine) = weak.upgrade() {
@@ -30,40 +26,41 @@ pub fn build() -> wasmtime::Result<Engine> {
     Ok(engine)
 }
 
-fn config() -> Config {
+fn config(bounds: &Bounds) -> Config {
     let mut config = Config::new();
     config
         .strategy(Strategy::Cranelift)
         .cranelift_opt_level(OptLevel::Speed)
         .epoch_interruption(true)
         .memory_init_cow(true)
-        .max_wasm_stack(1 << 20)
-        .async_stack_size(2 << 20)
+        .max_wasm_stack(bounds.stack_bytes)
+        // What the host needs on top, in functions that the guest calls.
+        .async_stack_size(bounds.stack_bytes + (1 << 20))
         .wasm_component_model(true)
         .wasm_threads(false)
         .wasm_memory64(false)
         .relaxed_simd_deterministic(true)
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(bounds)));
     config
 }
 
-fn pool() -> PoolingAllocationConfig {
-    let limits = Limits::default();
+fn pool(bounds: &Bounds) -> PoolingAllocationConfig {
+    let calls = bounds.calls;
     let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(CALLS)
-        .total_core_instances(CALLS * CORE_INSTANCES)
-        .total_memories(CALLS * MEMORIES)
-        .total_tables(CALLS * TABLES)
-        .total_stacks(CALLS)
+    pool.total_component_instances(calls)
+        .total_core_instances(calls * bounds.instances)
+        .total_memories(calls * MEMORIES)
+        .total_tables(calls * TABLES)
+        .total_stacks(calls)
         .total_gc_heaps(0)
-        .max_core_instances_per_component(CORE_INSTANCES)
+        .max_core_instances_per_component(bounds.instances)
         .max_memories_per_component(MEMORIES)
         .max_tables_per_component(TABLES)
         .max_component_instance_size(1 << 20)
         .max_core_instance_size(1 << 20)
-        .max_memory_size(limits.memory_bytes)
-        .table_elements(limits.table_elements)
-        .max_unused_warm_slots(CALLS)
+        .max_memory_size(bounds.call.memory_bytes)
+        .table_elements(bounds.call.table_elements)
+        .max_unused_warm_slots(calls)
         .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(16 << 10)
         .async_stack_keep_resident(32 << 10);

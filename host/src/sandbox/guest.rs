@@ -2,23 +2,24 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::time::timeout;
 use wasmtime::{
     Engine, Store, Trap,
     component::{Component, InstancePre, Linker},
 };
 
 use super::{
+    aside::Aside,
     bindings::{self, common},
     cache::Cache,
     context::Context,
     egress, engine,
     grants::Grants,
-    limits::{Exceeded, Limits},
+    limits::{Bounds, Exceeded, Limits, LogRate},
     secret::Vault,
     state::{self, State},
+    turns::{Turn, Turns},
 };
-
 use crate::clock::Clock;
 
 /// The manifest as the component gave it.
@@ -26,10 +27,8 @@ pub use common::exports::kaizen::plugin::manifest::{Capability, Manifest, Secret
 
 /// How long a call waits for its turn.
 const QUEUE: Duration = Duration::from_secs(10);
-/// Calls of one plugin at once.
-const CALLS_EACH: usize = 16;
 /// Calls of one plugin that may wait; more are refused at once.
-const WAITING: usize = 256;
+pub(super) const WAITING: u32 = 256;
 
 /// Why a component cannot be loaded: says what is wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -75,11 +74,13 @@ pub struct Sandbox {
     cache: Arc<Cache>,
     /// Without and with `wasi:http`.
     plain: Arc<Linker<State>>,
-    http: Arc<Linker<State>>,
+    pub(super) http: Arc<Linker<State>>,
     egress: egress::Client,
-    /// What guests take for the time.
     clock: Clock,
-    calls: Arc<Semaphore>,
+    bounds: Arc<Bounds>,
+    /// Of all plugins together; who waits here has the turn of its plugin already.
+    turns: Turns,
+    aside: Arc<Aside>,
 }
 
 /// A component, linked and ready to be instantiated.
@@ -89,17 +90,24 @@ pub struct Guest {
     pub pre: InstancePre<State>,
     /// What it said of itself.
     pub manifest: Arc<Manifest>,
-    calls: Arc<Semaphore>,
-    waiting: Arc<Semaphore>,
+    pub(super) turns: Turns,
 }
 
 impl Sandbox {
-    /// A sandbox that keeps what it compiles in `cache`, and whose guests go out through `egress`.
+    /// A sandbox with the default limits; see [`Sandbox::within`].
     ///
     /// # Errors
     /// If the machine cannot reserve the address space.
     pub fn new(cache: Cache, egress: egress::Client) -> wasmtime::Result<Self> {
-        let engine = engine::build()?;
+        Self::within(Bounds::default(), cache, egress, Clock::system())
+    }
+
+    /// A sandbox within these limits, that keeps what it compiles in `cache`, and whose guests go out through `egress`.
+    ///
+    /// # Errors
+    /// If the machine cannot reserve the address space.
+    pub fn within(bounds: Bounds, cache: Cache, egress: egress::Client, clock: Clock) -> wasmtime::Result<Self> {
+        let engine = engine::build(&bounds)?;
         let mut plain = Linker::new(&engine);
         state::add_to_linker(&mut plain)?;
         bindings::add_to_linker(&mut plain)?;
@@ -111,8 +119,10 @@ impl Sandbox {
             plain: Arc::new(plain),
             http: Arc::new(http),
             egress,
-            clock: Clock::system(),
-            calls: Arc::new(Semaphore::new(usize::try_from(engine::CALLS).unwrap_or(usize::MAX))),
+            clock,
+            turns: Turns::new(bounds.calls, u32::MAX),
+            bounds: Arc::new(bounds),
+            aside: Arc::new(Aside::new()?),
         })
     }
 
@@ -120,6 +130,22 @@ impl Sandbox {
     #[must_use]
     pub fn elsewhere(&self, egress: egress::Client, clock: Clock) -> Self {
         Self { egress, clock, ..self.clone() }
+    }
+
+    /// The engine.
+    #[cfg(test)]
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The operator's limits.
+    pub fn bounds(&self) -> &Arc<Bounds> {
+        &self.bounds
+    }
+
+    /// The time.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// Compiles, or finds compiled before. Takes up to seconds: not for an async thread.
@@ -148,12 +174,7 @@ impl Sandbox {
         }
         let linker = if asks_http { &self.http } else { &self.plain };
         let pre = linker.instantiate_pre(component).map_err(|error| LoadError::World(chain(&error)))?;
-        Ok(Guest {
-            pre,
-            manifest: Arc::new(manifest),
-            calls: Arc::new(Semaphore::new(CALLS_EACH)),
-            waiting: Arc::new(Semaphore::new(CALLS_EACH + WAITING)),
-        })
+        Ok(Guest { pre, manifest: Arc::new(manifest), turns: Turns::new(self.bounds.calls_per_plugin, WAITING) })
     }
 
     async fn describe(&self, name: &str, component: &Component) -> Result<Manifest, LoadError> {
@@ -162,9 +183,10 @@ impl Sandbox {
         let pre = common::DescribedPre::new(pre).map_err(|error| LoadError::World(chain(&error)))?;
         let grants = Grants::default();
         let vault = Vault::new(&grants, &Default::default());
-        let context =
-            Context::new(name.to_owned(), "describe".into(), grants, vault, Limits::describe(), self.egress.clone());
-        self.run(Arc::new(context), |mut store| async move {
+        let lines = Arc::new(LogRate::new(self.bounds.log_lines_per_second, self.clock.clone()));
+        let limits = self.bounds.call.describe();
+        let context = self.context(name, "describe".into(), grants, vault, limits, lines);
+        self.call_in_turn(&[&self.turns], Arc::new(context), |mut store| async move {
             let result = async {
                 let instance = pre.instantiate_async(&mut store).await?;
                 instance.kaizen_plugin_manifest().call_describe(&mut store).await
@@ -177,8 +199,16 @@ impl Sandbox {
     }
 
     /// A context for a call under these grants; the way out is this sandbox's.
-    pub fn context(&self, plugin: &str, connection: String, grants: Grants, vault: Vault, limits: Limits) -> Context {
-        Context::new(plugin.to_owned(), connection, grants, vault, limits, self.egress.clone())
+    pub fn context(
+        &self,
+        plugin: &str,
+        connection: String,
+        grants: Grants,
+        vault: Vault,
+        limits: Limits,
+        lines: Arc<LogRate>,
+    ) -> Context {
+        Context::new(plugin.to_owned(), connection, grants, vault, limits, lines, self.egress.clone())
     }
 
     /// Calls a guest, when it is its turn. `body` instantiates and calls, and hands the store back.
@@ -187,35 +217,46 @@ impl Sandbox {
     /// Where the call ends without a result.
     pub async fn call<R, F, Fut>(&self, guest: &Guest, context: Arc<Context>, body: F) -> Result<R, Fault>
     where
-        F: FnOnce(Store<State>) -> Fut + Send,
-        Fut: Future<Output = (Store<State>, wasmtime::Result<R>)> + Send,
-        R: Send,
+        F: FnOnce(Store<State>) -> Fut + Send + 'static,
+        Fut: Future<Output = (Store<State>, wasmtime::Result<R>)> + Send + 'static,
+        R: Send + 'static,
     {
-        let _place = guest.waiting.try_acquire().map_err(|_| Fault::Busy)?;
-        let _turn = match timeout(QUEUE, guest.calls.acquire()).await {
-            Ok(Ok(turn)) => turn,
-            _ => return Err(Fault::Busy),
-        };
-        self.run(context, body).await
+        // The narrow ones first: what waits for its own connection must not take room from others.
+        let connection = context.turns.clone();
+        match &connection {
+            Some(connection) => self.call_in_turn(&[connection, &guest.turns, &self.turns], context, body).await,
+            None => self.call_in_turn(&[&guest.turns, &self.turns], context, body).await,
+        }
     }
 
-    async fn run<R, F, Fut>(&self, context: Arc<Context>, body: F) -> Result<R, Fault>
+    async fn call_in_turn<R, F, Fut>(&self, turns: &[&Turns], context: Arc<Context>, body: F) -> Result<R, Fault>
     where
-        F: FnOnce(Store<State>) -> Fut + Send,
-        Fut: Future<Output = (Store<State>, wasmtime::Result<R>)> + Send,
-        R: Send,
+        F: FnOnce(Store<State>) -> Fut + Send + 'static,
+        Fut: Future<Output = (Store<State>, wasmtime::Result<R>)> + Send + 'static,
+        R: Send + 'static,
     {
-        let _place = match timeout(QUEUE, self.calls.acquire()).await {
-            Ok(Ok(place)) => place,
-            _ => return Err(Fault::Busy),
+        let waiting = async {
+            let mut taken: [Option<Turn>; 3] = [None, None, None];
+            for (turns, place) in turns.iter().zip(&mut taken) {
+                *place = Some(turns.take().await?);
+            }
+            Some(taken)
         };
-        let wall = context.limits.wall;
-        let running = async {
-            let store = State::store(&self.engine, context.clone(), &self.clock).await.map_err(Fault::Setup)?;
-            let (store, result) = body(store).await;
-            result.map_err(|error| explain(&error, store.data(), &context))
+        let Ok(Some(taken)) = timeout(QUEUE, waiting).await else { return Err(Fault::Busy) };
+        let (wall, usage) = (context.limits.wall, context.usage.clone());
+        let running = {
+            let (engine, context, clock) = (self.engine.clone(), context.clone(), self.clock.clone());
+            async move {
+                let store = State::store(&engine, context.clone(), &clock).await.map_err(Fault::Setup)?;
+                let (store, result) = body(store).await;
+                let result = result.map_err(|error| explain(&error, store.data(), &context));
+                // The place in the pool is free before somebody else's turn comes.
+                drop(store);
+                drop(taken);
+                result
+            }
         };
-        let result = match timeout(wall, Box::pin(running)).await {
+        let result = match timeout(wall, self.aside.run(&usage, running)).await {
             Ok(result) => result,
             Err(_) => Err(Fault::Limit(format!("it took longer than {} s", wall.as_secs_f32()))),
         };
@@ -252,6 +293,3 @@ fn first_line(error: &wasmtime::Error) -> String {
 fn chain(error: &wasmtime::Error) -> String {
     error.chain().map(|cause| cause.to_string()).collect::<Vec<_>>().join(": ")
 }
-
-#[cfg(test)]
-mod tests;

@@ -10,6 +10,8 @@ use base64::Engine as _;
 
 /// Shorter secrets are not searched for: they would mask half of every answer, and hide nothing.
 const SHORTEST: usize = 4;
+/// The same for what is found inside of base64.
+const SHORTEST_INSIDE: usize = 8;
 
 /// What to look for.
 #[derive(Default)]
@@ -29,9 +31,18 @@ impl Needles {
             let base64 = base64::engine::general_purpose::STANDARD_NO_PAD.encode(secret);
             let base64url = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(secret);
             let json = json.trim_matches('"').to_owned();
-            needles.extend(
-                [secret.to_owned(), json, form.replace('+', "%20"), form, base64, base64url].map(String::into_bytes),
-            );
+            let percent = form.replace('+', "%20");
+            let lower = percent.split('%').enumerate().map(|(at, part)| match part.split_at_checked(2) {
+                Some((digits, rest)) if at > 0 => format!("%{}{rest}", digits.to_ascii_lowercase()),
+                _ => part.to_owned(),
+            });
+            let lower = lower.collect();
+            let all = [secret.to_owned(), json, percent, lower, form, base64, base64url];
+            needles.extend(all.map(String::into_bytes));
+            needles.extend(inside_base64(secret.as_bytes()));
+        }
+        if needles.is_empty() {
+            return Self::default();
         }
         needles.sort();
         needles.dedup();
@@ -52,6 +63,25 @@ impl Needles {
     fn begins(&self, byte: u8) -> bool {
         self.first.get(usize::from(byte)).copied().unwrap_or(false)
     }
+}
+
+/// What a secret looks like inside a longer text that is encoded as base64, such as `user:secret`: the characters that are
+/// all its own, for each of the three places at which it can begin.
+fn inside_base64(secret: &[u8]) -> Vec<Vec<u8>> {
+    use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+    let mut found = Vec::new();
+    for (before, shared) in [(0, 0), (1, 2), (2, 3)] {
+        let bytes = [&[0; 2][..before], secret].concat();
+        for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
+            let text = engine.encode(&bytes);
+            // The last character also holds bits of what follows, unless the secret ends with a group of three bytes.
+            let end = text.len() - usize::from(!bytes.len().is_multiple_of(3));
+            found.extend(
+                text.get(shared..end).filter(|own| own.len() >= SHORTEST_INSIDE).map(|own| own.as_bytes().to_vec()),
+            );
+        }
+    }
+    found
 }
 
 /// Masks one stream.
@@ -154,9 +184,27 @@ mod tests {
             format!("x={base64}"),
             "x=pa%20ss%22w%C3%B6%2Frd%2B1".into(),
             "x=pa+ss%22w%C3%B6%2Frd%2B1&".into(),
+            "x=pa%20ss%22w%c3%b6%2frd%2b1".into(),
         ] {
             let masked = String::from_utf8_lossy(&Mask::all(needles.clone(), text.as_bytes())).into_owned();
             assert!(masked.contains("******") && !masked.contains("ss"), "{text} became {masked}");
+        }
+    }
+
+    #[test]
+    fn a_secret_inside_of_base64_is_found_wherever_it_begins() {
+        use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+        let needles = needles(&["s3cr3t-token-1"]);
+        for before in ["", "a", "ab", "user:", "a@b.c:"] {
+            for after in ["", "x", "xy", "xyz"] {
+                for engine in [STANDARD, URL_SAFE] {
+                    let text = engine.encode(format!("{before}s3cr3t-token-1{after}"));
+                    let masked = Mask::all(needles.clone(), text.as_bytes());
+                    let hidden = masked.iter().filter(|byte| **byte == b'*').count();
+                    // 14 bytes are 19 characters; one at each end is shared.
+                    assert!(hidden >= 17, "{before}…{after}: {text} became {}", String::from_utf8_lossy(&masked));
+                }
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 //! [`hooks`](self), which asks [`grants`] and [`secret`], and then [`egress`], which asks [`address`].
 
 pub mod address;
+mod aside;
 pub mod bindings;
 pub mod body;
 pub mod cache;
@@ -14,6 +15,8 @@ pub mod engine;
 pub mod grants;
 pub mod guest;
 mod hooks;
+#[cfg(test)]
+mod hostile;
 pub mod limits;
 pub mod mask;
 mod native;
@@ -22,5 +25,6 @@ pub mod secret;
 pub mod state;
 mod stdio;
 pub mod template;
+pub mod turns;
 
 pub use guest::{Fault, Guest, LoadError, Sandbox};

@@ -33,7 +33,6 @@ pub struct State {
     http: WasiHttpCtx,
     hooks: Hooks,
     pub(super) limiter: Limiter,
-    ticks_left: u64,
     tcp: Arc<Hosts>,
 }
 
@@ -81,20 +80,18 @@ impl State {
             table,
             http: WasiHttpCtx::new(),
             hooks: Hooks(context.clone()),
-            limiter: Limiter::new(&context.limits),
-            ticks_left: context.limits.ticks(),
+            limiter: Limiter::new(&context.limits, context.usage.clone()),
             tcp,
             context,
         };
-        let transfer = state.context.limits.transfer_bytes;
+        let (transfer, ticks) = (state.context.limits.transfer_bytes, state.context.limits.ticks());
         let mut store = Store::new(engine, state);
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(transfer);
         store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(|mut store| {
+        store.epoch_deadline_callback(move |mut store| {
             let state = store.data_mut();
-            state.ticks_left = state.ticks_left.saturating_sub(1);
-            if state.ticks_left == 0 {
+            if state.context.usage.tick() >= ticks {
                 state.limiter.exceeded = Some(Exceeded::Cpu);
                 return Ok(UpdateDeadline::Interrupt);
             }

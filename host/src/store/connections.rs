@@ -194,3 +194,43 @@ pub async fn ids_of_plugin(
     let sql = "SELECT id FROM connections WHERE organization_id = $1 AND kind = $2 AND plugin = $3";
     Ok(on!(c, |c| sqlx::query_scalar(sql).bind(organization).bind(kind).bind(plugin).fetch_all(c).await)?)
 }
+
+/// A connection's secrets, as stored, and whose they are.
+#[derive(sqlx::FromRow)]
+pub struct Sealed {
+    /// The connection.
+    pub id: Uuid,
+    /// Whose it is.
+    pub organization_id: OrganizationId,
+    /// Sealed for this row.
+    pub secrets: Vec<u8>,
+}
+
+/// The secrets of connections after `after`, of all organizations: for the rotation of the master key.
+///
+/// # Errors
+/// As the database says.
+pub async fn sealed(c: &mut impl Conn, after: Uuid, limit: i64) -> Result<Vec<Sealed>, StoreError> {
+    let sql = "SELECT id, organization_id, secrets FROM connections WHERE id > $1 ORDER BY id LIMIT $2";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(after).bind(limit).fetch_all(c).await)?)
+}
+
+/// Replaces secrets that are still as they were read; whether they were. The same secrets otherwise encrypted are no
+/// change of the connection: its revision stays.
+///
+/// # Errors
+/// As the database says.
+pub async fn reseal(tx: &mut Tx, before: &Sealed, after: &[u8]) -> Result<bool, StoreError> {
+    let sql = "UPDATE connections SET secrets = $4 WHERE organization_id = $1 AND id = $2 AND secrets = $3";
+    let replaced = on!(tx, |c| {
+        sqlx::query(sql)
+            .bind(before.organization_id)
+            .bind(before.id)
+            .bind(&before.secrets)
+            .bind(after)
+            .execute(c)
+            .await?
+            .rows_affected()
+    });
+    Ok(replaced == 1)
+}

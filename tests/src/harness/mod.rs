@@ -28,7 +28,7 @@ pub use kubernetes::{CLUSTER_TOKEN, Kubernetes, NAMESPACE};
 pub use oauth2::{Exchange, OAuth2};
 pub use oidc::{Browser, CLIENT_ID, CLIENT_SECRET, Page, Provider};
 pub use rsyslog::Rsyslog;
-pub use server::{Server, Setup, binary};
+pub use server::{MASTER_KEY, Server, Setup, binary};
 pub use splunk::{HEC_TOKEN, Splunk};
 pub use sse::{Event, Events};
 pub use stub::{Reply, Seen, Stub};

@@ -24,7 +24,7 @@ use tokio::{
 use super::{Backend, Database, eventually, free_port, within};
 
 /// The same for all tests, and in `tests/run`.
-const MASTER_KEY: &str = "7465737473746573747374657374737465737473746573747374657374737465";
+pub const MASTER_KEY: &str = "7465737473746573747374657374737465737473746573747374657374737465";
 
 /// Settings and data that servers are started with, one after the other or several at once.
 pub struct Setup {
@@ -168,6 +168,17 @@ impl Setup {
         let ending = tokio::time::timeout(std::time::Duration::from_secs(120), script.output());
         let output = ending.await.expect("it ends").expect("`script` is needed, of util-linux");
         (output.status, String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs a command and kills it (`SIGKILL`) after this long; whether it had come to its end.
+    pub async fn cut_short(&self, args: &[&str], after: std::time::Duration) -> bool {
+        let mut child = self.command(args).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("kaizen starts");
+        if tokio::time::timeout(after, child.wait()).await.is_ok() {
+            return true;
+        }
+        child.start_kill().ok();
+        child.wait().await.expect("its end");
+        false
     }
 
     /// Starts `kaizen serve` and waits until it is ready.

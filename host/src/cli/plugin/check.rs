@@ -31,7 +31,7 @@ impl Check {
     /// Why the server would refuse it.
     pub async fn run(self, config: &Config) -> anyhow::Result<()> {
         let policy = Policy { allow: config.egress_allow.clone(), allow_private: config.egress_allow_private.clone() };
-        let loaded = load::load(&self.file, policy, &config.data_dir).await?;
+        let loaded = load::load(&self.file, policy, config.plugin_bounds.clone(), &config.data_dir).await?;
         let (kind, origin, wasm) = loaded.artifact;
         let plugins = Plugins::within(loaded.sandbox.clone(), vec![loaded.artifact], BTreeMap::new()).await?;
         let manifests = plugins.manifests();

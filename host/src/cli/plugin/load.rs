@@ -18,6 +18,7 @@ use crate::{
         Sandbox,
         cache::Cache,
         egress::{Client, Policy, SystemResolver},
+        limits::Bounds,
     },
 };
 
@@ -77,7 +78,7 @@ pub fn bytes(name: &Path) -> anyhow::Result<(String, &'static [u8])> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub async fn load(name: &Path, policy: Policy, data: &Path) -> anyhow::Result<Loaded> {
+pub async fn load(name: &Path, policy: Policy, bounds: Bounds, data: &Path) -> anyhow::Result<Loaded> {
     let (origin, wasm) = bytes(name)?;
     let scratch = tempfile::Builder::new().prefix("kaizen-plugin-").tempdir().context("a temporary folder")?;
     let cache = match cache(&data.join("authoring")) {
@@ -85,7 +86,8 @@ pub async fn load(name: &Path, policy: Policy, data: &Path) -> anyhow::Result<Lo
         // It costs time only.
         Err(_) => Cache::new(scratch.path().join("compiled"), &Clock::system().bytes()),
     };
-    let sandbox = Sandbox::new(cache, Client::new(policy, Arc::new(SystemResolver)))
+    let egress = Client::new(policy, Arc::new(SystemResolver));
+    let sandbox = Sandbox::within(bounds, cache, egress, Clock::system())
         .map_err(|error| anyhow::anyhow!("the sandbox cannot start: {error}"))?;
     let started = Instant::now();
     let compiling = sandbox.clone();

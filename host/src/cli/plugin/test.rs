@@ -11,7 +11,7 @@ use clap::Args;
 use super::load;
 use crate::{
     plugins::kit::{self, Case},
-    sandbox::egress::Policy,
+    sandbox::{egress::Policy, limits::Bounds},
 };
 
 /// Drive every export of a plugin with what a provider meets: good answers, 401, 429, 500, cut connections, and more
@@ -41,7 +41,10 @@ impl Test {
     /// # Errors
     /// If something is clearly wrong, or the plugin does not load.
     pub async fn run(self, data: &Path) -> anyhow::Result<()> {
-        let loaded = load::load(&self.file, Policy { allow: Vec::new(), allow_private: Vec::new() }, data).await?;
+        // Failing again and again is what the kit is about: nothing is suspended.
+        let bounds = Bounds { trip_failures: u32::MAX, ..Bounds::default() };
+        let policy = Policy { allow: Vec::new(), allow_private: Vec::new() };
+        let loaded = load::load(&self.file, policy, bounds, data).await?;
         let case = match &self.case {
             Some(path) => {
                 let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;

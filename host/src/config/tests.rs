@@ -1,0 +1,138 @@
+use super::*;
+
+fn load(environment: &[(&str, &str)]) -> Result<Config, String> {
+    let environment = environment.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let base = [("KAIZEN_DATA_DIR".to_owned(), "/tmp/kaizen-config-test".to_owned())];
+    Config::load(None, base.into_iter().chain(environment), []).map_err(|error| error.to_string())
+}
+
+#[test]
+fn defaults_hold() {
+    let config = load(&[]).unwrap();
+    assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.ops_listen.to_string(), "127.0.0.1:9090");
+    assert_eq!(config.database_url, "sqlite:/tmp/kaizen-config-test/kaizen.db");
+    assert_eq!(config.public_url.as_str(), "http://127.0.0.1:8080/");
+    assert!(config.egress_allow_private.is_empty() && config.cors_origins.is_empty() && !config.is_set("listen"));
+}
+
+#[test]
+fn this_machine_may_be_called_localhost() {
+    assert_eq!(load(&[("KAIZEN_LISTEN", "localhost:81")]).unwrap().listen.to_string(), "127.0.0.1:81");
+}
+
+#[test]
+fn an_unknown_setting_names_the_nearest() {
+    let error = load(&[("KAIZEN_LISTN", "127.0.0.1:1")]).unwrap_err();
+    assert_eq!(error, "KAIZEN_LISTN: unknown setting `listn`; did you mean `listen`?");
+    assert!(!load(&[("KAIZEN_QQQQQQQQQQ", "1")]).unwrap_err().contains("did you mean"));
+}
+
+#[test]
+fn a_bad_value_names_the_setting_and_its_shape() {
+    for (key, value, expected) in [
+        ("KAIZEN_LISTEN", "8080", "an IP address and a port"),
+        ("KAIZEN_LISTEN", "studio.example.com:8080", "an IP address and a port"),
+        ("KAIZEN_DATABASE_URL", "mysql://x", "sqlite:PATH or postgres://"),
+        ("KAIZEN_REDIS_URL", "localhost", "redis://HOST:PORT"),
+        ("KAIZEN_PUBLIC_URL", "studio.example.com", "https://studio.example.com"),
+        ("KAIZEN_EGRESS_ALLOW_PRIVATE", "10.0.0.0/8,nowhere", "`nowhere` is not a network"),
+        ("KAIZEN_CORS_ORIGINS", "https://app.example.com/", "is not an origin"),
+        ("KAIZEN_MASTER_KEY", "abc", "64 hexadecimal digits"),
+        ("KAIZEN_DATABASE_CONNECTIONS", "0", "from 2 to 1000"),
+        ("KAIZEN_LOG_FORMAT", "xml", "text or json"),
+        ("KAIZEN_PLUGINS_TRUSTED_KEYS", "ed25519:00", "64 hexadecimal digits"),
+        ("KAIZEN_PLUGINS_MAX_BYTES", "1", "from 1024"),
+    ] {
+        let error = load(&[(key, value)]).unwrap_err();
+        assert!(error.starts_with(key) && error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn passwords_are_not_shown() {
+    let error = load(&[("KAIZEN_DATABASE_URL", "mysql://root:hunter2@db/x")]).unwrap_err();
+    assert!(!error.contains("hunter2"), "{error}");
+}
+
+#[test]
+fn flags_go_before_the_environment_and_the_environment_before_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("kaizen.toml");
+    let text = "listen = \"127.0.0.1:1\"\nops_listen = \"127.0.0.1:1\"\ncors_origins = [\"https://a.example\", \"https://b.example\"]\n";
+    std::fs::write(&file, format!("{text}data_dir = \"/tmp/x\"\n")).unwrap();
+    let environment = [("KAIZEN_LISTEN", "127.0.0.1:2"), ("KAIZEN_OPS_LISTEN", "127.0.0.1:2")];
+    let environment = environment.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let flags = [("listen".to_owned(), "127.0.0.1:3".to_owned())];
+    let config = Config::load(Some(&file), environment, flags).unwrap();
+    assert_eq!((config.listen.port(), config.ops_listen.port()), (3, 2));
+    assert_eq!(config.cors_origins, ["https://a.example", "https://b.example"]);
+}
+
+#[test]
+fn a_table_of_the_file_is_the_beginning_of_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("kaizen.toml");
+    let key = format!("ed25519:{}", "ab".repeat(32));
+    std::fs::write(
+        &file,
+        format!("data_dir = \"/tmp/x\"\n[plugins]\ndir = \"/srv/plugins\"\ntrusted_keys = [\"{key}\"]\n"),
+    )
+    .unwrap();
+    let config = Config::load(Some(&file), [], []).unwrap();
+    assert_eq!(config.plugins_dir.as_deref(), Some(Path::new("/srv/plugins")));
+    assert_eq!(config.plugins_trusted_keys.iter().map(ToString::to_string).collect::<Vec<_>>(), [key]);
+    std::fs::write(&file, "[plugins]\nfolder = \"x\"\n[plugins.more]\n").unwrap();
+    assert!(Config::load(Some(&file), [], []).unwrap_err().to_string().contains("unknown setting `plugins_folder`"));
+    std::fs::write(&file, "[plugins.more]\na = 1\n").unwrap();
+    assert!(Config::load(Some(&file), [], []).unwrap_err().to_string().contains("`plugins_more`: expected a string"));
+}
+
+#[test]
+fn a_file_that_is_named_must_be_there_and_hold_up() {
+    let missing = Config::load(Some(Path::new("/nonexistent/kaizen.toml")), [], []).unwrap_err().to_string();
+    assert!(missing.starts_with("/nonexistent/kaizen.toml: "), "{missing}");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("kaizen.toml");
+    std::fs::write(&file, "database-url = \"sqlite:x\"\n").unwrap();
+    let error = Config::load(Some(&file), [], []).unwrap_err().to_string();
+    assert!(error.ends_with("unknown setting `database-url`; did you mean `database_url`?"), "{error}");
+}
+
+#[test]
+fn plugins_may_take_what_is_set_and_nonsense_is_one_clear_line() {
+    use std::time::Duration;
+    let bounds = load(&[]).unwrap().plugin_bounds;
+    let default = Bounds::default();
+    assert_eq!(format!("{bounds:?}"), format!("{default:?}"), "the settings' defaults are the code's");
+    let set = [
+        ("KAIZEN_PLUGIN_MEMORY_MIB", "64"),
+        ("KAIZEN_PLUGIN_STACK_KIB", "512"),
+        ("KAIZEN_PLUGIN_CPU_MS", "250"),
+        ("KAIZEN_PLUGIN_CALL_SECONDS", "3"),
+        ("KAIZEN_PLUGIN_HTTP_IN_KIB", "10"),
+        ("KAIZEN_PLUGIN_RESULT_KIB", "100"),
+        ("KAIZEN_PLUGIN_CALLS", "4"),
+        ("KAIZEN_PLUGIN_LOG_LINES_PER_SECOND", "7"),
+    ];
+    let bounds = load(&set).unwrap().plugin_bounds;
+    assert_eq!((bounds.call.memory_bytes, bounds.stack_bytes), (64 << 20, 512 << 10));
+    assert_eq!((bounds.call.cpu, bounds.call.wall), (Duration::from_millis(250), Duration::from_secs(3)));
+    assert_eq!((bounds.call.http_in_bytes, bounds.call.transfer_bytes), (10 << 10, 100 << 10));
+    assert_eq!((bounds.calls, bounds.calls_per_plugin, bounds.calls_per_connection), (4, 4, 4), "defaults give way");
+    assert_eq!(bounds.log_lines_per_second, 7);
+
+    for (name, value, expected) in [
+        ("PLUGIN_MEMORY_MIB", "0", "from 2 to 4096"),
+        ("PLUGIN_MEMORY_MIB", "lots", "from 2 to 4096"),
+        ("PLUGIN_CPU_MS", "-1", "from 10 to 600000"),
+        ("PLUGIN_CALLS", "100000", "from 1 to 1000"),
+        ("PLUGIN_RESULT_KIB", "1.5", "from 64 to 1048576"),
+        ("PLUGIN_CALLS_PER_CONNECTION", "33", "`plugin_calls_per_plugin` allows 32"),
+        ("PLUGIN_TRIP_FAILURES", "0", "from 1 to 1000"),
+    ] {
+        let name = format!("KAIZEN_{name}");
+        let error = load(&[(&name, value)]).unwrap_err();
+        assert!(error.contains(&name) && error.contains(expected) && error.lines().count() == 1, "{error}");
+    }
+}

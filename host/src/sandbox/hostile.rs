@@ -1,0 +1,362 @@
+//! One tiny guest for each bad behaviour (`tests/guests/`), and what must come of it: the call ends, and nothing else.
+
+mod neighbour;
+mod yard;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rand::{Rng as _, SeedableRng as _};
+use wasmtime::Store;
+
+use self::yard::{Told, Yard, rust, tight, wat};
+use super::{
+    Fault, LoadError,
+    guest::WAITING,
+    limits::{Bounds, Limits},
+    state::State,
+};
+
+/// Runs a guest in text, and returns the limit it was stopped by.
+async fn limit(yard: &Yard, name: &str) -> String {
+    match yard.run::<i32>(&yard.guest(&wat(name)), tight()).await {
+        Err(Fault::Limit(why)) => why,
+        ended => panic!("{name}: {ended:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_endless_loop_is_stopped_and_holds_no_thread() {
+    let yard = Yard::new();
+    let guest = yard.guest(&wat("endless-loop"));
+    let started = Instant::now();
+    // One thread for both: the other future only gets on because the guest yields.
+    let (ended, others) = tokio::join!(yard.run::<i32>(&guest, tight()), async {
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        started.elapsed()
+    });
+    assert!(matches!(&ended, Err(Fault::Limit(why)) if why.contains("computed")), "{ended:?}");
+    assert!(others < started.elapsed());
+}
+
+#[tokio::test]
+async fn an_endless_loop_in_start_is_stopped() {
+    assert!(limit(&Yard::new(), "endless-start").await.contains("computed"));
+}
+
+#[tokio::test]
+async fn waiting_for_ever_in_the_host_is_stopped() {
+    let yard = Yard::new();
+    let limits = Limits { wall: Duration::from_millis(200), ..tight() };
+    let told = yard.main(&yard.guest(&rust("sleep")), limits).await;
+    assert!(matches!(&told.ended, Err(Fault::Limit(why)) if why.contains("0.2 s")), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_memory_bomb_is_stopped() {
+    assert!(limit(&Yard::new(), "memory-bomb").await.contains("8 MiB"));
+}
+
+#[tokio::test]
+async fn memory_is_limited_over_all_memories_together() {
+    let yard = Yard::new();
+    // 6 MiB each: neither is over the limit, both together are.
+    assert!(limit(&yard, "two-memories").await.contains("memory"));
+    let enough = Limits { memory_bytes: 16 << 20, ..tight() };
+    assert_eq!(yard.run::<i32>(&yard.guest(&wat("two-memories")), enough).await, Ok(1));
+}
+
+#[tokio::test]
+async fn a_table_bomb_is_stopped() {
+    assert!(limit(&Yard::new(), "table-bomb").await.contains("tables"));
+}
+
+#[tokio::test]
+async fn more_instances_than_allowed_are_not_made() {
+    let guest = wat("many-instances");
+    let yard = Yard::with(Bounds { instances: 4, ..Bounds::default() }, |_| String::new());
+    let refused = match yard.sandbox.compile(&guest) {
+        Err(error) => error.to_string(),
+        Ok(_) => yard.run::<i32>(&yard.guest(&guest), tight()).await.unwrap_err().to_string(),
+    };
+    assert!(refused.contains("instances"), "{refused}");
+    let yard = Yard::with(Bounds { instances: 5, ..Bounds::default() }, |_| String::new());
+    assert_eq!(yard.run::<i32>(&yard.guest(&guest), tight()).await, Ok(1));
+}
+
+#[tokio::test]
+async fn deep_recursion_ends_the_call_only() {
+    for stack_bytes in [64 << 10, 1 << 20, 16 << 20] {
+        let yard = Yard::with(Bounds { stack_bytes, ..Bounds::default() }, |_| String::new());
+        for _ in 0..3 {
+            assert!(limit(&yard, "recursion").await.contains("stack"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_trap_ends_the_call_only() {
+    let yard = Yard::new();
+    for _ in 0..3 {
+        let ended = yard.run::<i32>(&yard.guest(&wat("trap")), tight()).await;
+        assert!(matches!(&ended, Err(Fault::Trap(why)) if why.contains("divide by zero")), "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_ends_the_call_and_is_told() {
+    let yard = Yard::new();
+    let told = yard.main(&yard.guest(&rust("panic")), tight()).await;
+    assert!(matches!(&told.ended, Err(Fault::Trap(why)) if why.contains("a number that cannot be")), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_huge_result_is_not_copied_out() {
+    let yard = Yard::new();
+    let large = yard.guest(&wat("large-result"));
+    let small = Limits { transfer_bytes: 1 << 20, ..tight() };
+    assert!(yard.run::<String>(&large, small).await.is_err());
+    let enough = Limits { transfer_bytes: 32 << 20, ..tight() };
+    assert_eq!(yard.run::<String>(&large, enough).await.unwrap().len(), 6_000_000);
+    let limits = Limits { transfer_bytes: usize::MAX, ..tight() };
+    let ended = yard.run::<String>(&yard.guest(&wat("gigabyte-result")), limits).await;
+    assert!(matches!(ended, Err(Fault::Trap(_))), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_flood_of_log_lines_is_dropped() {
+    let yard = Yard::new();
+    let limits = Limits { log_line_bytes: 10, cpu: Duration::from_secs(30), ..tight() };
+    let context = Arc::new(yard.context(limits));
+    let ended = yard.run_as::<i32>(&yard.guest(&wat("log-flood")), context.clone()).await;
+    assert_eq!(ended, Ok(1000), "the call itself goes on");
+    assert_eq!(context.dropped(), 997, "three lines a second, and the clock stands");
+}
+
+#[tokio::test]
+async fn a_thousand_requests_are_cut_off() {
+    let yard = Yard::new();
+    let limits = Limits { http_requests: 20, cpu: Duration::from_secs(30), ..Limits::default() };
+    let told = yard.main(&yard.guest(&rust("requests")), limits).await;
+    assert_eq!(told.printed, "20 of 1000\n", "{told:?}");
+    assert_eq!(yard.far.connections.lock().len(), 20);
+    assert!(told.denials.iter().any(|why| why.contains("more than 20 requests")), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_name_that_turns_inside_leads_nowhere() {
+    let yard = Yard::new();
+    yard.names(&[&["93.184.215.14", "127.0.0.1", "10.0.0.1"], &["127.0.0.1"]]);
+    let told = yard.main(&yard.guest(&rust("rebinding")), Limits::default()).await;
+    assert!(told.printed.starts_with("first: 200 hello\nsecond: refused"), "{told:?}");
+    let connections = yard.far.connections.lock().clone();
+    assert_eq!(connections, [("http://api.example".to_owned(), vec!["93.184.215.14".parse().unwrap()])]);
+    assert!(told.denials.iter().any(|why| why.contains("egress_allow_private")), "{told:?}");
+    assert!(!told.denials.iter().any(|why| why.contains("127.0.0.1")), "what is inside is not told: {told:?}");
+}
+
+#[tokio::test]
+async fn a_redirect_inside_leads_nowhere() {
+    for inside in [
+        "http://169.254.169.254/latest/meta-data/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[::ffff:169.254.169.254]/",
+        "http://[::1]:9090/metrics",
+        "http://127.0.0.1:9090/metrics",
+        "http://2130706433/",
+        "http://0x7f.1/",
+        "http://[64:ff9b::7f00:1]/",
+        "http://0.0.0.0/",
+    ] {
+        let yard = Yard::with(Bounds::default(), move |_| format!("302 {inside}"));
+        let told = yard.main(&yard.guest(&rust("redirect")), Limits::default()).await;
+        assert!(told.printed.starts_with("followed: refused"), "{inside}: {told:?}");
+        assert_eq!(yard.far.connections.lock().len(), 1, "{inside}: only where it was let");
+        assert!(told.denials.iter().any(|why| why.contains("egress_allow_private")), "{inside}: {told:?}");
+    }
+}
+
+#[tokio::test]
+async fn no_line_break_gets_into_a_request() {
+    let yard = Yard::new();
+    let told = yard.main(&yard.guest(&rust("crlf")), Limits::default()).await;
+    for (what, line) in ["value", "name", "path", "authority", "secret"].iter().zip(told.printed.lines()) {
+        assert!(line.starts_with(&format!("{what}: refused")), "{told:?}");
+    }
+    assert_eq!(told.printed.lines().count(), 5, "{told:?}");
+    assert!(yard.far.requests.lock().is_empty(), "{:?}", yard.far.requests.lock());
+}
+
+#[tokio::test]
+async fn a_secret_goes_where_it_is_bound_and_is_never_read() {
+    // The plain secret, and as base64, as base64url, percent-encoded, as JSON: the far side repeats what it was sent, and more.
+    let echo =
+        "{request} s3cr3t-tok/en+1 czNjcjN0LXRvay9lbisx czNjcjN0LXRvay9lbisx s3cr3t-tok%2Fen%2B1 s3cr3t-tok%2fen%2b1";
+    let yard = Yard::with(Bounds::default(), move |_| echo.to_owned());
+    let told = yard.main(&yard.guest(&rust("secret")), Limits::default()).await;
+    let lines: Vec<&str> = told.printed.lines().collect();
+    for (what, line) in ["address", "body", "elsewhere", "port", "name"].iter().zip(&lines) {
+        assert!(line.starts_with(&format!("{what}: refused")), "{told:?}");
+    }
+    let Told { printed, denials, .. } = &told;
+    assert!(denials.iter().any(|why| why.contains("in an address")), "{told:?}");
+    assert!(denials.iter().any(|why| why.contains("in a body")), "{told:?}");
+    assert!(denials.iter().any(|why| why.contains("must not be sent to http://other.example")), "{told:?}");
+    let requests = yard.far.requests.lock().clone();
+    assert_eq!(requests.len(), 1, "{requests:?}");
+    assert!(requests[0].contains("authorization: Bearer s3cr3t-tok/en+1\r\n"), "{requests:?}");
+    assert!(printed.contains("Bearer ****"), "{told:?}");
+    for secret in ["s3cr3t", "czNjcjN0", "tok/en", "tok%2Fen", "tok%2fen"] {
+        assert!(!printed.contains(secret) && !denials.concat().contains(secret), "{secret}: {told:?}");
+    }
+    assert!(printed.ends_with("said: Bearer {{secret:token}}\n"), "{told:?}");
+}
+
+#[tokio::test]
+async fn each_call_gets_a_fresh_instance() {
+    let yard = Yard::new();
+    let guest = yard.guest(&wat("state"));
+    for _ in 0..200 {
+        assert_eq!(yard.run::<i32>(&guest, tight()).await, Ok(1));
+    }
+}
+
+#[tokio::test]
+async fn no_path_leads_out_of_the_granted_folder() {
+    let yard = Yard::new();
+    let (outside, own) = (yard.folder.path(), yard.folder.path().join("own"));
+    std::fs::create_dir(&own).unwrap();
+    std::fs::write(outside.join("secret.txt"), "secret").unwrap();
+    std::os::unix::fs::symlink("../secret.txt", own.join("link")).unwrap();
+    std::os::unix::fs::symlink(outside.join("secret.txt"), own.join("absolute")).unwrap();
+    std::os::unix::fs::symlink("..", own.join("folder")).unwrap();
+    let told = yard.main(&yard.guest(&rust("files")), Limits::default()).await;
+    assert_eq!((told.ended.clone(), told.printed.as_str()), (Ok(()), "own: text\n"), "{told:?}");
+    assert_eq!(std::fs::read_to_string(outside.join("secret.txt")).unwrap(), "secret");
+    let mut names: Vec<_> = std::fs::read_dir(outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["own", "secret.txt"]);
+}
+
+#[tokio::test]
+async fn there_is_nothing_to_see_around_it() {
+    let yard = Yard::new();
+    let told = yard.main(&yard.guest(&rust("surroundings")), Limits::default()).await;
+    let expected = format!(
+        "variables: 0\narguments: 0\ninput: 0\nfolders: false\nconnect: false\nlisten: false\ndatagram: false\nnames: false\n\
+         clock: {}\n",
+        yard.clock.now().timestamp()
+    );
+    assert_eq!(told.printed, expected, "{told:?}");
+}
+
+#[tokio::test]
+async fn what_is_not_offered_is_not_loaded() {
+    let sandbox = Yard::new().sandbox;
+    let load = async |name: &str| {
+        let component = sandbox.compile(&wat(name)).unwrap();
+        sandbox.load("bad", &component).await.err()
+    };
+    let error = load("foreign-import").await;
+    assert!(matches!(&error, Some(LoadError::Import(name)) if name == "evil:thing/all@1.0.0"), "{error:?}");
+    let error = load("wasi-import").await;
+    assert!(matches!(&error, Some(LoadError::World(_))), "{error:?}");
+    let error = load("no-plugin").await;
+    assert!(matches!(&error, Some(LoadError::World(why)) if why.contains("kaizen:plugin/manifest")), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_broken_component_is_refused() {
+    let sandbox = Yard::new().sandbox;
+    let good = rust("panic");
+    let refused = |wasm: &[u8]| matches!(sandbox.compile(wasm), Err(LoadError::Component(_)));
+    assert!(refused(b"") && refused(b"no wasm"));
+    assert!(refused(b"\0asm\x01\0\0\0"), "a core module is no component");
+    assert!(refused(b"\0asm\x0d\0\x02\0"), "of another layer");
+    for cut in [4, 7, 9, 100, good.len() / 2, good.len() - 1] {
+        assert!(refused(&good[..cut]), "cut at {cut}");
+    }
+    let mut random = rand::rngs::StdRng::seed_from_u64(7);
+    for length in [8, 64, 1000, 100_000] {
+        let mut bytes = vec![0; length];
+        random.fill(&mut bytes[..]);
+        assert!(refused(&bytes));
+        // With the right beginning.
+        bytes[..8].copy_from_slice(&good[..8]);
+        assert!(length == 8 || refused(&bytes));
+    }
+    // A bit here and there: most are refused, none does harm.
+    for _ in 0..40 {
+        let mut bytes = good.clone();
+        let at = random.random_range(8..bytes.len());
+        bytes[at] ^= 1 << random.random_range(0..8);
+        if let Ok(component) = sandbox.compile(&bytes) {
+            assert!(sandbox.load("bad", &component).await.is_err(), "it is no plugin");
+        }
+    }
+}
+
+#[tokio::test]
+async fn waiting_in_the_host_counts_too() {
+    let yard = Yard::new();
+    let guest = yard.guest(&wat("good"));
+    let limits = Limits { wall: Duration::from_millis(50), ..tight() };
+    let slow = |store: Store<State>| async move {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        (store, Ok(()))
+    };
+    let ended = yard.sandbox.call(&guest, yard.context(limits).into(), slow).await;
+    assert!(matches!(&ended, Err(Fault::Limit(why)) if why.contains("0.05 s")), "{ended:?}");
+}
+
+#[tokio::test]
+async fn more_calls_than_places_wait_and_all_end() {
+    let yard = Yard::new();
+    let guest = yard.guest(&wat("state"));
+    let ended = futures::future::join_all((0..200).map(|_| yard.run::<i32>(&guest, tight()))).await;
+    assert!(ended.iter().all(|ended| *ended == Ok(1)));
+    let too_many = (0..WAITING + yard.sandbox.bounds().calls_per_plugin + 50).map(|_| {
+        let slow = |store: Store<State>| async move {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            (store, Ok(1))
+        };
+        yard.sandbox.call(&guest, yard.context(tight()).into(), slow)
+    });
+    let ended = futures::future::join_all(too_many).await;
+    let refused = ended.iter().filter(|ended| **ended == Err(Fault::Busy)).count();
+    assert_eq!(refused, 50, "waiting is bounded");
+    assert!(ended.iter().all(|ended| matches!(ended, Ok(1) | Err(Fault::Busy))));
+}
+
+#[tokio::test]
+async fn one_connection_leaves_turns_to_others() {
+    let yard =
+        Yard::with(Bounds { calls_per_plugin: 2, calls_per_connection: 1, ..Bounds::default() }, |_| String::new());
+    let guest = yard.guest(&wat("good"));
+    let (gate, turns) = (Arc::new(tokio::sync::Semaphore::new(0)), super::turns::Turns::new(1, 64));
+    let call = |turns: Option<super::turns::Turns>, gate: Option<Arc<tokio::sync::Semaphore>>| {
+        let mut context = yard.context(tight());
+        context.turns = turns;
+        let body = |store: Store<State>| async move {
+            if let Some(gate) = gate {
+                gate.acquire().await.unwrap().forget();
+            }
+            (store, Ok(()))
+        };
+        yard.sandbox.call(&guest, context.into(), body)
+    };
+    let greedy = (0..10).map(|_| call(Some(turns.clone()), Some(gate.clone())));
+    let mut greedy = std::pin::pin!(futures::future::join_all(greedy));
+    assert!(futures::poll!(&mut greedy).is_pending());
+    let other = tokio::select! {
+        _ = &mut greedy => panic!("they wait at the gate"),
+        other = call(None, None) => other,
+    };
+    assert_eq!(other, Ok(()));
+    gate.add_permits(10);
+    assert!(greedy.await.iter().all(Result::is_ok));
+}

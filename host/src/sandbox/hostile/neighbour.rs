@@ -1,0 +1,147 @@
+//! What a good plugin feels of a bad one beside it: nothing worth mentioning, and afterwards the memory is back.
+//!
+//! The two take turns: some calls of the good one alone, some while the bad one runs as fast as it may, and so on. Both kinds
+//! meet whatever else the machine does, so their medians can be compared.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio_util::task::AbortOnDropHandle;
+
+use super::yard::{Yard, rust, tight, wat};
+use crate::sandbox::limits::{Bounds, Limits};
+
+const ROUNDS: usize = 6;
+const CALLS: usize = 25;
+/// What a measurement on a machine with other work may be off by. A guest that held a thread would cost 10 ms and more.
+const SLACK: Duration = Duration::from_millis(1);
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// Memory of this process.
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+async fn measure(name: &str, wasm: &[u8], limits: Limits) {
+    let yard = Arc::new(Yard::with(Bounds::default(), |_| "hello".to_owned()));
+    let (good, bad) = (yard.guest(&wat("good")), yard.guest(wasm));
+    let ended = Arc::new(AtomicU32::new(0));
+    let begin = || {
+        let (yard, bad, limits, ended) = (yard.clone(), bad.clone(), limits.clone(), ended.clone());
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                // Those in text and those in Rust differ in how they are called only.
+                if bad.pre.component().component_type().exports(yard.sandbox.engine()).any(|(name, _)| name == "run") {
+                    drop(yard.run::<i32>(&bad, limits.clone()).await);
+                } else {
+                    drop(yard.main(&bad, limits.clone()).await);
+                }
+                ended.fetch_add(1, Ordering::Relaxed);
+            }
+        }))
+    };
+    let calls = async |times: &mut Vec<Duration>| {
+        for _ in 0..CALLS {
+            let started = Instant::now();
+            let limits = Limits { cpu: Duration::from_secs(10), ..Limits::default() };
+            assert_eq!(yard.run::<i32>(&good, limits).await, Ok(1));
+            times.push(started.elapsed());
+        }
+    };
+    calls(&mut Vec::new()).await;
+    let before = resident();
+    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        calls(&mut alone).await;
+        let running = begin();
+        // It is at it: one call has ended, or one goes on for long.
+        tokio::time::timeout(Duration::from_millis(50), async {
+            let so_far = ended.load(Ordering::Relaxed);
+            while ended.load(Ordering::Relaxed) == so_far {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await
+        .ok();
+        calls(&mut beside).await;
+        drop(running);
+    }
+    let (alone, beside) = (median(alone), median(beside));
+    let ratio = beside.as_secs_f64() / alone.as_secs_f64();
+    println!("beside {name:<16} a good plugin's call takes {beside:>9.1?}, alone {alone:>9.1?}: {ratio:.2}x");
+    assert!(beside <= alone * 2 + SLACK, "beside {name} a call takes {beside:?}, alone {alone:?}");
+    // What its last call held goes with it, within a tick.
+    let mut grown = usize::MAX;
+    for _ in 0..200 {
+        grown = resident().saturating_sub(before);
+        if grown < 64 << 20 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(grown < 64 << 20, "after {name} the process has {} MiB more", grown >> 20);
+}
+
+macro_rules! beside {
+    ($($test:ident: $wasm:expr),* $(,)?) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $test() {
+            measure(stringify!($test), &$wasm, tight()).await;
+        }
+    )*};
+}
+
+beside! {
+    an_endless_loop: wat("endless-loop"),
+    an_endless_start: wat("endless-start"),
+    a_memory_bomb: wat("memory-bomb"),
+    a_table_bomb: wat("table-bomb"),
+    deep_recursion: wat("recursion"),
+    a_trap: wat("trap"),
+    a_flood_of_log_lines: wat("log-flood"),
+    a_huge_result: wat("large-result"),
+    a_panic: rust("panic"),
+    a_sleeper: rust("sleep"),
+    a_thousand_requests: rust("requests"),
+}
+
+/// Not one bad call at a time, but as many as one connection may have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_endless_loops_at_once() {
+    let yard = Arc::new(Yard::new());
+    let (good, bad) = (yard.guest(&wat("good")), yard.guest(&wat("endless-loop")));
+    let limits = Limits { cpu: Duration::from_secs(60), wall: Duration::from_secs(60), ..tight() };
+    let mut medians = Vec::new();
+    for loops in [0, 8] {
+        let running: Vec<_> = (0..loops)
+            .map(|_| {
+                let (yard, bad, limits) = (yard.clone(), bad.clone(), limits.clone());
+                AbortOnDropHandle::new(tokio::spawn(async move { drop(yard.run::<i32>(&bad, limits).await) }))
+            })
+            .collect();
+        // Until all of them have been found to compute for long.
+        tokio::time::sleep(Duration::from_millis(if loops == 0 { 0 } else { 500 })).await;
+        let mut times = Vec::new();
+        for _ in 0..CALLS * 2 {
+            let started = Instant::now();
+            let limits = Limits { cpu: Duration::from_secs(10), ..Limits::default() };
+            assert_eq!(yard.run::<i32>(&good, limits).await, Ok(1));
+            times.push(started.elapsed());
+        }
+        medians.push(median(times));
+        drop(running);
+    }
+    let (alone, beside) = (medians[0], medians[1]);
+    println!("beside 8 endless loops a good plugin's call takes {beside:.1?}, alone {alone:.1?}");
+    assert!(beside <= alone * 3 + Duration::from_millis(5), "{beside:?}, alone {alone:?}");
+}

@@ -1,0 +1,5 @@
+//! Panics.
+
+fn main() {
+    panic!("a number that cannot be");
+}

@@ -1,0 +1,7 @@
+//! Waits for ever, in a function of the host's.
+
+fn main() {
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(3600));
+    }
+}

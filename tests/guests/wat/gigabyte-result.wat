@@ -1,0 +1,10 @@
+;; Says that its result is a text of 1 GiB, far beyond the end of its memory.
+(component
+    (core module $m
+        (memory (export "mem") 1)
+        (func (export "run") (result i32)
+            (i32.store (i32.const 0) (i32.const 16))
+            (i32.store (i32.const 4) (i32.const 1073741824))
+            (i32.const 0)))
+    (core instance $i (instantiate $m))
+    (func (export "run") (result string) (canon lift (core func $i "run") (memory (core memory $i "mem")))))
