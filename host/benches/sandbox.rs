@@ -211,7 +211,7 @@ fn memory(_: &mut Criterion) {
         thousand(1).await;
         let one = thousand(1).await;
         let many = thousand(1000).await;
-        println!(
+        eprintln!(
             "memory after 1,000 calls of 1 connection: {one} KiB; after 1,000 more of 1,000 connections: {many} KiB, \
              {:.2} KiB more for each",
             many.saturating_sub(one) as f64 / 999.0

@@ -74,7 +74,9 @@ async fn finish(
     mut details: Value,
 ) -> Result<Response> {
     let view = PluginView::read(app, &mut tx, plugin).await?;
-    details["name"] = format!("{}/{}", plugin.kind.as_str(), plugin.name).into();
+    if let Some(details) = details.as_object_mut() {
+        details.insert("name".into(), format!("{}/{}", plugin.kind.as_str(), plugin.name).into());
+    }
     change(app, tx, caller, action, format!("plugin/{}", plugin.id), details).await?;
     app.plugins.changed().await;
     Ok(([etag(plugin.revision)], Json(view)).into_response())

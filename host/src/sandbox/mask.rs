@@ -71,7 +71,7 @@ fn inside_base64(secret: &[u8]) -> Vec<Vec<u8>> {
     use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
     let mut found = Vec::new();
     for (before, shared) in [(0, 0), (1, 2), (2, 3)] {
-        let bytes = [&[0; 2][..before], secret].concat();
+        let bytes: Vec<u8> = std::iter::repeat_n(0, before).chain(secret.iter().copied()).collect();
         for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
             let text = engine.encode(&bytes);
             // The last character also holds bits of what follows, unless the secret ends with a group of three bytes.
