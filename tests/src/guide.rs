@@ -40,19 +40,16 @@ async fn follow(language: &str) {
 }
 
 #[tokio::test]
-#[ignore = "installing lands after this"]
 async fn a_stranger_gets_a_sink_in_rust() {
     follow("rust").await;
 }
 
 #[tokio::test]
-#[ignore = "installing lands after this"]
 async fn a_stranger_gets_a_sink_in_typescript() {
     follow("typescript").await;
 }
 
 #[tokio::test]
-#[ignore = "installing lands after this"]
 async fn a_stranger_gets_a_sink_in_python() {
     follow("python").await;
 }
