@@ -89,7 +89,7 @@ fn empty() -> Said {
     }
 }
 
-struct Chameleon;
+enum Chameleon {}
 
 impl manifest::Guest for Chameleon {
     fn describe() -> manifest::Manifest {
@@ -149,3 +149,9 @@ const _: () = {
     kaizen_plugin::bindings::shared::export!(Chameleon with_types_in kaizen_plugin::bindings::shared);
     kaizen_plugin::bindings::audit_sink::export!(Chameleon with_types_in kaizen_plugin::bindings::audit_sink);
 };
+
+// Elsewhere nothing exports it, and it need only compile.
+#[cfg(not(target_os = "wasi"))]
+const _: fn() -> manifest::Manifest = <Chameleon as manifest::Guest>::describe;
+#[cfg(not(target_os = "wasi"))]
+const _: fn(sink::Call) -> Result<String, sink::Error> = <Chameleon as sink::Guest>::check;
