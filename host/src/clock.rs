@@ -2,10 +2,29 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, SubsecRound, Utc};
+use chrono::{DateTime, SecondsFormat, SubsecRound, Utc};
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde::Serializer;
 use uuid::Uuid;
+
+/// RFC 3339 in UTC with six digits of a second, always: as times are shown, hashed and handed to plugins, in the order of
+/// their text.
+pub fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+/// For `#[serde(serialize_with)]`: a time, or one that may be absent, as [`rfc3339`] writes it. Serde's own way leaves out
+/// zeros at the end.
+///
+/// # Errors
+/// As the serializer's.
+pub fn micros<T: Copy + Into<Option<DateTime<Utc>>>, S: Serializer>(time: &T, to: S) -> Result<S::Ok, S::Error> {
+    match (*time).into() {
+        Some(time) => to.serialize_str(&rfc3339(time)),
+        None => to.serialize_none(),
+    }
+}
 
 /// A source of time and randomness, cheap to clone.
 #[derive(Clone)]

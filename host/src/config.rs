@@ -1,9 +1,10 @@
 //! Every setting, validated once: `kaizen.toml`, then `KAIZEN_…` environment variables, then flags.
 
+mod layers;
 mod plugins;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -11,6 +12,8 @@ use std::{
 use ipnet::IpNet;
 use url::Url;
 
+pub use self::layers::ConfigError;
+use self::layers::{Layers, fault, read_file};
 use crate::{
     plugins::signature::PublicKey,
     sandbox::{limits::Bounds, pattern::Pattern},
@@ -133,62 +136,6 @@ pub struct Config {
     pub log_json: Option<bool>,
     /// The settings that were given by someone, by name.
     given: BTreeSet<&'static str>,
-}
-
-/// A setting that cannot be used: names it, where it was set, and what to change.
-#[derive(Debug, thiserror::Error)]
-#[error("{source_name}: {message}")]
-pub struct ConfigError {
-    source_name: String,
-    message: String,
-}
-
-fn fault(source_name: impl Into<String>, message: impl Into<String>) -> ConfigError {
-    ConfigError { source_name: source_name.into(), message: message.into() }
-}
-
-/// Values by name with where each came from, so that an error can say so.
-#[derive(Default)]
-struct Layers(BTreeMap<&'static str, (String, String)>);
-
-impl Layers {
-    fn set(&mut self, name: &str, value: String, source: String) -> Result<(), ConfigError> {
-        match SETTINGS.iter().find(|s| s.name == name) {
-            Some(setting) => {
-                self.0.insert(setting.name, (value, source));
-                Ok(())
-            }
-            None => Err(fault(source, format!("unknown setting `{name}`{}", nearest(name)))),
-        }
-    }
-
-    /// Where a setting comes from.
-    fn source<'a>(&'a self, name: &'a str) -> &'a str {
-        self.0.get(name).map_or(name, |(_, source)| source)
-    }
-
-    fn parse<T>(&self, name: &str, default: T, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, ConfigError> {
-        match self.0.get(name) {
-            Some((value, source)) => parse(value.trim())
-                .map_err(|why| fault(source, format!("`{}` is not usable: {why}", shown(name, value)))),
-            None => Ok(default),
-        }
-    }
-}
-
-/// A value as an error may show it: addresses of databases hold passwords.
-fn shown<'a>(name: &str, value: &'a str) -> &'a str {
-    if matches!(name, "database_url" | "redis_url" | "master_key" | "master_key_also") { "(not shown)" } else { value }
-}
-
-fn nearest(name: &str) -> String {
-    SETTINGS
-        .iter()
-        .map(|s| (strsim::damerau_levenshtein(s.name, name), s.name))
-        .min()
-        .filter(|(distance, _)| *distance <= 4)
-        .map(|(_, known)| format!("; did you mean `{known}`?"))
-        .unwrap_or_default()
 }
 
 impl Config {
@@ -340,7 +287,7 @@ impl Config {
             plugin_bounds,
             log,
             log_json,
-            given: layers.0.keys().copied().collect(),
+            given: layers.given(),
         })
     }
 
@@ -353,41 +300,6 @@ impl Config {
     pub fn secure(&self) -> bool {
         self.public_url.scheme() == "https"
     }
-}
-
-fn read_file(layers: &mut Layers, path: &Path, text: &str) -> Result<(), ConfigError> {
-    let source = path.display().to_string();
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-        // toml's own text is a drawing of several lines.
-        let line =
-            error.span().and_then(|span| text.get(..span.start)).map_or(0, |before| before.lines().count().max(1));
-        fault(&source, format!("line {line}: {}", error.message()))
-    })?;
-    read_table(layers, &source, "", table)
-}
-
-/// `[plugins] trusted_keys = …` is `plugins_trusted_keys`, and so are the others whose names begin alike.
-fn read_table(layers: &mut Layers, source: &str, prefix: &str, table: toml::Table) -> Result<(), ConfigError> {
-    for (name, value) in table {
-        let name = format!("{prefix}{name}");
-        let value = match value {
-            toml::Value::Table(table) if prefix.is_empty() => {
-                read_table(layers, source, &format!("{name}_"), table)?;
-                continue;
-            }
-            toml::Value::String(text) => text,
-            toml::Value::Integer(_) | toml::Value::Boolean(_) | toml::Value::Float(_) => value.to_string(),
-            toml::Value::Array(items) => items
-                .iter()
-                .map(|item| item.as_str().map(str::to_owned))
-                .collect::<Option<Vec<_>>>()
-                .ok_or_else(|| fault(source, format!("`{name}`: a list may hold strings only")))?
-                .join(","),
-            _ => return Err(fault(source, format!("`{name}`: expected a string, a number or a list of strings"))),
-        };
-        layers.set(&name, value, source.to_owned())?;
-    }
-    Ok(())
 }
 
 fn list(text: &str) -> impl Iterator<Item = &str> {

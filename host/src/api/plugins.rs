@@ -43,7 +43,9 @@ pub struct PluginView {
     manifest: ManifestView,
     /// All of them, oldest first.
     versions: Vec<VersionView>,
+    #[serde(serialize_with = "crate::clock::micros")]
     created_at: DateTime<Utc>,
+    #[serde(serialize_with = "crate::clock::micros")]
     updated_at: DateTime<Utc>,
 }
 
@@ -70,6 +72,7 @@ pub struct VersionView {
     /// Why it does not load on the host that answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<String>,
+    #[serde(serialize_with = "crate::clock::micros")]
     created_at: DateTime<Utc>,
 }
 

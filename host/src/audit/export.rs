@@ -25,6 +25,7 @@ pub struct Shown {
     /// Position in the chain, from 1, without gaps.
     pub sequence: i64,
     /// When.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub occurred_at: DateTime<Utc>,
     /// `user/{id}`, `system` or `anonymous`.
     pub actor: String,

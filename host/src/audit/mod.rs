@@ -63,7 +63,10 @@ pub async fn record(tx: &mut Tx, clock: &Clock, record: Record<'_>) -> Result<Ev
     }
     let (sequence, previous) = store::audit::lock_head(tx, record.organization_id).await?;
     follow(&mut event, sequence, &previous);
-    store::audit::append(tx, &event).await?;
+    if !store::audit::append_after(tx, &event, &previous).await? {
+        // Nobody else can have moved a chain that is locked.
+        return Err(sqlx::Error::RowNotFound.into());
+    }
     heads.appended(&event);
     Ok(event)
 }

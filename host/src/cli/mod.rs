@@ -145,9 +145,10 @@ pub fn run() -> anyhow::Result<()> {
 fn settings_help() -> String {
     let head = "Settings, as keys of kaizen.toml or as KAIZEN_… variables (KAIZEN_DATABASE_URL).\n\
                 A flag goes before a variable, and a variable before the file:\n";
+    let column = SETTINGS.iter().map(|setting| setting.name.len()).max().unwrap_or_default();
     let lines = SETTINGS.iter().flat_map(|setting| {
         let names = std::iter::once(setting.name).chain(std::iter::repeat(""));
-        names.zip(wrapped(setting.help, 54)).map(|(name, line)| format!("  {name:<22} {line}\n"))
+        names.zip(wrapped(setting.help, 76 - column)).map(move |(name, line)| format!("  {name:<column$}  {line}\n"))
     });
     std::iter::once(head.to_owned()).chain(lines).collect()
 }

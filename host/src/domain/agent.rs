@@ -36,8 +36,10 @@ pub struct Agent {
     /// Who made it.
     pub created_by: UserId,
     /// When.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub created_at: DateTime<Utc>,
     /// Last change, other than on the canvas.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub updated_at: DateTime<Utc>,
     /// Counts changes; the ETag.
     #[serde(skip)]
@@ -100,5 +102,6 @@ pub struct Version {
     /// Who cut it.
     pub created_by: UserId,
     /// When.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub created_at: DateTime<Utc>,
 }

@@ -1,11 +1,12 @@
 //! The audit chain: each event's hash covers the event and the hash before it, so that an edited, dropped or
 //! reordered event is found (Schneier & Kelsey, "Secure Audit Logs to Support Computer Forensics", 1999).
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::id::{AuditEventId, OrganizationId};
+use crate::clock::rfc3339;
 
 /// The hash before an organization's first event.
 pub const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -44,6 +45,7 @@ pub struct Event {
     /// Position in the chain, from 1, without gaps.
     pub sequence: i64,
     /// When, in whole microseconds.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub occurred_at: DateTime<Utc>,
     /// `user/{id}`, `system` or `anonymous`.
     pub actor: String,
@@ -61,7 +63,7 @@ pub struct Event {
 
 /// SHA-256 over the previous hash and every field of the event, each preceded by its length, hexadecimal.
 pub fn chain_hash(previous: &str, event: &Event) -> String {
-    let occurred_at = event.occurred_at.to_rfc3339_opts(SecondsFormat::Micros, true);
+    let occurred_at = rfc3339(event.occurred_at);
     let mut sha = Sha256::new();
     let fields = [
         previous.as_bytes(),

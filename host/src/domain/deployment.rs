@@ -125,12 +125,16 @@ pub struct Deployment {
     /// Who asked for it.
     pub created_by: UserId,
     /// When.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub created_at: DateTime<Utc>,
     /// Last change.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub updated_at: DateTime<Utc>,
     /// When it became active.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub activated_at: Option<DateTime<Utc>>,
     /// When it was over.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub finished_at: Option<DateTime<Utc>>,
 }
 
@@ -153,6 +157,7 @@ pub struct DeploymentEvent {
     /// What it tells of.
     pub kind: EventKind,
     /// When.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub occurred_at: DateTime<Utc>,
     /// The state it is in.
     pub status: DeploymentState,

@@ -90,6 +90,7 @@ pub struct Job {
     /// Where it stands.
     pub state: JobState,
     /// Not before this time.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub run_at: DateTime<Utc>,
     /// Attempts begun.
     pub attempts: i64,
@@ -104,6 +105,7 @@ pub struct Job {
     #[serde(skip)]
     pub lease_owner: Option<String>,
     /// Until when, unless renewed.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub lease_until: Option<DateTime<Utc>>,
     /// Counts claims: a write under an older fence is refused.
     #[serde(skip)]
@@ -111,10 +113,13 @@ pub struct Job {
     /// Why the last attempt failed.
     pub last_error: Option<String>,
     /// When it was asked for.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub created_at: DateTime<Utc>,
     /// Last change.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub updated_at: DateTime<Utc>,
     /// When it was over.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub finished_at: Option<DateTime<Utc>>,
 }
 

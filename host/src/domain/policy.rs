@@ -23,8 +23,10 @@ pub struct PolicySet {
     /// Who made it.
     pub created_by: UserId,
     /// When.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub created_at: DateTime<Utc>,
     /// When it was last changed.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub updated_at: DateTime<Utc>,
     /// Counts changes; the ETag.
     pub revision: i64,
@@ -48,6 +50,7 @@ pub struct PolicyVersion {
     /// Who wrote it.
     pub created_by: UserId,
     /// When.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub created_at: DateTime<Utc>,
 }
 

@@ -15,8 +15,10 @@ pub struct Organization {
     /// The version of its policy set that is in force; null: the platform's policies only.
     pub policy_version_id: Option<PolicyVersionId>,
     /// When it was made.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub created_at: DateTime<Utc>,
     /// Last change.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub updated_at: DateTime<Utc>,
     /// Counts changes; the ETag.
     #[serde(skip)]
@@ -35,8 +37,10 @@ pub struct Workspace {
     /// For people.
     pub description: String,
     /// When it was made.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub created_at: DateTime<Utc>,
     /// Last change.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub updated_at: DateTime<Utc>,
     /// Counts changes; the ETag.
     #[serde(skip)]

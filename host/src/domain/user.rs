@@ -32,8 +32,10 @@ pub struct User {
     #[schema(value_type = Object)]
     pub attributes: Json<Map<String, Value>>,
     /// When.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub created_at: DateTime<Utc>,
     /// Last change.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub updated_at: DateTime<Utc>,
     /// Counts changes; the ETag.
     #[serde(skip)]
@@ -54,8 +56,10 @@ pub struct Membership {
     /// The role.
     pub role: Role,
     /// When.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub created_at: DateTime<Utc>,
     /// Last change.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub updated_at: DateTime<Utc>,
     /// Counts changes; the ETag.
     #[serde(skip)]

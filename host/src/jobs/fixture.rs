@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::{ConnectOptions, Connection as _, postgres::PgConnectOptions};
 use uuid::Uuid;
 
 use super::enqueue;
@@ -19,7 +18,7 @@ use crate::{
     on,
     plugins::{Ingredients, Plugins},
     sandbox::cache::Cache,
-    store::{self, Store, Tx},
+    store::{self, Store, Tx, fixture::Database},
 };
 
 /// One tenant's things.
@@ -33,46 +32,32 @@ pub(crate) struct Tenant {
     pub(crate) gateway: GatewayId,
 }
 
-/// A database that is removed in the end, if it is a file.
+/// A fresh database.
 pub(crate) struct Fixture {
     pub(crate) store: Store,
-    url: String,
-    folder: tempfile::TempDir,
+    database: Database,
 }
 
 impl Fixture {
-    /// SQLite, and the PostgreSQL that `tests/run` offers.
+    /// On each kind of database.
     pub(crate) async fn each() -> Vec<Self> {
-        let mut each = vec![Self::sqlite().await];
-        let url = std::env::var("KZTEST_POSTGRES_URL")
-            .expect("PostgreSQL is needed: run the tests with `tests/run`, or set KZTEST_POSTGRES_URL");
-        let name = format!("unit_{}", Clock::system().id::<Uuid>().simple());
-        let mut admin = url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
-        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut admin).await.unwrap();
-        admin.close().await.unwrap();
-        let mut url = url::Url::parse(&url).unwrap();
-        url.set_path(&name);
-        each.push(Self::at(url.to_string(), tempfile::tempdir().unwrap()).await);
-        each
+        Database::each().await.into_iter().map(Self::at).collect()
     }
 
     pub(crate) async fn sqlite() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        Self::at(format!("sqlite:{}", folder.path().join("kaizen.db").display()), folder).await
+        Self::at(Database::sqlite().await)
     }
 
-    async fn at(url: String, folder: tempfile::TempDir) -> Self {
-        let store = Store::connect(&url, 8).await.unwrap();
-        store.migrate().await.unwrap();
-        Self { store, url, folder }
+    fn at(database: Database) -> Self {
+        Self { store: database.store.clone(), database }
     }
 
     /// Everything a worker needs, on the same database; without plugins, whose compilation takes seconds.
     pub(crate) async fn app(&self) -> App {
         let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let settings = [
-            set("database_url", &self.url),
-            set("data_dir", self.folder.path().to_str().unwrap()),
+            set("database_url", &self.database.url),
+            set("data_dir", self.database.folder.path().to_str().unwrap()),
             set("job_lease_seconds", "1"),
         ];
         let config = Config::load(None::<&Path>, [], settings).unwrap();

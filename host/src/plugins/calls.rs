@@ -10,6 +10,7 @@ use super::{
     call::{Call, unsuitable},
 };
 use crate::{
+    clock::rfc3339,
     domain::{audit, connection::Kind},
     sandbox::bindings::{
         audit_sink::exports::kaizen::audit_sink::sink, deployment_target::exports::kaizen::deployment_target::target,
@@ -229,7 +230,7 @@ fn event_of(event: &audit::Event) -> sink::Event {
     sink::Event {
         id: event.id.to_string(),
         sequence: u64::try_from(event.sequence).unwrap_or_default(),
-        occurred_at: event.occurred_at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true),
+        occurred_at: rfc3339(event.occurred_at),
         organization_id: event.organization_id.to_string(),
         actor: event.actor.clone(),
         action: event.action.clone(),

@@ -47,8 +47,10 @@ pub struct Report {
     #[schema(value_type = BTreeMap<String, u64>)]
     pub failures: BTreeMap<&'static str, u64>,
     /// When a call last succeeded.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub last_success_at: Option<DateTime<Utc>>,
     /// When a call last failed.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub last_failure_at: Option<DateTime<Utc>>,
     /// Whether its calls are let through.
     #[serde(flatten)]
@@ -62,6 +64,7 @@ pub struct Report {
 #[schema(as = PluginLastError)]
 pub struct LastError {
     /// When it ended.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub at: DateTime<Utc>,
     /// For which connection.
     pub connection_id: Uuid,

@@ -83,6 +83,7 @@ pub struct Standing {
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Tripped {
     /// Since when.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub since: DateTime<Utc>,
     /// What the last failure before said.
     pub reason: String,
@@ -94,8 +95,10 @@ pub struct Suspended {
     /// Which.
     pub connection_id: Uuid,
     /// Since when.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub since: DateTime<Utc>,
     /// When the next call is let through, to see whether it works again.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub until: DateTime<Utc>,
     /// Failures in a row.
     pub failures: u32,

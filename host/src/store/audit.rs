@@ -70,7 +70,7 @@ macro_rules! append_after {
 }
 
 /// Appends an event if the chain ends with `previous`, and locks the chain until the transaction ends; tells whether it
-/// did. One statement in place of [`lock_head`] and [`append`]. Who waits for another's lock is told of what the other did.
+/// did. A trigger moves the head along. Who waits for another's lock is told of what the other did.
 ///
 /// # Errors
 /// As the database says.
@@ -95,30 +95,6 @@ pub async fn append_after(tx: &mut Tx, event: &Event, previous: &str) -> Result<
         .await?
         .rows_affected())
         == 1)
-}
-
-/// Appends an event; a trigger moves the head along, and refuses an event that does not follow it.
-///
-/// # Errors
-/// As the database says.
-pub async fn append(tx: &mut Tx, event: &Event) -> Result<(), StoreError> {
-    let sql = "INSERT INTO audit_events (organization_id, sequence, id, occurred_at, actor, action, target, outcome, details, hash)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
-    crate::on!(tx, |c| sqlx::query(sql)
-        .bind(event.organization_id)
-        .bind(event.sequence)
-        .bind(event.id)
-        .bind(event.occurred_at)
-        .bind(&event.actor)
-        .bind(&event.action)
-        .bind(&event.target)
-        .bind(event.outcome)
-        .bind(&event.details)
-        .bind(&event.hash)
-        .execute(c)
-        .await
-        .map(drop))?;
-    Ok(())
 }
 
 /// Events after `after`, in the chain's order, at most `limit`.

@@ -42,8 +42,10 @@ pub struct Delivery {
     /// Why the last delivery failed; null while it works.
     pub last_error: Option<String>,
     /// When it is tried again.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub next_attempt_at: Option<DateTime<Utc>>,
     /// When something was last delivered.
+    #[serde(serialize_with = "crate::clock::micros")]
     pub delivered_at: Option<DateTime<Utc>>,
 }
 

@@ -11,6 +11,8 @@ pub mod connections;
 mod db;
 pub mod delivery;
 pub mod deployments;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod idempotency;
 pub mod jobs;
 pub mod memberships;

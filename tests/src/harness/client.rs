@@ -145,6 +145,7 @@ impl Answer {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let text = response.text().await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
         let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+        times_are_rfc3339(&what, &body);
         Self { status, headers, body, text, what }
     }
 
@@ -194,5 +195,25 @@ impl Answer {
         assert!(self.headers.contains_key("etag"), "no ETag: {} {}", self.what, self.status);
         assert_eq!(self.headers.get_all(CONTENT_TYPE).iter().count(), 1, "{}", self.what);
         self.header("etag")
+    }
+}
+
+/// Every time in an answer is UTC with microseconds, so that times have the order of their text.
+#[track_caller]
+fn times_are_rfc3339(what: &str, value: &Value) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| times_are_rfc3339(what, item)),
+        Value::Object(members) => {
+            for (name, member) in members {
+                match member {
+                    Value::String(time) if name.ends_with("_at") => {
+                        let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+                        assert_eq!(shape, "0000-00-00T00:00:00.000000Z", "{what}: {name} is {time}");
+                    }
+                    _ => times_are_rfc3339(what, member),
+                }
+            }
+        }
+        _ => {}
     }
 }

@@ -96,7 +96,9 @@ pub struct Shown {
     /// Gateways only.
     #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<BTreeMap<String, String>>,
+    #[serde(serialize_with = "crate::clock::micros")]
     created_at: DateTime<Utc>,
+    #[serde(serialize_with = "crate::clock::micros")]
     updated_at: DateTime<Utc>,
 }
 

@@ -5,8 +5,6 @@ use std::path::Path;
 use chrono::DateTime;
 use http::{HeaderMap, HeaderValue, Method, header};
 use secrecy::SecretString;
-use sqlx::{ConnectOptions, Connection as _, postgres::PgConnectOptions};
-use uuid::Uuid;
 
 use crate::{
     clock::Clock,
@@ -23,12 +21,12 @@ use crate::{
         session::{Refreshed, SignedIn},
     },
     sandbox::egress,
-    store::{self, Store},
+    store::{self, Store, fixture::Database},
 };
 
 pub(super) const PASSWORD: &str = "gentle otter drums";
 
-/// A database with one organization, and a host at it.
+/// A fresh database with one organization, and a host at it.
 pub(super) struct Fixture {
     pub(super) url: String,
     pub(super) store: Store,
@@ -38,31 +36,22 @@ pub(super) struct Fixture {
     pub(super) organization: OrganizationId,
     pub(super) user: UserId,
     pub(super) email: Email,
-    _folder: tempfile::TempDir,
+    _database: Database,
 }
 
 impl Fixture {
     pub(super) async fn each() -> Vec<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("kaizen.db").display());
-        let mut each = vec![Self::at(url, folder).await];
-        let url = std::env::var("KZTEST_POSTGRES_URL")
-            .expect("PostgreSQL is needed: run the tests with `tests/run`, or set KZTEST_POSTGRES_URL");
-        let name = format!("unit_{}", Clock::system().id::<Uuid>().simple());
-        let mut admin = url.parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
-        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut admin).await.unwrap();
-        admin.close().await.unwrap();
-        let mut url = url::Url::parse(&url).unwrap();
-        url.set_path(&name);
-        each.push(Self::at(url.to_string(), tempfile::tempdir().unwrap()).await);
+        let mut each = Vec::new();
+        for database in Database::each().await {
+            each.push(Self::at(database).await);
+        }
         each
     }
 
-    async fn at(url: String, folder: tempfile::TempDir) -> Self {
-        let store = Store::connect(&url, 8).await.unwrap();
-        store.migrate().await.unwrap();
+    async fn at(database: Database) -> Self {
+        let (url, store) = (database.url.clone(), database.store.clone());
         let clock = Clock::fixed(DateTime::from_timestamp(1_800_000_000, 0).unwrap(), 7);
-        let config = config(&url, folder.path());
+        let config = config(&url, database.folder.path());
         let identity = host(&config, &clock, &store).await;
         let (email, password) = (Email::parse("ada@example.com").unwrap(), SecretString::from(PASSWORD));
         let (organization, user) = {
@@ -77,7 +66,7 @@ impl Fixture {
             };
             create_organization(&store, &clock, &identity.passwords, &new).await.unwrap()
         };
-        Self { url, store, clock, config, identity, organization: organization.id, user, email, _folder: folder }
+        Self { url, store, clock, config, identity, organization: organization.id, user, email, _database: database }
     }
 
     pub(super) async fn attempt(&self, password: &str) -> Result<SignedIn, LoginError> {

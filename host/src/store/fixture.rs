@@ -1,0 +1,65 @@
+//! For tests: a fresh database of each kind, gone with the test.
+
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, postgres::PgConnectOptions};
+use uuid::Uuid;
+
+use super::Store;
+use crate::clock::Clock;
+
+/// A migrated database, and a data folder for who needs one.
+pub(crate) struct Database {
+    pub(crate) store: Store,
+    pub(crate) url: String,
+    pub(crate) folder: tempfile::TempDir,
+    /// Its name in the cluster, on PostgreSQL.
+    name: Option<String>,
+}
+
+impl Database {
+    /// SQLite, and the PostgreSQL that `tests/run` offers.
+    pub(crate) async fn each() -> Vec<Self> {
+        vec![Self::sqlite().await, Self::postgres().await]
+    }
+
+    pub(crate) async fn sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self::at(format!("sqlite:{}", folder.path().join("kaizen.db").display()), folder, None).await
+    }
+
+    async fn postgres() -> Self {
+        let name = format!("unit_{}", Clock::system().id::<Uuid>().simple());
+        let mut admin = cluster().parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
+        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut admin).await.unwrap();
+        admin.close().await.unwrap();
+        let mut url = url::Url::parse(&cluster()).unwrap();
+        url.set_path(&name);
+        Self::at(url.to_string(), tempfile::tempdir().unwrap(), Some(name)).await
+    }
+
+    async fn at(url: String, folder: tempfile::TempDir, name: Option<String>) -> Self {
+        let store = Store::connect(&url, 8).await.unwrap();
+        store.migrate().await.unwrap();
+        Self { store, url, folder, name }
+    }
+}
+
+fn cluster() -> String {
+    std::env::var("KZTEST_POSTGRES_URL")
+        .expect("PostgreSQL is needed: run the tests with `tests/run`, or set KZTEST_POSTGRES_URL")
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let Some(name) = self.name.take() else { return };
+        // A runtime of its own: the test's may be going away.
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+            runtime.block_on(async {
+                let mut admin = cluster().parse::<PgConnectOptions>().ok()?.connect().await.ok()?;
+                let drop = AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
+                sqlx::query(drop).execute(&mut admin).await.ok()
+            })
+        });
+        dropping.join().ok();
+    }
+}
