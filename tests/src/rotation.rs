@@ -45,7 +45,7 @@ impl Gateways {
 
 async fn a_key_file_is_replaced_under_a_running_server_however_often_it_is_killed(backend: Backend) {
     let mut world = World::with(Setup::new(backend).await.without("KAIZEN_MASTER_KEY")).await;
-    let tenant = world.tenant("acme").await;
+    let (operator, tenant) = (world.operator().await, world.tenant("acme").await);
     let mut gateways = Gateways::new(&tenant, 12).await;
     let file = world.setup.data_dir().join("master.key");
     let before = std::fs::read_to_string(&file).expect("a key file");
@@ -78,6 +78,9 @@ async fn a_key_file_is_replaced_under_a_running_server_however_often_it_is_kille
     world.server.kill().await;
     world.again().await;
     gateways.all_work(&tenant, &world.server).await;
+    let events = operator.owner.all("/api/v1/audit/events").await;
+    let told = events.last().expect("events");
+    assert_eq!((&told["action"], &told["actor"]), (&json!("master_key.rotate"), &json!("system")), "{told}");
     gateways.add(&tenant, &world.server, "made after").await;
     gateways.all_work(&tenant, &world.server).await;
 }

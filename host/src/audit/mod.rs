@@ -71,6 +71,35 @@ pub async fn record(tx: &mut Tx, clock: &Clock, record: Record<'_>) -> Result<Ev
     Ok(event)
 }
 
+/// Appends what concerns the installation and no organization to the chains of those that have platform administrators:
+/// the ones who answer for it. Returns which these are; none before there is one. The actor is `system`.
+///
+/// Takes their chains' locks, in the order of their ids: call it last, right before the commit.
+///
+/// # Errors
+/// As [`record`].
+pub async fn record_for_operators(
+    tx: &mut Tx,
+    clock: &Clock,
+    action: &str,
+    target: &str,
+    details: &Value,
+) -> Result<Vec<OrganizationId>, StoreError> {
+    let operators = store::users::operators(tx).await?;
+    for organization_id in &operators {
+        let event = Record {
+            organization_id: *organization_id,
+            actor: "system".to_owned(),
+            action,
+            target: target.to_owned(),
+            outcome: Outcome::Success,
+            details: details.clone(),
+        };
+        record(tx, clock, event).await?;
+    }
+    Ok(operators)
+}
+
 fn follow(event: &mut Event, sequence: i64, previous: &str) {
     event.sequence = sequence + 1;
     event.hash = chain_hash(previous, event);

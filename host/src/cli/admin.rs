@@ -77,21 +77,29 @@ impl AdminCommand {
     /// # Errors
     /// One line that names what to change.
     pub async fn run(self, config: &Config) -> anyhow::Result<()> {
-        let password = match &self.command {
-            Admin::RotateKey(rotate) => return super::print(&rotate.run(config).await?.to_string()),
-            Admin::CreateOrganization(_) | Admin::SetPassword(_) => read_password(std::io::stdin().lock())?,
-        };
-        let store = app::connect(config).await?;
-        store.migrate().await?;
-        let clock = Clock::system();
-        let passwords = Passwords::new(&clock)?;
         let done = match self.command {
-            Admin::CreateOrganization(create) => create.run(&store, &clock, &passwords, &password).await?,
-            Admin::SetPassword(set) => set.run(&store, &clock, &passwords, &password).await?,
+            Admin::CreateOrganization(create) => {
+                let password = read_password(std::io::stdin().lock())?;
+                let (store, clock, passwords) = open(config).await?;
+                create.run(&store, &clock, &passwords, &password).await?
+            }
+            Admin::SetPassword(set) => {
+                let password = read_password(std::io::stdin().lock())?;
+                let (store, clock, passwords) = open(config).await?;
+                set.run(&store, &clock, &passwords, &password).await?
+            }
             Admin::RotateKey(rotate) => rotate.run(config).await?,
         };
         super::print(&done.to_string())
     }
+}
+
+async fn open(config: &Config) -> anyhow::Result<(Store, Clock, Passwords)> {
+    let store = app::connect(config).await?;
+    store.migrate().await?;
+    let clock = Clock::system();
+    let passwords = Passwords::new(&clock)?;
+    Ok((store, clock, passwords))
 }
 
 impl CreateOrganization {

@@ -24,6 +24,16 @@ macro_rules! columns {
     };
 }
 
+/// The organizations that have a platform administrator, by id.
+///
+/// # Errors
+/// As the database says.
+pub async fn operators(c: &mut impl Connection) -> Result<Vec<OrganizationId>, StoreError> {
+    let sql =
+        "SELECT DISTINCT organization_id FROM users WHERE platform_administrator AND active ORDER BY organization_id";
+    Ok(on!(c, |c| sqlx::query_scalar(sql).fetch_all(c).await)?)
+}
+
 /// Adds a user, with a password's hash (PHC string) if there is one.
 ///
 /// # Errors
