@@ -41,11 +41,13 @@ struct Record {
 pub struct Report {
     /// Which version.
     pub version: String,
-    /// Calls that ended, well or not.
-    pub calls: u64,
+    /// Calls that ended, well or not, of all connections: for platform administrators, as are the next three.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calls: Option<u64>,
     /// Those that did not succeed, by `config`, `rejected`, `unavailable`, `internal` or `fault`.
-    #[schema(value_type = BTreeMap<String, u64>)]
-    pub failures: BTreeMap<&'static str, u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<BTreeMap<String, u64>>)]
+    pub failures: Option<BTreeMap<&'static str, u64>>,
     /// When a call last succeeded.
     #[serde(serialize_with = "crate::clock::micros")]
     pub last_success_at: Option<DateTime<Utc>>,
@@ -113,8 +115,8 @@ impl Health {
         let own = records.iter().filter(|((k, n, _), _)| *k == kind && n == name);
         own.map(|((_, _, version), record)| Report {
             version: version.clone(),
-            calls: record.calls,
-            failures: record.failures.clone(),
+            calls: Some(record.calls),
+            failures: Some(record.failures.clone()),
             last_success_at: record.last_success_at,
             last_failure_at: record.last_failure_at,
             standing: Standing { status: "ok", tripped: None, suspended: Vec::new() },
@@ -126,6 +128,14 @@ impl Health {
     /// Forgets versions that are no longer in use.
     pub fn keep(&self, in_use: &BTreeSet<Key>) {
         self.0.lock().retain(|key, _| in_use.contains(key));
+    }
+}
+
+impl Report {
+    /// Without what tells how much other tenants use it, and when.
+    #[must_use]
+    pub fn without_totals(self) -> Self {
+        Self { calls: None, failures: None, last_success_at: None, last_failure_at: None, ..self }
     }
 }
 
@@ -162,7 +172,8 @@ mod tests {
             health.record(key("1.0.0"), if second == 50 { theirs } else { ours }, "deliver", Some(&error), at(second));
         }
         let all = health.of(Kind::AuditSink, "webhook", |_| true);
-        assert_eq!((all.len(), all[0].calls, all[0].failures["rejected"]), (1, 51, 50));
+        assert_eq!((all.len(), all[0].calls), (1, Some(51)));
+        assert_eq!(all[0].failures, Some(BTreeMap::from([("rejected", 50)])));
         assert_eq!((all[0].last_success_at, all[0].last_failure_at), (Some(at(0)), Some(at(50))));
         assert_eq!(all[0].last_errors.len(), ERRORS);
         assert!(all[0].last_errors[0].message.starts_with("50 ") && all[0].last_errors[0].message.len() == TEXT);
