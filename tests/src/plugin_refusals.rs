@@ -13,6 +13,10 @@ on_both!(
     what_is_wrong_is_named_and_nothing_is_kept,
     only_platform_administrators_install,
     what_was_acknowledged_survives_a_kill,
+    what_is_large_arrives_and_what_is_cut_short_does_not,
+    with_trusted_keys_only_what_they_signed_is_installed_and_runs,
+    a_key_that_is_no_longer_trusted_takes_its_plugins_with_it,
+    a_folder_is_read_at_the_start_and_what_is_bad_in_it_stops_nothing,
 );
 
 const PLUGINS: &str = "/api/v1/plugins";
@@ -61,6 +65,7 @@ async fn what_is_wrong_is_named_and_nothing_is_kept(backend: Backend) {
         (good.clone().with("schema", json!("{ not JSON")), "config-schema"),
         (good.clone().with("schema", json!([])), "config-schema"),
         (good.clone().with("schema", json!({ "$ref": "https://evil.example/schema" })), "config-schema"),
+        (good.clone().with("schema", json!({ "$ref": "#" })), "leads back to itself"),
         (good.clone().with("name", json!("Chameleon")), "lower-case words"),
         (good.clone().with("name", json!("../../etc/passwd")), "lower-case words"),
         (good.clone().with("version", json!("1.1")), "semantic version"),
@@ -97,6 +102,65 @@ async fn what_is_wrong_is_named_and_nothing_is_kept(backend: Backend) {
     assert_eq!(runs(admin, &sink).await, "chameleon 1.0.0");
     upload(admin, &good).await.ok(201);
     assert!(admin.get(&path).await.ok(200)["versions"].as_array().expect("versions").len() == 2);
+}
+
+/// What Python and JavaScript are compiled to has this size.
+const LARGE: u32 = 18 << 20;
+
+async fn what_is_large_arrives_and_what_is_cut_short_does_not(backend: Backend) {
+    let world = World::with(Setup::new(backend).await.with("KAIZEN_PLUGINS_MAX_BYTES", (20 << 20).to_string())).await;
+    let operator = world.operator().await;
+    let admin = &operator.owner;
+    let large = Chameleon::version("1.0.0").longer(LARGE);
+    let uploaded = admin.multipart(PLUGINS, &[("component", &large)], &[]).await.ok(201);
+    assert_eq!(uploaded["version"]["size"], large.len());
+    let path = format!("{PLUGINS}/{}", id(&uploaded));
+    activate(admin, &path, "1.0.0").await.ok(200);
+    let sink = sink(admin, "s", None, json!({})).await;
+    assert_eq!(runs(admin, &sink).await, "chameleon 1.0.0");
+    let files = compiled(&world.setup).len();
+
+    let send = async |media: &str, body: Vec<u8>| {
+        let token = admin.token.clone().expect("signed in");
+        let request = admin.http.post(format!("{}{PLUGINS}", admin.base)).bearer_auth(token);
+        let answer = request.header("content-type", media).body(body).send().await.expect("an answer");
+        crate::harness::Answer::read("an upload".into(), answer).await
+    };
+    let form = "multipart/form-data; boundary=b";
+    let head = b"--b\r\ncontent-disposition: form-data; name=\"component\"\r\n\r\n";
+    let whole = Chameleon::version("1.1.0").wasm();
+    send(form, [head.as_slice(), &whole].concat()).await.problem(400, "malformed");
+    send(form, b"--b\r\ncontent-disposition: form-data; na".to_vec()).await.problem(400, "malformed");
+    send(form, Vec::new()).await.problem(400, "malformed");
+    send("multipart/form-data", whole.clone()).await.problem(415, "unsupported_media_type");
+    send("application/octet-stream", whole.clone()).await.problem(415, "unsupported_media_type");
+    // A header without an end is not collected for ever.
+    let endless = [b"--b\r\ncontent-disposition: ".as_slice(), &vec![b'a'; 40 << 20]].concat();
+    send(form, endless).await.problem(413, "too_large");
+    // A connection that ends half-way leaves the server as it was.
+    let address = admin.base.strip_prefix("http://").expect("an address");
+    for _ in 0..4 {
+        let mut connection = tokio::net::TcpStream::connect(address).await.expect("connected");
+        let token = admin.token.as_deref().expect("signed in");
+        let head = format!(
+            "POST {PLUGINS} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\ncontent-type: {form}\r\n\
+             content-length: {}\r\n\r\n--b\r\ncontent-disposition: form-data; name=\"component\"\r\n\r\n",
+            whole.len() + 1000
+        );
+        let half = [head.as_bytes(), &whole[..whole.len() / 2]].concat();
+        tokio::io::AsyncWriteExt::write_all(&mut connection, &half).await.expect("written");
+    }
+    let plugin = admin.get(&path).await.ok(200);
+    assert_eq!(plugin["versions"].as_array().expect("versions").len(), 1);
+
+    // What is refused or removed is not kept compiled either.
+    let liar = Chameleon::version("1.1.0").with("http", json!([]));
+    upload(admin, &liar).await.fault("/component");
+    assert_eq!(compiled(&world.setup).len(), files);
+    upload(admin, &Chameleon::version("1.1.0")).await.ok(201);
+    assert_eq!(compiled(&world.setup).len(), files + 1);
+    admin.delete(&format!("{path}/versions/1.1.0")).await.ok(204);
+    assert_eq!(compiled(&world.setup).len(), files);
 }
 
 async fn only_platform_administrators_install(backend: Backend) {
@@ -212,9 +276,8 @@ async fn signed(setup: &Setup, component: &Chameleon, key: &str) -> (PathBuf, St
     (file, signature)
 }
 
-#[tokio::test]
-async fn with_trusted_keys_only_what_they_signed_is_installed_and_runs() {
-    let setup = Setup::new(Backend::Sqlite).await;
+async fn with_trusted_keys_only_what_they_signed_is_installed_and_runs(backend: Backend) {
+    let setup = Setup::new(backend).await;
     let ((ours, our_public), (theirs, _)) = (key(&setup, "ours.key").await, key(&setup, "theirs.key").await);
     let mut world = World::with(setup.with("KAIZEN_PLUGINS_TRUSTED_KEYS", &our_public)).await;
     let operator = world.operator().await;
@@ -248,8 +311,12 @@ async fn with_trusted_keys_only_what_they_signed_is_installed_and_runs() {
     // Bytes that were changed behind the server's back do not run, signed or not; what comes with the server does.
     let mut database = world.setup.database.direct().await;
     let digest = uploaded["version"]["digest"].as_str().expect("text");
+    let nothing = match backend {
+        Backend::Sqlite => "zeroblob(100)",
+        Backend::Postgres => "'\\x00'::bytea",
+    };
     let changed =
-        database.execute(&format!("UPDATE plugin_artifacts SET wasm = zeroblob(100) WHERE digest = '{digest}'")).await;
+        database.execute(&format!("UPDATE plugin_artifacts SET wasm = {nothing} WHERE digest = '{digest}'")).await;
     assert_eq!(changed, 1);
     world.server.stop().await;
     world.again().await;
@@ -262,9 +329,8 @@ async fn with_trusted_keys_only_what_they_signed_is_installed_and_runs() {
     admin.post(&format!("/api/v1/audit-sinks/{file}/check"), json!({})).await.ok(200);
 }
 
-#[tokio::test]
-async fn a_key_that_is_no_longer_trusted_takes_its_plugins_with_it() {
-    let setup = Setup::new(Backend::Sqlite).await;
+async fn a_key_that_is_no_longer_trusted_takes_its_plugins_with_it(backend: Backend) {
+    let setup = Setup::new(backend).await;
     let ((ours, our_public), (_, next)) = (key(&setup, "ours.key").await, key(&setup, "next.key").await);
     let mut world = World::with(setup.with("KAIZEN_PLUGINS_TRUSTED_KEYS", &our_public)).await;
     let operator = world.operator().await;
@@ -282,9 +348,8 @@ async fn a_key_that_is_no_longer_trusted_takes_its_plugins_with_it() {
     assert!(problem["detail"].as_str().expect("text").contains("not among plugins_trusted_keys"), "{problem}");
 }
 
-#[tokio::test]
-async fn a_folder_is_read_at_the_start_and_what_is_bad_in_it_stops_nothing() {
-    let setup = Setup::new(Backend::Sqlite).await;
+async fn a_folder_is_read_at_the_start_and_what_is_bad_in_it_stops_nothing(backend: Backend) {
+    let setup = Setup::new(backend).await;
     let folder = setup.dir().join("plugins");
     std::fs::create_dir(&folder).expect("a folder");
     let put = |name: &str, bytes: &[u8]| std::fs::write(folder.join(name), bytes).expect("written");
@@ -294,6 +359,7 @@ async fn a_folder_is_read_at_the_start_and_what_is_bad_in_it_stops_nothing() {
     put("unsigned.wasm", &Chameleon::version("1.0.0").with("name", json!("signed-badly")).wasm());
     put("unsigned.wasm.sig", b"nonsense");
     put("large.wasm", &vec![0; 2 << 20]);
+    std::fs::create_dir(folder.join("folder.wasm")).expect("a folder");
     put("notes.txt", b"not a plugin");
     let setup = setup
         .with("KAIZEN_PLUGINS_DIR", folder.display().to_string())
@@ -305,15 +371,15 @@ async fn a_folder_is_read_at_the_start_and_what_is_bad_in_it_stops_nothing() {
         ("liar.wasm", "asks for no `http` capability"),
         ("unsigned.wasm", "not a signature"),
         ("large.wasm", "plugins_max_bytes"),
+        ("folder.wasm", "not a file"),
     ] {
         let said = log.lines().any(|line| line.contains(file) && line.contains(why));
         assert!(said, "{file} is refused for `{why}`:\n{log}");
     }
-    let tenant = world.tenant("acme").await;
+    let (operator, tenant) = (world.operator().await, world.tenant("acme").await);
     let owner = &tenant.owner;
     let names = async || {
-        let listed = owner.get(PLUGINS).await.ok(200);
-        let items = listed["items"].as_array().expect("items").clone();
+        let items = owner.all(PLUGINS).await;
         items.into_iter().filter(|p| p["versions"][0]["origin"] == "folder").collect::<Vec<Value>>()
     };
     let listed = names().await;
@@ -338,6 +404,15 @@ async fn a_folder_is_read_at_the_start_and_what_is_bad_in_it_stops_nothing() {
         log.lines().any(|line| line.contains("clash.wasm") && line.contains("give yours another version")),
         "{log}"
     );
+    // The operator's trail says what came in, and was activated.
+    let events = operator.owner.all("/api/v1/audit/events").await;
+    let told = events.iter().filter(|event| event["action"] == "plugin.create");
+    let told: Vec<_> = told.map(|e| (e["actor"].clone(), e["details"]["changes"].clone())).collect();
+    let told: Vec<_> =
+        told.iter().map(|(by, what)| format!("{by} {} {}", what["version"], what["activated"])).collect();
+    let expected = ["2.0.0\" false", "1.0.1\" true", "1.0.2\" false"].map(|said| format!("\"system\" \"{said}"));
+    assert_eq!(told, expected, "{events:?}");
+    assert!(!owner.all("/api/v1/audit/events").await.iter().any(|event| event["action"] == "plugin.create"));
     // Nothing of it is asked or done again at the next one.
     world.server.stop().await;
     world.again().await;

@@ -120,10 +120,12 @@ pub async fn find(app: &App, caller: &Principal, kind: Kind, id: Uuid, action: A
 }
 
 /// What the plugin makes of it, before it is stored: of an identity provider, whether it can say where to sign in.
-async fn try_out(app: &App, connection: &Connection, secrets: &BTreeMap<String, SecretString>) -> Result<()> {
+/// Returns the version that it was looked at with.
+async fn try_out(app: &App, connection: &Connection, secrets: &BTreeMap<String, SecretString>) -> Result<String> {
     let (kind, config) = (connection.kind, &connection.config.0);
     let wanted = plugins::wanted(connection);
-    app.plugins.validate_as(kind, &connection.plugin, &wanted, config, secrets).map_err(Problem::invalid)?;
+    let validated = app.plugins.validate_as(kind, &connection.plugin, &wanted, config, secrets);
+    let version = validated.map_err(Problem::invalid)?;
     if kind == Kind::IdentityProvider {
         let binding = plugins::Binding {
             connection_id: connection.id,
@@ -140,7 +142,7 @@ async fn try_out(app: &App, connection: &Connection, secrets: &BTreeMap<String, 
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    Ok(version)
 }
 
 /// Decides which version the connection is to run; it is loaded then.
@@ -150,15 +152,21 @@ async fn settle(app: &App, connection: &mut Connection, pin: Option<&str>) -> Re
     Ok(())
 }
 
-/// Holds that version until the transaction ends, so that it stays in use.
-async fn hold(app: &App, tx: &mut Tx, connection: &Connection) -> Result<()> {
-    let runs = app.plugins.version_of(connection.kind, &connection.plugin, &plugins::wanted(connection));
-    match runs {
-        Some(version) if !stored::hold(tx, connection.kind, &connection.plugin, &version).await? => {
+/// Holds the version that the connection was looked at with until the transaction ends, so that it is the one it runs.
+async fn hold(tx: &mut Tx, connection: &Connection, version: &str) -> Result<()> {
+    let (pin, line) = (connection.plugin_version.as_deref(), connection.plugin_line.as_deref());
+    match stored::hold(tx, connection.kind, &connection.plugin, pin, line).await? {
+        Some(runs) if runs == version => Ok(()),
+        Some(runs) => {
+            let plugin = &connection.plugin;
+            let detail =
+                format!("Version {runs} of the plugin `{plugin}` took the place of {version} just now: send it again.");
+            Err(Problem::conflict(detail))
+        }
+        None => {
             let message = format!("version {version} was disabled or removed just now: choose another one");
             Err(Problem::invalid(vec![Fault::new("/plugin_version", message)]))
         }
-        _ => Ok(()),
     }
 }
 
@@ -190,15 +198,16 @@ async fn create(app: App, caller: Principal, kind: Kind, input: Input<NewConnect
         revision: 1,
     };
     Problem::check(faults_of(&connection))?;
+    app.plugins.look().await?;
     settle(&app, &mut connection, new.plugin_version.as_deref()).await?;
-    try_out(&app, &connection, &new.secrets).await?;
+    let version = try_out(&app, &connection, &new.secrets).await?;
     connection.secrets = plugins::seal(&app.secrets, &app.clock, organization, connection.id, &new.secrets)?;
     let mut tx = app.store.begin().await?;
     let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {
         Claimed::Fresh(once) => once,
         Claimed::Answered(response) => return Ok(response),
     };
-    hold(&app, &mut tx, &connection).await?;
+    hold(&mut tx, &connection, &version).await?;
     connections::insert(&mut tx, &connection).await?;
     let shown = Shown::of(&connection);
     let response = once.created(&mut tx, &shown, connection.revision).await?;
@@ -237,6 +246,7 @@ async fn update(
     after.active = patch.active.unwrap_or(after.active);
     after.environment = patch.environment.or(after.environment);
     after.labels.0 = patch.labels.unwrap_or(after.labels.0);
+    app.plugins.look().await?;
     if let Some(pin) = &patch.plugin_version {
         settle(&app, &mut after, pin.as_deref()).await?;
     }
@@ -255,12 +265,14 @@ async fn update(
     let (from, to) = ((&before.config.0, &runs), (&after.config.0, &will_run));
     faults.extend(app.plugins.redirected(kind, &after.plugin, from, to, &stored, supplied));
     Problem::check(faults)?;
-    try_out(&app, &after, &secrets).await?;
+    // What the plugin is not concerned with can be changed also where it is broken: so it can be switched off.
+    let concerned = from != to || !changed.is_empty() || (after.active && !before.active);
+    let version = if concerned { Some(try_out(&app, &after, &secrets).await?) } else { None };
     after.secrets = plugins::seal(&app.secrets, &app.clock, caller.organization_id, id, &secrets)?;
     after.secret_names.0 = secrets.keys().cloned().collect();
     let mut tx = app.store.begin().await?;
-    if patch.plugin_version.is_some() {
-        hold(&app, &mut tx, &after).await?;
+    if let Some(version) = &version {
+        hold(&mut tx, &after, version).await?;
     }
     let after = connections::update(&mut tx, &after).await?;
     let shown = Shown::of(&after);

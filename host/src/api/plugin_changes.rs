@@ -1,5 +1,7 @@
 //! Which version of a plugin is in use: activate, roll back, disable, remove. For platform administrators.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
@@ -19,9 +21,11 @@ use super::{
 };
 use crate::{
     app::App,
-    authz::Action,
-    domain::principal::Principal,
-    plugins::{InstallError, install},
+    audit::{self, Record},
+    authz::{self, Action},
+    bus::Hint,
+    domain::{audit::Outcome, connection::Kind, id::OrganizationId, principal::Principal},
+    plugins::{InstallError, Plugin, fit::Misfits, install},
     store::{Tx, plugins as rows},
 };
 
@@ -44,21 +48,25 @@ struct Activation {
     /// Accepts that it reaches more than what it takes the place of; `changes` of the version says what.
     #[serde(default)]
     accept_capabilities: bool,
+    /// Connections whose configuration or secrets this version does not take keep the version they run: they name it from
+    /// then on, and their organization's audit trail says so.
+    #[serde(default)]
+    pin_misfits: bool,
 }
 
 /// Begins a change of one plugin: nobody else changes plugins until it is committed.
 async fn begin(app: &App, id: Uuid, if_match: &IfMatch) -> Result<(Tx, rows::Plugin)> {
     let mut tx = app.store.begin().await?;
     rows::lock(&mut tx).await?;
-    let plugin = rows::get(&mut tx, id).await?.ok_or_else(|| Problem::not_found("plugin"))?;
+    let plugin = rows::seize(&mut tx, id).await?.ok_or_else(|| Problem::not_found("plugin"))?;
     if_match.check(plugin.revision)?;
     Ok((tx, plugin))
 }
 
-/// Refuses what does not load on this host (any more).
-async fn loads(app: &App, plugin: &rows::Plugin, row: &rows::Version) -> Result<()> {
+/// Refuses what does not load on this host (any more). That may take a while: not within a transaction.
+async fn loads(app: &App, plugin: &rows::Plugin, row: &rows::Version) -> Result<Arc<Plugin>> {
     match app.plugins.try_row(plugin, row).await {
-        Ok(()) => Ok(()),
+        Ok(ready) => Ok(ready),
         Err(InstallError::Store(error)) => Err(error.into()),
         Err(error) => Err(Problem::conflict(format!("version {} does not load: {}", row.version, error.why()))),
     }
@@ -85,8 +93,10 @@ async fn finish(
 /// Activate a version
 ///
 /// New connections use it from now on, and so do connections that follow a version it is compatible with; calls under way
-/// end on the version they began on. Where it reaches more than what it takes the place of, that has to be accepted: 409
-/// otherwise, with each thing it would reach in `errors`.
+/// end on the version they began on. 409 where it reaches more than what it takes the place of and that is not accepted,
+/// with each thing it would reach in `errors`; and where it does not take the configuration or the secrets of connections
+/// that would run it, with the first of these in `errors`: `/gateways/{id}/config/…` and what is wrong there, without the
+/// value.
 #[utoipa::path(post, path = "/api/v1/plugins/{id}/activate", tag = "Plugins", params(("id" = Uuid, Path)),
     request_body = Activation, responses((status = OK, body = PluginView)))]
 async fn activate(
@@ -106,26 +116,63 @@ async fn activate(
     };
     let row = rows::version(&mut conn, id, &asked.version).await?.ok_or_else(none)?;
     drop(conn);
-    // Compiling may take a while, and it may turn out here that it does not run: before anything is changed.
-    loads(&app, &plugin, &row).await?;
+    let ready = loads(&app, &plugin, &row).await?;
     let (mut tx, mut plugin) = begin(&app, id, &if_match).await?;
     let mut version = rows::version(&mut tx, id, &asked.version).await?.ok_or_else(none)?;
     let before = plugin.active_version.clone();
-    let accepted = asked.accept_capabilities;
-    let done = install::activate(&mut tx, &app.clock, &mut plugin, &mut version, accepted).await?;
-    let Some(changes) = done else {
+    let accepted = install::Accepted { capabilities: asked.accept_capabilities, pins: asked.pin_misfits };
+    let done = install::activate(&mut tx, &app.clock, &mut plugin, &mut version, &ready, accepted).await?;
+    let Some(install::Activated { changes, pinned }) = done else {
         let view = PluginView::read(&app, &mut tx, &plugin).await?;
         return Ok(([etag(plugin.revision)], Json(view)).into_response());
     };
+    let told = match &pinned {
+        Some(misfits) => tell(&app, &mut tx, &plugin, misfits).await?,
+        None => BTreeSet::new(),
+    };
     let details = json!({
         "before": before, "after": version.version, "digest": version.digest, "accepted": changes.growth(),
+        "pinned": pinned.map(|misfits| misfits.connections.len()),
     });
-    finish(&app, tx, &caller, Action::PluginActivate, &plugin, details).await
+    let answer = finish(&app, tx, &caller, Action::PluginActivate, &plugin, details).await?;
+    for organization in told {
+        app.bus.publish(Hint::Audit { organization });
+    }
+    Ok(answer)
+}
+
+/// Records in each tenant's trail which of its connections name a version from now on. By whom is the operator's matter.
+async fn tell(app: &App, tx: &mut Tx, plugin: &rows::Plugin, misfits: &Misfits) -> Result<BTreeSet<OrganizationId>> {
+    let (action, kind) = match misfits.kind {
+        Kind::IdentityProvider => (Action::IdentityConnectionUpdate, authz::Kind::IdentityConnection),
+        Kind::DeploymentTarget => (Action::GatewayUpdate, authz::Kind::Gateway),
+        Kind::AuditSink => (Action::AuditSinkUpdate, authz::Kind::AuditSink),
+    };
+    let mut connections: Vec<_> = misfits.connections.iter().collect();
+    // Chains are locked in one order everywhere.
+    connections.sort_by_key(|misfit| (misfit.organization_id, misfit.id));
+    for misfit in &connections {
+        let details = json!({
+            "reason": format!("version {} of the plugin `{}` does not fit it", misfits.version, plugin.name),
+            "faults": misfit.faults, "changes": { "after": { "plugin_version": misfit.runs } },
+        });
+        let event = Record {
+            organization_id: misfit.organization_id,
+            actor: "system".to_owned(),
+            action: action.as_str(),
+            target: format!("{}/{}", kind.as_str(), misfit.id),
+            outcome: Outcome::Success,
+            details,
+        };
+        audit::record(tx, &app.clock, event).await?;
+    }
+    Ok(connections.into_iter().map(|misfit| misfit.organization_id).collect())
 }
 
 /// Go back to what was in use before the last activation
 ///
-/// Again and again, as far as there were activations.
+/// Again and again, as far as there were activations. Connections that were changed since and do not fit what was in use
+/// do not keep it from that; the audit trail names the first of them.
 #[utoipa::path(post, path = "/api/v1/plugins/{id}/rollback", tag = "Plugins", params(("id" = Uuid, Path)),
     responses((status = OK, body = PluginView)))]
 async fn rollback(
@@ -135,15 +182,30 @@ async fn rollback(
     if_match: IfMatch,
 ) -> Result<Response> {
     require(&app, &caller, Action::PluginActivate).await?;
+    let mut conn = app.store.read().await?;
+    let plugin = rows::get(&mut conn, id).await?.ok_or_else(|| Problem::not_found("plugin"))?;
+    let last = rows::last_activation(&mut conn, id).await?;
+    let versions = last.iter().flat_map(|last| [Some(&last.previous), last.line_previous.as_ref()]);
+    let versions: BTreeSet<&String> = versions.flatten().collect();
+    let mut found = Vec::new();
+    for version in versions {
+        found.extend(rows::version(&mut conn, id, version).await?);
+    }
+    drop(conn);
+    let mut ready = Vec::new();
+    for row in &found {
+        ready.push(loads(&app, &plugin, row).await?);
+    }
     let (mut tx, mut plugin) = begin(&app, id, &if_match).await?;
     let before = plugin.active_version.clone();
-    let last = install::rollback(&mut tx, &app.clock, &mut plugin).await?;
-    for version in [Some(&last.previous), last.line_previous.as_ref()].into_iter().flatten() {
-        if let Some(row) = rows::version(&mut tx, id, version).await? {
-            loads(&app, &plugin, &row).await?;
-        }
+    let done = install::rollback(&mut tx, &app.clock, &mut plugin, last.as_ref(), &ready).await?;
+    let misfits: Vec<String> = done.misfits.iter().map(Misfits::summary).collect();
+    for summary in &misfits {
+        tracing::warn!(plugin = plugin.name, after = plugin.active_version, "rolled back although {summary}");
     }
-    let details = json!({ "rolled_back": last.version, "before": before, "after": plugin.active_version });
+    let details = json!({
+        "rolled_back": done.last.version, "before": before, "after": plugin.active_version, "misfits": misfits,
+    });
     finish(&app, tx, &caller, Action::PluginActivate, &plugin, details).await
 }
 
@@ -191,5 +253,6 @@ async fn remove(
     });
     change(&app, tx, &caller, Action::PluginDelete, format!("plugin/{}", plugin.id), details).await?;
     app.plugins.changed().await;
+    app.plugins.tidy().await;
     Ok(StatusCode::NO_CONTENT)
 }

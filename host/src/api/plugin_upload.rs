@@ -5,7 +5,10 @@ use std::time::Duration;
 use axum::{
     Json,
     body::Body,
-    extract::{DefaultBodyLimit, FromRequest as _, Multipart, Request, State, multipart::Field},
+    extract::{
+        DefaultBodyLimit, FromRequest as _, Multipart, Request, State,
+        multipart::{Field, MultipartError},
+    },
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -13,6 +16,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use serde::Serialize;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
@@ -28,7 +32,7 @@ use crate::{
     app::App,
     authz::Action,
     domain::{connection::Kind, plugin::Origin, principal::Principal},
-    plugins::{Changes, install, signature::Signature},
+    plugins::{Changes, SIGNATURE, install, signature::Signature},
     store::plugins as rows,
 };
 
@@ -39,8 +43,8 @@ pub(super) const PATH: &str = "/api/v1/plugins";
 static UPLOADS: Semaphore = Semaphore::const_new(2);
 /// For a client to finish sending what is refused already.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes of a signature at the most.
-const SIGNATURE: usize = 1024;
+/// Bytes of an upload besides its parts: boundaries and headers.
+const AROUND: usize = 64 << 10;
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
@@ -164,7 +168,7 @@ async fn after_parts(multipart: &mut Multipart, problem: Problem) -> Problem {
                 }
             }
         }
-        true
+        matches!(multipart.next_field().await, Ok(None))
     });
     finished(whole.await.unwrap_or(false), problem)
 }
@@ -182,14 +186,15 @@ async fn receive(app: &App, request: Request) -> Result<Received> {
         return Err(after(request.into_body(), shape()).await);
     }
     let mut request = request;
-    // The limits are ours, below: the component's is a setting.
-    DefaultBodyLimit::disable().apply(&mut request);
+    // Each part has its own limit, below. This one is for what is around them, and for what is read only to be dropped.
+    DefaultBodyLimit::max(app.plugins.max_bytes() + SIGNATURE + AROUND + DRAINED).apply(&mut request);
     let mut multipart = Multipart::from_request(request, app).await.map_err(|_| shape())?;
     let (component, signature) = match parts(app, &mut multipart).await {
         Ok(parts) => parts,
         Err(problem) => return Err(after_parts(&mut multipart, problem).await),
     };
-    let digested = [component.as_ref(), signature.as_deref().unwrap_or_default()].concat();
+    // Of each part its digest: that is shorter than a second copy of the component.
+    let digested = [&component, signature.as_ref().unwrap_or(&Bytes::new())].map(Sha256::digest).concat();
     let idempotency = idempotency_key(&headers, &method, PATH, &digested)?;
     let signature = signature.map(|bytes| {
         let parsed = String::from_utf8_lossy(&bytes).parse::<Signature>();
@@ -201,9 +206,6 @@ async fn receive(app: &App, request: Request) -> Result<Received> {
 /// The component and its signature.
 async fn parts(app: &App, multipart: &mut Multipart) -> Result<(Bytes, Option<Bytes>)> {
     let (mut component, mut signature) = (None, None);
-    let unreadable = |error: axum::extract::multipart::MultipartError| {
-        Problem::new(ProblemType::Malformed, format!("The body could not be read: {}", error.body_text()))
-    };
     while let Some(field) = multipart.next_field().await.map_err(unreadable)? {
         let name = field.name().unwrap_or_default().to_owned();
         let (slot, limit) = match name.as_str() {
@@ -226,12 +228,18 @@ async fn parts(app: &App, multipart: &mut Multipart) -> Result<(Bytes, Option<By
     Ok((component, signature))
 }
 
+fn unreadable(error: MultipartError) -> Problem {
+    let kind = match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => ProblemType::TooLarge,
+        _ => ProblemType::Malformed,
+    };
+    Problem::new(kind, format!("The body could not be read: {}", error.body_text()))
+}
+
 /// A part, if it is within its limit.
 async fn bounded(mut field: Field<'_>, name: &str, limit: usize) -> Result<Bytes> {
     let (mut bytes, mut length) = (BytesMut::new(), 0_usize);
-    while let Some(chunk) = field.chunk().await.map_err(|error| {
-        Problem::new(ProblemType::Malformed, format!("The body could not be read: {}", error.body_text()))
-    })? {
+    while let Some(chunk) = field.chunk().await.map_err(unreadable)? {
         length += chunk.len();
         if length > limit {
             let setting = if name == "component" { " (setting plugins_max_bytes)" } else { "" };

@@ -14,8 +14,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use super::{
-    extract::{Caller, PathId, etag},
-    page::Listed,
+    extract::{Caller, Parameters, PathId, etag},
+    page::{Listed, Page, cursor},
     problem::{Fault, Problem, ProblemType, Result},
 };
 use crate::{
@@ -168,25 +168,38 @@ pub(super) async fn named(
 ///
 /// Each with the JSON Schema of a connection's `config`, the secrets it needs, the capabilities it asks for, and its
 /// versions.
-#[utoipa::path(get, path = "/api/v1/plugins", tag = "Plugins", responses((status = OK, body = Listed<PluginView>)))]
-async fn list(State(app): State<App>, Caller(caller): Caller) -> Result<Json<Listed<PluginView>>> {
+#[utoipa::path(get, path = "/api/v1/plugins", tag = "Plugins", params(Page),
+    responses((status = OK, body = Listed<PluginView>)))]
+async fn list(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    Parameters(page): Parameters<Page>,
+) -> Result<Json<Listed<PluginView>>> {
     require(&app, &caller, Action::PluginRead).await?;
+    let (limit, after) = (page.limit()?, page.after()?);
     let mut conn = app.store.read().await?;
-    let (plugins, versions) = (rows::all(&mut conn).await?, rows::all_versions(&mut conn).await?);
-    let lines = rows::lines(&mut conn).await?;
+    // One more than wanted tells whether there is a next page.
+    let mut plugins = rows::list(&mut conn, after, i64::try_from(limit + 1).unwrap_or(i64::MAX)).await?;
+    let more = plugins.len() > limit;
+    plugins.truncate(limit);
+    let (Some(first), Some(last)) = (plugins.first(), plugins.last()) else {
+        return Ok(Json(Listed { items: Vec::new(), next_cursor: None }));
+    };
+    let versions = rows::versions_within(&mut conn, first.id, last.id).await?;
+    let (lines, next_cursor) = (rows::lines(&mut conn).await?, more.then(|| cursor(last.id)));
     drop(conn);
     let mut items = Vec::new();
     for plugin in &plugins {
         let own: Vec<&rows::Version> = versions.iter().filter(|row| row.plugin_id == plugin.id).collect();
         items.extend(PluginView::of(&app, plugin, &own, &lines)?);
     }
-    Ok(Json(Listed { items, next_cursor: None }))
+    Ok(Json(Listed { items, next_cursor }))
 }
 
 /// Read a plugin with its versions and its health
 ///
 /// Health and last errors are those of the host that answers, since it started. Whoever is no platform administrator
-/// sees the errors of their own organization's connections.
+/// sees the errors of their own organization's connections, and no totals.
 #[utoipa::path(get, path = "/api/v1/plugins/{id}", tag = "Plugins", params(("id" = Uuid, Path)),
     responses((status = OK, body = PluginHealth)))]
 async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<Uuid>) -> Result<Response> {
@@ -204,7 +217,10 @@ async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId
     };
     drop(conn);
     let visible = |connection: Uuid| caller.platform_administrator || own.contains(&connection);
-    let health = app.plugins.reports(found.kind, &found.name, visible);
+    let mut health = app.plugins.reports(found.kind, &found.name, visible);
+    if !caller.platform_administrator {
+        health = health.into_iter().map(health::Report::without_totals).collect();
+    }
     Ok(([etag(found.revision)], Json(PluginHealth { plugin, health })).into_response())
 }
 
@@ -253,6 +269,10 @@ impl From<install::ChangeError> for Problem {
         match error {
             install::ChangeError::Store(error) => error.into(),
             install::ChangeError::Conflict(detail) => Self::conflict(detail),
+            install::ChangeError::Misfits(misfits) => {
+                let errors = misfits.faults();
+                Self { errors, ..Self::conflict(install::ChangeError::Misfits(misfits).to_string()) }
+            }
             install::ChangeError::Growth(changes) => {
                 let grown = changes.growth().into_iter().map(|what| Fault::new("/accept_capabilities", what)).collect();
                 let detail = install::ChangeError::Growth(changes).to_string();

@@ -1,19 +1,39 @@
 //! How versions come in: uploaded, with the server, or from `plugins_dir`. Each passes the same checks.
+//!
+//! What comes with the server or lies in `plugins_dir` was put there by the operator, and is activated by itself where
+//! nothing is in its way. The organizations that have platform administrators find it in their audit trails.
+//!
+//! | arrives | activated if it fits every connection that would run it, and |
+//! |---|---|
+//! | bundled | nothing is active, or an older bundled version is |
+//! | in `plugins_dir` | nothing is active, or an older version of its line is and it reaches no more |
 
 use std::{
     collections::BTreeMap,
+    io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use bytes::Bytes;
+use serde_json::json;
 
 use super::{
-    InstallError, ManifestView, Plugin, Plugins, bundled, check,
-    install::{self, Registered},
+    InstallError, ManifestView, Plugin, Plugins, bundled, check, fit,
+    install::{self, ChangeError, Registered},
+    library::Library,
     signature::{Signature, SignatureError},
 };
-use crate::{bus::Hint, domain::plugin::Origin, store::plugins as rows};
+use crate::{
+    audit,
+    bus::Hint,
+    clock::Clock,
+    domain::plugin::{self, Origin},
+    store::{StoreError, Tx, plugins as rows},
+};
+
+/// Bytes of a signature's text at the most.
+pub const SIGNATURE: usize = 1024;
 
 /// A component that passed every check and can be installed.
 pub struct Candidate {
@@ -41,11 +61,25 @@ impl Plugins {
         self.0.library.as_ref().map_or(0, |library| library.max_bytes)
     }
 
-    /// Checks a component exactly as at the start. Nothing is kept of it.
+    /// Checks a component exactly as at the start. Nothing is kept of one that is refused.
     ///
     /// # Errors
     /// What is wrong with it.
     pub async fn inspect(
+        &self,
+        name: &str,
+        origin: Origin,
+        wasm: Bytes,
+        signature: Option<Signature>,
+    ) -> Result<Candidate, InstallError> {
+        let inspected = self.examine(name, origin, wasm, signature).await;
+        if inspected.is_err() {
+            self.tidy().await;
+        }
+        inspected
+    }
+
+    async fn examine(
         &self,
         name: &str,
         origin: Origin,
@@ -94,15 +128,33 @@ impl Plugins {
             bundled().map(|(_, _, wasm)| (check::digest(wasm), wasm)).collect();
         let mut tx = library.store.begin().await?;
         rows::lock(&mut tx).await?;
+        let mut taken = Vec::new();
         for plugin in new {
             let Some(wasm) = bytes.get(&plugin.digest) else { continue };
             let candidate =
                 Candidate { plugin, wasm: Bytes::from_static(wasm), origin: Origin::Bundled, signature: None };
-            install::bundled(&mut tx, &self.0.clock, &candidate).await?;
+            taken.extend(bundled_one(&mut tx, &self.0.clock, &candidate).await?);
         }
         rows::sweep_artifacts(&mut tx).await?;
+        self.tell(library, tx, &taken).await
+    }
+
+    /// Commits it, with what the organizations of platform administrators are told.
+    async fn tell(&self, library: &Library, mut tx: Tx, taken: &[Taken]) -> Result<(), InstallError> {
+        let mut told = Vec::new();
+        for Taken { version, name, activated } in taken {
+            let details = json!({ "changes": {
+                "name": name, "version": version.version, "digest": version.digest, "size": version.size,
+                "signer": version.signer, "origin": version.origin, "activated": activated,
+            }});
+            let target = format!("plugin/{}", version.plugin_id);
+            told = audit::record_for_operators(&mut tx, &self.0.clock, "plugin.create", &target, &details).await?;
+        }
         tx.commit().await?;
         library.bus.publish(Hint::Plugins);
+        for organization in told {
+            library.bus.publish(Hint::Audit { organization });
+        }
         Ok(())
     }
 
@@ -142,17 +194,96 @@ impl Plugins {
         rows::lock(&mut tx).await?;
         let registered = match install::register(&mut tx, &self.0.clock, &candidate, None).await {
             Ok(registered) => registered,
-            Err(install::ChangeError::Store(error)) => return Err(error.into()),
+            Err(ChangeError::Store(error)) => return Err(error.into()),
             Err(error) => return Err(kept(error.to_string())),
         };
         if let Registered { fresh: false, renewed: false, .. } = registered {
             return Ok(None);
         }
-        let said = install::from_folder(&mut tx, &self.0.clock, registered).await?;
-        tx.commit().await?;
-        library.bus.publish(Hint::Plugins);
+        let (taken, said) = from_folder(&mut tx, &self.0.clock, &candidate, registered).await?;
+        self.tell(library, tx, &[taken]).await?;
         Ok(Some(said))
     }
+}
+
+/// What was taken in.
+struct Taken {
+    /// Kind and name of its plugin.
+    name: String,
+    version: rows::Version,
+    activated: bool,
+}
+
+/// Takes in what is part of the server; nothing if something else has its place.
+async fn bundled_one(tx: &mut Tx, clock: &Clock, candidate: &Candidate) -> Result<Option<Taken>, StoreError> {
+    let registered = match install::register(tx, clock, candidate, None).await {
+        Ok(registered) => registered,
+        Err(ChangeError::Store(error)) => return Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "a bundled plugin is not used");
+            return Ok(None);
+        }
+    };
+    let Registered { mut plugin, mut version, fresh, .. } = registered;
+    let mut activated = false;
+    if fresh {
+        let active = install::active(tx, &plugin).await?;
+        if active.is_none() {
+            // Connections of before there were versions were made for what came with the server.
+            rows::adopt(tx, &plugin, &version.line).await?;
+        }
+        let older = |active: &rows::Version| {
+            active.origin == Origin::Bundled && plugin::is_newer(&version.version, &active.version)
+        };
+        let goes = active.as_ref().is_none_or(older);
+        let misfits = if goes { fit::misfits(tx, &candidate.plugin, &plugin, &version).await? } else { None };
+        if let Some(misfits) = &misfits {
+            let (name, version) = (&plugin.name, &version.version);
+            tracing::warn!(plugin = name, version, "a bundled plugin is not activated: {}", misfits.summary());
+        }
+        activated = goes && misfits.is_none();
+        if activated {
+            install::set(tx, clock, &mut plugin, &mut version).await?;
+        } else {
+            version.enabled = true;
+            rows::put_version(tx, &version).await?;
+        }
+    }
+    Ok(Some(Taken { name: format!("{}/{}", plugin.kind.as_str(), plugin.name), version, activated }))
+}
+
+/// Activates what lay in `plugins_dir`, if nothing is in its way. Returns also what was done, in words.
+async fn from_folder(
+    tx: &mut Tx,
+    clock: &Clock,
+    candidate: &Candidate,
+    registered: Registered,
+) -> Result<(Taken, String), StoreError> {
+    let Registered { mut plugin, mut version, fresh, .. } = registered;
+    let name = format!("{}/{}", plugin.kind.as_str(), plugin.name);
+    let what = format!("{name} {}", version.version);
+    if !fresh {
+        let said = format!("{what} was installed already; its signature is new");
+        return Ok((Taken { name, version, activated: false }, said));
+    }
+    let changes = install::changes(tx, &plugin, &version).await?;
+    let later = install::active(tx, &plugin).await?.is_none_or(|active| {
+        active.line == version.line && plugin::is_newer(&version.version, &active.version) && !changes.grows
+    });
+    let misfits = if later { fit::misfits(tx, &candidate.plugin, &plugin, &version).await? } else { None };
+    if later && misfits.is_none() {
+        install::set(tx, clock, &mut plugin, &mut version).await?;
+        let said = format!("{what} installed and activated");
+        return Ok((Taken { name, version, activated: true }, said));
+    }
+    let why = match misfits {
+        Some(misfits) => format!(" ({})", misfits.summary()),
+        None if changes.grows => format!(" (it reaches more: {})", changes.growth().join("; ")),
+        None => String::new(),
+    };
+    let said =
+        format!("{what} installed and not activated{why}: POST /api/v1/plugins/{}/activate does that", plugin.id);
+    Ok((Taken { name, version, activated: false }, said))
 }
 
 /// The components of a folder, by name.
@@ -170,17 +301,26 @@ fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 /// A component and the text of its signature, neither larger than it may be.
 fn read(file: &Path, max: usize) -> Result<(Bytes, Option<String>), String> {
-    let size = std::fs::metadata(file).map_err(|error| error.to_string())?.len();
-    if usize::try_from(size).is_ok_and(|size| size > max) {
-        return Err(format!("it has {size} bytes; at most {max} are allowed (plugins_max_bytes)"));
-    }
-    let wasm = std::fs::read(file).map_err(|error| error.to_string())?;
+    let too_large = || format!("it has more than {max} bytes (plugins_max_bytes)");
+    let wasm = read_at_most(file, max).map_err(|error| error.to_string())?.ok_or_else(too_large)?;
     let mut beside = file.as_os_str().to_owned();
     beside.push(".sig");
-    let signature = match std::fs::read_to_string(&beside) {
-        Ok(text) => Some(text),
+    let signature = match read_at_most(Path::new(&beside), SIGNATURE) {
+        Ok(Some(bytes)) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+        Ok(None) => return Err(format!("its signature has more than {SIGNATURE} bytes")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(format!("its signature cannot be read: {error}")),
     };
     Ok((Bytes::from(wasm), signature))
+}
+
+/// A file, if it is no longer than that. A pipe or a device would keep the server from starting.
+fn read_at_most(file: &Path, max: usize) -> std::io::Result<Option<Vec<u8>>> {
+    if !std::fs::metadata(file)?.is_file() {
+        return Err(std::io::Error::other("it is not a file"));
+    }
+    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    let mut bytes = Vec::new();
+    std::fs::File::open(file)?.take(limit).read_to_end(&mut bytes)?;
+    Ok((bytes.len() <= max).then_some(bytes))
 }

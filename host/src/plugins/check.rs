@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Semaphore;
 use wasmtime::component::Component;
 
 use super::{Exports, InstallError, Manifest, Plugin, suspension::Lanes};
@@ -26,6 +27,9 @@ const SPOKEN: &str = "0.1.0";
 /// What a core module begins with, where a component has another version.
 const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
 
+/// Components that are compiled at once, or found compiled. Nothing can stop a compilation that takes long.
+static COMPILING: Semaphore = Semaphore::const_new(4);
+
 /// SHA-256, hexadecimal: what an artifact is stored under.
 pub fn digest(wasm: &[u8]) -> String {
     hex::encode(Sha256::digest(wasm))
@@ -46,9 +50,14 @@ pub(super) async fn load(
         let why = "it is a core module, not a component: build it for wasm32-wasip2, or wrap it with `wasm-tools component new`";
         return Err(failed(LoadError::Component(why.into())));
     }
+    let turn = COMPILING.acquire().await.map_err(|error| failed(LoadError::Component(error.to_string())))?;
     let compiling = {
         let sandbox = sandbox.clone();
-        tokio::task::spawn_blocking(move || sandbox.compile(&wasm).map(|component| (digest(&wasm), component)))
+        tokio::task::spawn_blocking(move || {
+            // Whoever waits for it may give up; it goes on, and others must not come on top of it.
+            let _turn = turn;
+            sandbox.compile(&wasm).map(|component| (digest(&wasm), component))
+        })
     };
     let (digest, component) = match compiling.await {
         Ok(compiled) => compiled.map_err(failed)?,

@@ -4,17 +4,14 @@
 //!
 //! A version that arrives is only kept. A platform administrator activates it: then new connections use it, and so do
 //! those that follow its line (what it is compatible with, see [`crate::domain::plugin::line`]). Where it reaches more
-//! than what these run so far, that must be accepted. What comes with the server or lies in `plugins_dir` was put there by
-//! the operator, and is activated by itself where nothing is in its way:
-//!
-//! | arrives | activated if |
-//! |---|---|
-//! | bundled | nothing is active, or an older bundled version is |
-//! | in `plugins_dir` | nothing is active, or an older version of its line is and it reaches no more |
+//! than what these run so far, or does not fit one of them ([`super::fit`]), that must be accepted.
 
 use serde_json::json;
 
-use super::{Candidate, Changes, ManifestView};
+use super::{
+    Candidate, Changes, ManifestView, Plugin as Ready,
+    fit::{self, Misfits},
+};
 use crate::{
     clock::Clock,
     domain::{
@@ -43,6 +40,15 @@ pub enum ChangeError {
         .0.growth().join("; ")
     )]
     Growth(Box<Changes>),
+    /// Connections would run it that it does not fit.
+    #[error(
+        "version {} does not fit {} of the connections that would run it (`errors` names the first): their organizations can \
+         change them, or name the version they run (`plugin_version`); or send `pin_misfits: true`, and these keep the version \
+         they run",
+        .0.version,
+        .0.connections.len()
+    )]
+    Misfits(Misfits),
 }
 
 fn conflict<T>(message: impl Into<String>) -> Result<T, ChangeError> {
@@ -133,67 +139,8 @@ pub async fn register(
     Ok(Registered { plugin, version, fresh, renewed })
 }
 
-/// Takes in what is part of the server.
-///
-/// # Errors
-/// As the database says.
-pub(super) async fn bundled(tx: &mut Tx, clock: &Clock, candidate: &Candidate) -> Result<(), StoreError> {
-    let registered = match register(tx, clock, candidate, None).await {
-        Ok(registered) => registered,
-        Err(ChangeError::Store(error)) => return Err(error),
-        Err(error) => {
-            tracing::warn!(%error, "a bundled plugin is not used");
-            return Ok(());
-        }
-    };
-    let Registered { mut plugin, mut version, fresh, .. } = registered;
-    if !fresh {
-        return Ok(());
-    }
-    let active = active(tx, &plugin).await?;
-    let older =
-        |active: &Version| active.origin == Origin::Bundled && plugin::is_newer(&version.version, &active.version);
-    if active.is_none() {
-        // Connections of before there were versions were made for what came with the server.
-        rows::adopt(tx, &plugin, &version.line).await?;
-    }
-    if active.as_ref().is_none_or(older) {
-        set(tx, clock, &mut plugin, &mut version).await
-    } else {
-        version.enabled = true;
-        rows::put_version(tx, &version).await
-    }
-}
-
-/// Activates what lay in `plugins_dir`, if nothing is in its way. Returns what was done, in words.
-///
-/// # Errors
-/// As the database says.
-pub(super) async fn from_folder(tx: &mut Tx, clock: &Clock, registered: Registered) -> Result<String, StoreError> {
-    let Registered { mut plugin, mut version, fresh, .. } = registered;
-    let name = format!("{}/{} {}", plugin.kind.as_str(), plugin.name, version.version);
-    if !fresh {
-        return Ok(format!("{name} was installed already; its signature is new"));
-    }
-    let changes = changes(tx, &plugin, &version).await?;
-    let goes = match active(tx, &plugin).await? {
-        None => true,
-        Some(active) => {
-            active.line == version.line && plugin::is_newer(&version.version, &active.version) && !changes.grows
-        }
-    };
-    if goes {
-        set(tx, clock, &mut plugin, &mut version).await?;
-        return Ok(format!("{name} installed and activated"));
-    }
-    let grows =
-        if changes.grows { format!(" (it reaches more: {})", changes.growth().join("; ")) } else { String::new() };
-    let id = plugin.id;
-    Ok(format!("{name} installed and not activated{grows}: POST /api/v1/plugins/{id}/activate does that"))
-}
-
 /// The version that new connections use.
-async fn active(c: &mut impl Connection, plugin: &Plugin) -> Result<Option<Version>, StoreError> {
+pub(super) async fn active(c: &mut impl Connection, plugin: &Plugin) -> Result<Option<Version>, StoreError> {
     match &plugin.active_version {
         Some(active) => rows::version(c, plugin.id, active).await,
         None => Ok(None),
@@ -223,7 +170,12 @@ pub fn manifest(version: &Version) -> Result<ManifestView, StoreError> {
 }
 
 /// Makes a version the one that new connections use and its line runs, and remembers what was before.
-async fn set(tx: &mut Tx, clock: &Clock, plugin: &mut Plugin, version: &mut Version) -> Result<(), StoreError> {
+pub(super) async fn set(
+    tx: &mut Tx,
+    clock: &Clock,
+    plugin: &mut Plugin,
+    version: &mut Version,
+) -> Result<(), StoreError> {
     if !version.enabled {
         version.enabled = true;
         rows::put_version(tx, version).await?;
@@ -238,50 +190,103 @@ async fn set(tx: &mut Tx, clock: &Clock, plugin: &mut Plugin, version: &mut Vers
     rows::touch(tx, plugin, clock.now()).await
 }
 
-/// Activates a version. Returns how it differs from what it takes the place of, or nothing if it was active already.
+/// What the caller accepts with an activation.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Accepted {
+    /// That it reaches more.
+    pub capabilities: bool,
+    /// That connections which it does not fit keep the version that they run.
+    pub pins: bool,
+}
+
+/// What an activation did.
+pub struct Activated {
+    /// How the version differs from what it takes the place of.
+    pub changes: Changes,
+    /// Connections that name the version they run from now on.
+    pub pinned: Option<Misfits>,
+}
+
+/// Activates a version, which is loaded as `ready`. Returns nothing if it was active already.
 ///
 /// # Errors
-/// [`ChangeError::Growth`] where it reaches more and `accepted` is false.
+/// [`ChangeError::Growth`] and [`ChangeError::Misfits`] where that is not accepted.
 pub async fn activate(
     tx: &mut Tx,
     clock: &Clock,
     plugin: &mut Plugin,
     version: &mut Version,
-    accepted: bool,
-) -> Result<Option<Changes>, ChangeError> {
+    ready: &Ready,
+    accepted: Accepted,
+) -> Result<Option<Activated>, ChangeError> {
     let of_line = rows::line(tx, plugin.id, &version.line).await?;
     if plugin.active_version.as_ref() == Some(&version.version) && of_line.as_ref() == Some(&version.version) {
         return Ok(None);
     }
+    if ready.digest != version.digest {
+        return conflict("another component took this version's place just now: send it again");
+    }
     let changes = changes(tx, plugin, version).await?;
-    if changes.grows && !accepted {
+    if changes.grows && !accepted.capabilities {
         return Err(ChangeError::Growth(Box::new(changes)));
     }
+    let pinned = match fit::misfits(tx, ready, plugin, version).await? {
+        Some(misfits) if !accepted.pins => return Err(ChangeError::Misfits(misfits)),
+        Some(misfits) => {
+            fit::pin(tx, clock, &misfits).await?;
+            Some(misfits)
+        }
+        None => None,
+    };
     set(tx, clock, plugin, version).await?;
-    Ok(Some(changes))
+    Ok(Some(Activated { changes, pinned }))
 }
 
-/// Goes back to what was in use before the last activation. That was accepted then, so it needs no acceptance now.
+/// What a rollback did.
+pub struct RolledBack {
+    /// What was gone back from.
+    pub last: Activation,
+    /// Connections that were changed to fit only what was gone back from. They run what is gone back to nevertheless:
+    /// whoever rolls back does it because something is broken.
+    pub misfits: Vec<Misfits>,
+}
+
+/// Goes back to what was in use before `last`, the last activation; `ready` are the versions that were. All that was
+/// accepted then, so it needs no acceptance now.
 ///
 /// # Errors
-/// [`ChangeError::Conflict`] if there is nothing to go back to.
-pub async fn rollback(tx: &mut Tx, clock: &Clock, plugin: &mut Plugin) -> Result<Activation, ChangeError> {
-    let Some(last) = rows::pop_activation(tx, plugin.id).await? else {
+/// [`ChangeError::Conflict`] if there is nothing to go back to, or `last` is no longer the last one.
+pub async fn rollback(
+    tx: &mut Tx,
+    clock: &Clock,
+    plugin: &mut Plugin,
+    last: Option<&Activation>,
+    ready: &[std::sync::Arc<Ready>],
+) -> Result<RolledBack, ChangeError> {
+    let Some(popped) = rows::pop_activation(tx, plugin.id).await? else {
         return conflict("there is no earlier version to go back to");
     };
-    if let Some(of_line) = &last.line_previous
+    if last != Some(&popped) {
+        return conflict("the active version changed just now: look at it, and send this again if it is still wanted");
+    }
+    let mut misfits = Vec::new();
+    for ready in ready {
+        if let Some(row) = rows::version(tx, plugin.id, &ready.manifest.version).await? {
+            misfits.extend(fit::misfits(tx, ready, plugin, &row).await?);
+        }
+    }
+    if let Some(of_line) = &popped.line_previous
         && let Some(of_line) = rows::version(tx, plugin.id, of_line).await?
     {
         rows::set_line(tx, &of_line).await?;
     }
-    plugin.active_version = Some(last.previous.clone());
+    plugin.active_version = Some(popped.previous.clone());
     rows::touch(tx, plugin, clock.now()).await?;
-    Ok(last)
+    Ok(RolledBack { last: popped, misfits })
 }
 
-/// Refuses while connections use a version; none can begin to until the transaction ends.
+/// Refuses while connections use a version; none can begin to until the transaction ends, as the plugin is seized.
 async fn unused(tx: &mut Tx, plugin: &Plugin, version: &Version) -> Result<(), ChangeError> {
-    rows::seize(tx, plugin.id, &version.version).await?;
     let pinned = rows::pinned(tx, plugin, &version.version).await?;
     let mut following = 0;
     if rows::line(tx, plugin.id, &version.line).await?.as_ref() == Some(&version.version) {

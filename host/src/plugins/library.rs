@@ -86,7 +86,24 @@ impl Plugins {
             plugins.take_in_folder(folder).await?;
         }
         plugins.refresh().await?;
+        plugins.tidy().await;
         Ok(plugins)
+    }
+
+    /// Removes what is kept compiled of components that are not installed, or that another build compiled: of what was
+    /// uninstalled or refused. One that is just arriving is compiled again when it is activated.
+    pub async fn tidy(&self) {
+        let Some(library) = &self.0.library else { return };
+        let tidied = async {
+            let installed = rows::all_versions(&mut library.store.read().await?).await?;
+            let digests: BTreeSet<String> = installed.into_iter().map(|version| version.digest).collect();
+            let sandbox = self.0.sandbox.clone();
+            tokio::task::spawn_blocking(move || sandbox.keep_compiled(&digests)).await??;
+            anyhow::Ok(())
+        };
+        if let Err(error) = tidied.await {
+            tracing::warn!(%error, "the folder of compiled plugins was not tidied");
+        }
     }
 
     /// Follows what other hosts change, until `stopping`.
@@ -121,7 +138,10 @@ impl Plugins {
     }
 
     /// Refreshes if something changed.
-    async fn look(&self) -> Result<(), InstallError> {
+    ///
+    /// # Errors
+    /// As the database says; then everything stays as it was.
+    pub async fn look(&self) -> Result<(), InstallError> {
         let Some(library) = &self.0.library else { return Ok(()) };
         let generation = rows::generation(&mut library.store.read().await?).await?;
         if generation == self.0.registry.load().generation { Ok(()) } else { self.refresh().await }
@@ -238,16 +258,22 @@ impl Plugins {
             (Err(Missing::Unknown(_)), Some(library)) => library,
             _ => return Ok(found?),
         };
+        let away = |error: InstallError| {
+            tracing::warn!(%error, "cannot look for a plugin");
+            PluginError::Unavailable { message: "the database does not answer".into(), retry_after: None }
+        };
+        if wanted.pin.is_none() {
+            // Anybody can ask for what does not exist; only a version that is named can be new without a change.
+            self.look().await.map_err(away)?;
+            return Ok(self.0.registry.load().find(kind, name, wanted)?);
+        }
         let begun = Instant::now();
         let mut turn = library.turn.lock().await;
         if turn.is_some_and(|looked| looked > begun) {
             return Ok(self.0.registry.load().find(kind, name, wanted)?);
         }
         *turn = Some(Instant::now());
-        self.replace(library).await.map_err(|error| {
-            tracing::warn!(%error, "cannot look for a plugin");
-            PluginError::Unavailable { message: "the database does not answer".into(), retry_after: None }
-        })?;
+        self.replace(library).await.map_err(away)?;
         Ok(self.0.registry.load().find(kind, name, wanted)?)
     }
 
@@ -294,13 +320,14 @@ impl Plugins {
         Ok(())
     }
 
-    /// Whether a stored version loads on this host, before it is activated.
+    /// A stored version, loaded on this host, before it is activated.
     ///
     /// # Errors
-    /// Why not.
-    pub async fn try_row(&self, plugin: &rows::Plugin, row: &rows::Version) -> Result<(), InstallError> {
-        let Some(library) = &self.0.library else { return Ok(()) };
-        self.load_row(library, plugin.kind, &plugin.name, row).await.map(drop)
+    /// Why it does not load.
+    pub async fn try_row(&self, plugin: &rows::Plugin, row: &rows::Version) -> Result<Arc<Plugin>, InstallError> {
+        let none = || InstallError::Kept { name: plugin.name.clone(), why: "there is no database".into() };
+        let library = self.0.library.as_ref().ok_or_else(none)?;
+        self.load_row(library, plugin.kind, &plugin.name, row).await
     }
 }
 

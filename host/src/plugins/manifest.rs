@@ -1,14 +1,15 @@
 //! The manifest, checked and parsed: what a plugin says of itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::schema;
 use crate::{
     domain::{connection::Kind, fault::Fault},
     sandbox::{
-        grants::{Capability, SecretSlot, Template},
+        grants::{Capability, Grants, SecretSlot, Template},
         guest,
     },
 };
@@ -74,22 +75,8 @@ impl Manifest {
         if said.title.trim().is_empty() || said.title.len() > 200 || said.description.len() > 4000 {
             return wrong("title: 1 to 200 bytes; description: at most 4,000");
         }
-        let schema: Value = match serde_json::from_str(&said.config_schema) {
-            Ok(schema @ Value::Object(_)) => schema,
-            Ok(_) => return wrong("config-schema: expected an object"),
-            Err(error) => return wrong(format!("config-schema: {error}")),
-        };
-        let draft = schema.get("$schema").and_then(Value::as_str).unwrap_or(DRAFT);
-        if draft.trim_end_matches('#') != DRAFT {
-            return wrong(format!("config-schema: `$schema` is {draft}; only draft 2020-12 ({DRAFT}) is understood"));
-        }
-        if let Err(error) = jsonschema::draft202012::meta::validate(&schema) {
-            return wrong(format!("config-schema: {}: {error}", error.instance_path()));
-        }
-        let validator = match jsonschema::draft202012::options().should_validate_formats(true).build(&schema) {
-            Ok(validator) => validator,
-            Err(error) => return wrong(format!("config-schema: {error}")),
-        };
+        let (schema, validator) =
+            schema::parse(&said.config_schema).map_err(|error| ManifestError(format!("config-schema: {error}")))?;
         let slots = slots(&said.secrets)?;
         let capabilities = capabilities(&said.capabilities, &slots)?;
         let manifest = Self {
@@ -176,6 +163,27 @@ impl Manifest {
         faults
     }
 
+    /// What a stored connection would get wrong, were it to run this version; of its secrets, only the names are known. No
+    /// value is in it: who reads this may be of another organization.
+    pub fn misfits(&self, kind: Kind, config: &Value, secrets: &[String]) -> Vec<Fault> {
+        let errors = self.validator.iter_errors(config).take(FAULTS);
+        let mut faults: Vec<Fault> =
+            errors.map(|e| Fault::new(format!("/config{}", e.instance_path()), e.masked().to_string())).collect();
+        for slot in self.slots.iter().filter(|slot| !secrets.contains(&slot.name)) {
+            if !(kind == Kind::IdentityProvider && slot.name == ACCESS_TOKEN) {
+                faults.push(Fault::new(format!("/secrets/{}", slot.name), "is needed and not set"));
+            }
+        }
+        let grants = Grants::resolve(&self.capabilities, &self.slots, config, &BTreeMap::new());
+        for fault in grants.err().unwrap_or_default() {
+            let pointer = format!("/config/{}", fault.property);
+            if !faults.iter().any(|known| known.pointer == pointer) {
+                faults.push(Fault::new(pointer, "no address can be made of it"));
+            }
+        }
+        faults
+    }
+
     /// As the API shows it.
     pub fn view(&self, kind: Kind) -> ManifestView {
         let hosts = |slot: &SecretSlot| slot.hosts.iter().map(|host| host.source().to_owned()).collect();
@@ -199,8 +207,6 @@ impl Manifest {
         }
     }
 }
-
-const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 
 fn slots(said: &[guest::SecretSlot]) -> Result<Vec<SecretSlot>, ManifestError> {
     let mut names = BTreeSet::new();

@@ -11,6 +11,7 @@ mod calls;
 pub mod changes;
 pub mod check;
 mod destinations;
+pub mod fit;
 pub mod health;
 pub mod install;
 pub mod kit;
@@ -18,6 +19,7 @@ mod library;
 mod manifest;
 mod registry;
 mod reseal;
+mod schema;
 pub mod signature;
 mod suspension;
 mod types;
@@ -34,7 +36,7 @@ use bytes::Bytes;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
-pub use arrivals::Candidate;
+pub use arrivals::{Candidate, SIGNATURE};
 pub use changes::Changes;
 pub use library::Ingredients;
 pub use manifest::{ACCESS_TOKEN, CapabilityView, Manifest, ManifestError, ManifestView, SecretView};
@@ -86,7 +88,7 @@ struct Inner {
 }
 
 /// One version of a plugin, ready to be called.
-struct Plugin {
+pub struct Plugin {
     kind: Kind,
     /// SHA-256 of the component, hexadecimal.
     digest: String,
@@ -266,11 +268,12 @@ impl Plugins {
         plugin: &str,
         config: &Value,
         secrets: &BTreeMap<String, SecretString>,
-    ) -> Result<(), Vec<Fault>> {
+    ) -> Result<String, Vec<Fault>> {
         self.validate_as(kind, plugin, &Wanted::default(), config, secrets)
     }
 
-    /// Whether a connection can work, before it is stored: plugin, configuration and secrets.
+    /// Whether a connection can work, before it is stored: plugin, configuration and secrets. Returns the version that
+    /// takes them.
     ///
     /// # Errors
     /// Each fault, by JSON pointer into the body of a request: `/plugin`, `/config/…`, `/secrets/…`.
@@ -281,7 +284,7 @@ impl Plugins {
         wanted: &Wanted,
         config: &Value,
         secrets: &BTreeMap<String, SecretString>,
-    ) -> Result<(), Vec<Fault>> {
+    ) -> Result<String, Vec<Fault>> {
         let found = self.0.registry.load().find(kind, plugin, wanted);
         let plugin = found.map_err(|missing| vec![Fault::new("/plugin", missing.to_string())])?;
         let names: Vec<&str> = secrets.keys().map(String::as_str).collect();
@@ -294,7 +297,7 @@ impl Plugins {
                 faults.push(Fault::new(pointer, fault.message));
             }
         }
-        if faults.is_empty() { Ok(()) } else { Err(faults) }
+        if faults.is_empty() { Ok(plugin.manifest.version.clone()) } else { Err(faults) }
     }
 
     /// The folders that a connection may be given, each its own and nobody else's.

@@ -5,6 +5,7 @@
 //! (edited, cut short, of another component, of another version) is compiled again and replaced.
 
 use std::{
+    collections::BTreeSet,
     hash::{Hash, Hasher},
     io::Write as _,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -63,9 +64,14 @@ impl Identity {
         Self { component: sha(component), engine: sha(hasher.0) }
     }
 
-    fn file_name(&self) -> String {
+    /// What the files of an engine end with.
+    fn suffix(&self) -> String {
         let engine = self.engine.first_chunk::<8>().map(hex::encode).unwrap_or_default();
-        format!("{}-{engine}.compiled", hex::encode(self.component))
+        format!("-{engine}.compiled")
+    }
+
+    fn file_name(&self) -> String {
+        format!("{}{}", hex::encode(self.component), self.suffix())
     }
 }
 
@@ -97,6 +103,35 @@ impl Cache {
             tracing::warn!(path = %path.display(), %error, "compiled plugin not kept: the next start compiles again");
         }
         native::load(engine, &Trusted(&compiled))
+    }
+
+    /// Removes every file but those of this engine and of the components of these digests (SHA-256, hexadecimal).
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn keep(&self, engine: &Engine, digests: &BTreeSet<String>) -> std::io::Result<()> {
+        let suffix = Identity::of(engine, &[]).suffix();
+        let entries = match std::fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // What was written aside by a server that was killed; this one may be at it just now.
+        let ours = format!(".{}-", std::process::id());
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let kept = name.strip_suffix(&suffix).is_some_and(|digest| digests.contains(digest));
+            let left = name.ends_with(".tmp") && !name.contains(&ours);
+            if left || (name.ends_with(".compiled") && !kept) {
+                match std::fs::remove_file(entry.path()) {
+                    // Another server of this folder was quicker.
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     fn tag(&self, identity: &Identity, compiled: &[u8]) -> hmac::Context {
@@ -194,6 +229,29 @@ mod tests {
         assert!(Cache::new(folder, &[8; 32]).read(&path, &identity).is_err());
         let other = Identity { component: [1; 32], ..identity };
         assert!(cache.read(&path, &other).is_err());
+    }
+
+    #[test]
+    fn what_is_not_installed_is_not_kept_and_foreign_files_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = engine::build(&Default::default()).unwrap();
+        let cache = Cache::new(folder.path().to_owned(), &[7; 32]);
+        cache.component(&engine, EMPTY).unwrap();
+        let own = file(folder.path()).file_name().unwrap().to_string_lossy().into_owned();
+        let digest = own.split_once('-').unwrap().0.to_owned();
+        let half = format!("{digest}-0123456789abcdef.0-1.tmp");
+        for name in [&format!("{digest}-0123456789abcdef.compiled"), &half, "notes.txt"] {
+            std::fs::write(folder.path().join(name), "x").unwrap();
+        }
+        let names = || {
+            let entries = std::fs::read_dir(folder.path()).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect::<BTreeSet<_>>()
+        };
+        cache.keep(&engine, &BTreeSet::from([digest])).unwrap();
+        assert_eq!(names(), BTreeSet::from([own, "notes.txt".to_owned()]));
+        cache.keep(&engine, &BTreeSet::new()).unwrap();
+        assert_eq!(names(), BTreeSet::from(["notes.txt".to_owned()]));
+        Cache::new(folder.path().join("none"), &[7; 32]).keep(&engine, &BTreeSet::new()).unwrap();
     }
 
     #[test]

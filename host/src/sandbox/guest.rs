@@ -1,6 +1,6 @@
 //! A loaded component, and one call of it: a fresh instance, within limits, under grants.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 use wasmtime::{
@@ -155,6 +155,14 @@ impl Sandbox {
     pub fn compile(&self, wasm: &[u8]) -> Result<Component, LoadError> {
         let wrong = |error: wasmtime::Error| LoadError::Component(first_line(&error));
         self.cache.component(&self.engine, wasm).map_err(wrong)
+    }
+
+    /// Removes what is kept compiled, but of the components of these digests. Blocks.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn keep_compiled(&self, digests: &BTreeSet<String>) -> std::io::Result<()> {
+        self.cache.keep(&self.engine, digests)
     }
 
     /// Lets a component describe itself, with nothing granted, and links it for what it asks for.

@@ -118,6 +118,15 @@ pub async fn all(c: &mut impl Connection) -> Result<Vec<Plugin>, StoreError> {
     Ok(on!(c, |c| sqlx::query_as(plugins!("ORDER BY kind, name")).fetch_all(c).await)?)
 }
 
+/// Plugins after `after`, oldest first.
+///
+/// # Errors
+/// As the database says.
+pub async fn list(c: &mut impl Connection, after: Uuid, limit: i64) -> Result<Vec<Plugin>, StoreError> {
+    let sql = plugins!("WHERE id > $1 ORDER BY id LIMIT $2");
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(after).bind(limit).fetch_all(c).await)?)
+}
+
 /// One plugin.
 ///
 /// # Errors
@@ -141,6 +150,15 @@ pub async fn named(c: &mut impl Connection, kind: Kind, name: &str) -> Result<Op
 /// As the database says.
 pub async fn all_versions(c: &mut impl Connection) -> Result<Vec<Version>, StoreError> {
     Ok(on!(c, |c| sqlx::query_as(versions!("ORDER BY plugin_id, created_at, version")).fetch_all(c).await)?)
+}
+
+/// The versions of all plugins from `first` to `last`, oldest first.
+///
+/// # Errors
+/// As the database says.
+pub async fn versions_within(c: &mut impl Connection, first: Uuid, last: Uuid) -> Result<Vec<Version>, StoreError> {
+    let sql = versions!("WHERE plugin_id >= $1 AND plugin_id <= $2 ORDER BY plugin_id, created_at, version");
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(first).bind(last).fetch_all(c).await)?)
 }
 
 /// All versions of one plugin, oldest first.
@@ -324,7 +342,7 @@ pub async fn forget(tx: &mut Tx, plugin: Uuid, version: &str) -> Result<(), Stor
 }
 
 /// What was in use before a version was activated.
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Activation {
     /// What was activated.
     pub version: String,
@@ -353,6 +371,16 @@ pub async fn push_activation(tx: &mut Tx, plugin: Uuid, activation: &Activation)
                    (SELECT MAX(number) FROM plugin_activations WHERE plugin_id = $1) - $2";
     on!(tx, |c| sqlx::query(sql).bind(plugin).bind(REMEMBERED).execute(c).await.map(drop))?;
     Ok(())
+}
+
+/// The last activation.
+///
+/// # Errors
+/// As the database says.
+pub async fn last_activation(c: &mut impl Connection, plugin: Uuid) -> Result<Option<Activation>, StoreError> {
+    let sql = "SELECT version, previous, line_previous FROM plugin_activations
+               WHERE plugin_id = $1 ORDER BY number DESC LIMIT 1";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(plugin).fetch_optional(c).await)?)
 }
 
 /// The last activation; forgotten thereby.

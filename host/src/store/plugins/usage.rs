@@ -1,10 +1,13 @@
 //! Which versions connections use, and what keeps a version while they do.
 
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::Plugin;
+use super::{Plugin, get, line, version};
 use crate::{
-    domain::connection::Kind,
+    domain::{connection::Kind, id::OrganizationId},
     on,
     store::{Connection, StoreError, Tx},
 };
@@ -29,40 +32,113 @@ pub async fn pins(c: &mut impl Connection) -> Result<Vec<Pin>, StoreError> {
     Ok(on!(c, |c| sqlx::query_as(sql).fetch_all(c).await)?)
 }
 
-/// Holds a version until the transaction ends, so that it is neither disabled nor removed meanwhile, and tells whether
-/// connections may use it.
+/// Which version a connection with this pin or else this line runs, if connections may use it. Until the transaction ends,
+/// no version of the plugin is activated, disabled or removed: see [`seize`].
 ///
 /// # Errors
 /// As the database says.
-pub async fn hold(tx: &mut Tx, kind: Kind, name: &str, version: &str) -> Result<bool, StoreError> {
+pub async fn hold(
+    tx: &mut Tx,
+    kind: Kind,
+    name: &str,
+    pin: Option<&str>,
+    of_line: Option<&str>,
+) -> Result<Option<String>, StoreError> {
     macro_rules! sql {
         ($locking:literal) => {
-            concat!(
-                "SELECT enabled FROM plugin_versions
-                 WHERE plugin_id = (SELECT id FROM plugins WHERE kind = $1 AND name = $2) AND version = $3",
-                $locking
-            )
+            concat!("SELECT id, active_version FROM plugins WHERE kind = $1 AND name = $2", $locking)
         };
     }
     let sql = match tx {
         Tx::Sqlite(_) => sql!(""),
         Tx::Postgres(_) => sql!(" FOR SHARE"),
     };
-    let enabled: Option<bool> =
-        on!(tx, |c| sqlx::query_scalar(sql).bind(kind).bind(name).bind(version).fetch_optional(c).await)?;
-    Ok(enabled.unwrap_or(false))
+    let found: Option<(Uuid, Option<String>)> =
+        on!(tx, |c| sqlx::query_as(sql).bind(kind).bind(name).fetch_optional(c).await)?;
+    let Some((plugin, active)) = found else { return Ok(None) };
+    let runs = match (pin, of_line) {
+        (Some(pin), _) => Some(pin.to_owned()),
+        (None, Some(of_line)) => line(tx, plugin, of_line).await?,
+        (None, None) => active,
+    };
+    let Some(runs) = runs else { return Ok(None) };
+    let enabled = version(tx, plugin, &runs).await?.is_some_and(|version| version.enabled);
+    Ok(enabled.then_some(runs))
 }
 
-/// Keeps connections from beginning to use a version until the transaction ends.
+/// One plugin, to be changed: until the transaction ends, no connection begins to use it, or changes how it does.
 ///
 /// # Errors
 /// As the database says.
-pub async fn seize(tx: &mut Tx, plugin: Uuid, version: &str) -> Result<(), StoreError> {
+pub async fn seize(tx: &mut Tx, id: Uuid) -> Result<Option<Plugin>, StoreError> {
     let sql = match tx {
-        Tx::Sqlite(_) => "SELECT enabled FROM plugin_versions WHERE plugin_id = $1 AND version = $2",
-        Tx::Postgres(_) => "SELECT enabled FROM plugin_versions WHERE plugin_id = $1 AND version = $2 FOR UPDATE",
+        Tx::Sqlite(_) => "SELECT id FROM plugins WHERE id = $1",
+        Tx::Postgres(_) => "SELECT id FROM plugins WHERE id = $1 FOR UPDATE",
     };
-    let _: Option<bool> = on!(tx, |c| sqlx::query_scalar(sql).bind(plugin).bind(version).fetch_optional(c).await)?;
+    let _: Option<Uuid> = on!(tx, |c| sqlx::query_scalar(sql).bind(id).fetch_optional(c).await)?;
+    get(tx, id).await
+}
+
+/// A connection that follows, of any organization.
+#[derive(sqlx::FromRow)]
+pub struct Follower {
+    /// Which.
+    pub id: Uuid,
+    /// Whose.
+    pub organization_id: OrganizationId,
+    /// What it follows; nothing: whatever is active.
+    pub plugin_line: Option<String>,
+    /// Its configuration.
+    pub config: Json<Value>,
+    /// The names of its secrets.
+    pub secret_names: Json<Vec<String>>,
+}
+
+/// The connections after `after`, of all organizations, that follow this line or whatever is active.
+///
+/// # Errors
+/// As the database says.
+pub async fn followers_after(
+    c: &mut impl Connection,
+    plugin: &Plugin,
+    line: &str,
+    after: Uuid,
+    limit: i64,
+) -> Result<Vec<Follower>, StoreError> {
+    let sql = "SELECT id, organization_id, plugin_line, config, secret_names FROM connections
+               WHERE kind = $1 AND plugin = $2 AND plugin_version IS NULL
+                   AND (plugin_line = $3 OR plugin_line IS NULL) AND id > $4 ORDER BY id LIMIT $5";
+    Ok(on!(c, |c| sqlx::query_as(sql)
+        .bind(plugin.kind)
+        .bind(&plugin.name)
+        .bind(line)
+        .bind(after)
+        .bind(limit)
+        .fetch_all(c)
+        .await)?)
+}
+
+/// Lets a connection that follows name a version from now on; it is a change of the connection.
+///
+/// # Errors
+/// As the database says.
+pub async fn pin(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    connection: Uuid,
+    version: &str,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE connections SET plugin_version = $3, plugin_line = NULL, updated_at = $4, revision = revision + 1
+               WHERE organization_id = $1 AND id = $2 AND plugin_version IS NULL";
+    on!(tx, |c| sqlx::query(sql)
+        .bind(organization)
+        .bind(connection)
+        .bind(version)
+        .bind(now)
+        .execute(c)
+        .await
+        .map(drop))?;
     Ok(())
 }
 
