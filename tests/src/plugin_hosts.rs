@@ -6,7 +6,8 @@ use serde_json::json;
 
 use crate::{
     harness::{Backend, Chameleon, Client, Redis, Reply, Setup, Stub, World, eventually},
-    plugins::{activate, installed, runs, sink, stricter, upload},
+    plugin_fit::stricter,
+    plugins::{activate, installed, runs, sink, upload},
 };
 
 /// Waits until the sink's plugin says this, and no call fails meanwhile.

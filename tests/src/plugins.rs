@@ -14,13 +14,10 @@ on_both!(
     what_is_in_use_stays_and_what_is_not_goes,
     health_shows_each_tenant_its_own_errors,
     connections_from_before_there_were_versions_follow_what_came_with_the_server,
-    what_does_not_fit_a_connection_is_not_activated_over_it,
-    the_list_comes_in_pages,
-    a_connection_can_be_changed_where_its_plugin_does_not_load,
 );
 
-const PLUGINS: &str = "/api/v1/plugins";
-const SINKS: &str = "/api/v1/audit-sinks";
+pub const PLUGINS: &str = "/api/v1/plugins";
+pub const SINKS: &str = "/api/v1/audit-sinks";
 
 pub async fn upload(client: &Client, component: &Chameleon) -> Answer {
     client.multipart(PLUGINS, &[("component", &component.wasm())], &[]).await
@@ -53,7 +50,7 @@ pub async fn runs(client: &Client, sink: &str) -> String {
 }
 
 /// The versions that are active.
-async fn active(client: &Client, path: &str) -> Vec<String> {
+pub async fn active(client: &Client, path: &str) -> Vec<String> {
     let plugin = client.get(path).await.ok(200);
     let versions = plugin["versions"].as_array().expect("versions").iter();
     versions.filter(|v| v["active"] == true).map(|v| v["version"].as_str().expect("text").to_owned()).collect()
@@ -373,122 +370,4 @@ async fn connections_from_before_there_were_versions_follow_what_came_with_the_s
     let path = format!("{PLUGINS}/{}", id(&upload(admin, &major).await.ok(201)));
     activate(admin, &path, "9.0.0").await.ok(200);
     assert!(!runs(owner, &files).await.starts_with("file 9"));
-}
-
-/// A version that takes URLs with TLS only.
-pub fn stricter(version: &str) -> Chameleon {
-    Chameleon::version(version).with(
-        "schema",
-        json!({ "type": "object", "properties": { "url": { "type": "string", "format": "uri", "pattern": "^https://" } } }),
-    )
-}
-
-async fn what_does_not_fit_a_connection_is_not_activated_over_it(backend: Backend) {
-    let world = World::start(backend).await;
-    let (operator, acme, other) = (world.operator().await, world.tenant("acme").await, world.tenant("other").await);
-    let admin = &operator.owner;
-    let far = Stub::start(|_| Reply::Status(200)).await;
-    let path = installed(admin, &Chameleon::version("1.0.0")).await;
-    let unfit = sink(&acme.owner, "unfit", None, json!({ "url": format!("{}/of/acme", far.url) })).await;
-    let fit = sink(&other.owner, "fit", None, json!({})).await;
-    sink(&acme.owner, "pinned", Some("1.0.0"), json!({ "url": far.url })).await;
-    upload(admin, &stricter("1.1.0")).await.ok(201);
-
-    let refused = activate(admin, &path, "1.1.0").await.problem(409, "conflict");
-    let detail = refused["detail"].as_str().expect("text");
-    assert!(detail.contains("does not fit 1 of") && detail.contains("pin_misfits"), "{detail}");
-    let errors = refused["errors"].as_array().expect("errors");
-    let place = unfit.strip_prefix("/api/v1").expect("a path");
-    assert_eq!((errors.len(), &errors[0]["pointer"]), (1, &json!(format!("{place}/config/url"))), "{refused}");
-    let message = errors[0]["message"].as_str().expect("text");
-    assert!(message.contains(acme.id.as_str()) && message.contains("^https://"), "{message}");
-    assert!(!refused.to_string().contains("of/acme"), "the value is the tenant's: {refused}");
-    assert_eq!(active(admin, &path).await, ["1.0.0"]);
-    assert_eq!(runs(&other.owner, &fit).await, "chameleon 1.0.0");
-
-    let body = json!({ "version": "1.1.0", "accept_capabilities": true, "pin_misfits": true });
-    admin.post(&format!("{path}/activate"), body).await.ok(200);
-    assert_eq!(runs(&other.owner, &fit).await, "chameleon 1.1.0");
-    assert_eq!(runs(&acme.owner, &unfit).await, "chameleon 1.0.0");
-    let kept = acme.owner.get(&unfit).await.ok(200);
-    assert_eq!((&kept["plugin_version"], &kept["plugin_follows"]), (&json!("1.0.0"), &Value::Null));
-    let events = acme.owner.all("/api/v1/audit/events").await;
-    let told = events.last().expect("events");
-    assert_eq!((&told["action"], &told["actor"]), (&json!("audit_sink.update"), &json!("system")), "{told}");
-    assert!(unfit.ends_with(told["target"].as_str().expect("text").rsplit('/').next().expect("an id")), "{told}");
-    assert!(told.to_string().contains("/config/url"), "{told}");
-    assert!(
-        !other
-            .owner
-            .all("/api/v1/audit/events")
-            .await
-            .iter()
-            .any(|event| event["actor"] == "system" && event["action"] == "audit_sink.update")
-    );
-    for tenant in [&operator, &acme, &other] {
-        let verified = tenant.owner.get("/api/v1/audit/verify").await.ok(200);
-        assert!(verified.to_string().contains("true"), "{verified}");
-    }
-
-    // A secret that nobody has set yet; and the way back does not ask.
-    let secret = stricter("1.2.0").with("secrets", json!([{ "name": "token", "hosts": [] }]));
-    upload(admin, &secret).await.ok(201);
-    let refused = activate(admin, &path, "1.2.0").await.problem(409, "conflict");
-    let pointers: Vec<_> = refused["errors"].as_array().expect("errors").iter().map(|e| e["pointer"].clone()).collect();
-    let place = fit.strip_prefix("/api/v1").expect("a path");
-    assert_eq!(pointers, [json!(format!("{place}/secrets/token"))]);
-    admin.post(&format!("{path}/rollback"), json!({})).await.ok(200);
-    other.owner.patch(&fit, json!({ "config": { "url": far.url } })).await.ok(200);
-    admin.post(&format!("{path}/rollback"), json!({})).await.problem(409, "conflict");
-    // A connection that fits only what is rolled back from does not keep it from happening.
-    let schema = json!({ "type": "object", "properties": { "url": { "type": "string" } } });
-    let lax = Chameleon::version("1.3.0").with("schema", schema);
-    upload(admin, &lax).await.ok(201);
-    activate(admin, &path, "1.3.0").await.ok(200);
-    other.owner.patch(&fit, json!({ "config": { "url": null, "new": 1 } })).await.ok(200);
-    admin.post(&format!("{path}/rollback"), json!({})).await.ok(200);
-    assert_eq!(active(admin, &path).await, ["1.0.0"]);
-    let events = admin.all("/api/v1/audit/events").await;
-    assert!(events.last().expect("events").to_string().contains(place), "it is told which: {events:?}");
-}
-
-async fn the_list_comes_in_pages(backend: Backend) {
-    let world = World::start(backend).await;
-    let (operator, tenant) = (world.operator().await, world.tenant("acme").await);
-    installed(&operator.owner, &Chameleon::version("1.0.0")).await;
-    upload(&operator.owner, &Chameleon::version("1.1.0")).await.ok(201);
-    let whole = tenant.owner.get(PLUGINS).await.ok(200);
-    assert_eq!(whole["next_cursor"], Value::Null);
-    let whole = whole["items"].as_array().expect("items").clone();
-    assert!(whole.len() > 10 && whole.iter().any(|p| p["versions"].as_array().is_some_and(|all| all.len() == 2)));
-    for limit in [1, 4, whole.len(), 200] {
-        assert_eq!(tenant.owner.all(&format!("{PLUGINS}?limit={limit}")).await, whole, "{limit} at once");
-    }
-    let first = tenant.owner.get(&format!("{PLUGINS}?limit=4")).await.ok(200);
-    assert_eq!(first["items"].as_array().expect("items").len(), 4);
-    tenant.owner.get(&format!("{PLUGINS}?limit=0")).await.fault("limit");
-    tenant.owner.get(&format!("{PLUGINS}?cursor=nonsense")).await.fault("cursor");
-}
-
-async fn a_connection_can_be_changed_where_its_plugin_does_not_load(backend: Backend) {
-    let mut world = World::start(backend).await;
-    let (operator, tenant) = (world.operator().await, world.tenant("acme").await);
-    installed(&operator.owner, &Chameleon::version("1.0.0")).await;
-    let body = json!({ "name": "s", "plugin": "chameleon", "active": true });
-    let sink = format!("{SINKS}/{}", id(&tenant.owner.create(SINKS, body).await));
-    world.server.stop().await;
-    let broken = match backend {
-        Backend::Sqlite => "UPDATE plugin_artifacts SET wasm = zeroblob(100)",
-        Backend::Postgres => "UPDATE plugin_artifacts SET wasm = '\\x00'::bytea",
-    };
-    let mut database = world.setup.database.direct().await;
-    let chameleon = "WHERE digest IN (SELECT digest FROM plugin_versions WHERE origin = 'uploaded')";
-    assert_eq!(database.execute(&format!("{broken} {chameleon}")).await, 1);
-    world.again().await;
-    let owner = &tenant.owner;
-    owner.post(&format!("{sink}/check"), json!({})).await.problem(502, "upstream");
-    owner.patch(&sink, json!({ "config": { "url": "https://a.example" } })).await.fault("/plugin");
-    assert_eq!(owner.patch(&sink, json!({ "active": false })).await.ok(200)["active"], false);
-    owner.patch(&sink, json!({ "active": true })).await.fault("/plugin");
-    owner.delete(&sink).await.ok(204);
 }
