@@ -147,16 +147,17 @@ async fn deliver(app: &App, owner: &str, organization: OrganizationId, sink: Aud
         let batch = batch(app, &cursor).await?;
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else { break };
         let (first, last) = (first.sequence, last.sequence);
-        match while_renewing(app, &cursor, send(app, &cursor, first, &batch)).await? {
+        match while_renewing(app, &cursor, send(app, &cursor, (first, last), &batch)).await? {
             Ok(stored) => {
                 // A far side that claims more than it was sent is not believed.
                 let sequence = (cursor.sequence + i64::from(stored)).min(last);
+                let stored = sequence.abs_diff(cursor.sequence);
                 let now = app.clock.now();
                 let mut tx = app.store.begin().await?;
                 store::delivery::delivered(&mut tx, &cursor, sequence, now, now + app.config.job_lease).await?;
                 tx.commit().await?;
                 (cursor.sequence, cursor.attempt) = (sequence, 0);
-                metrics::counter!("kaizen_audit_delivered_events_total").increment(u64::from(stored));
+                metrics::counter!("kaizen_audit_delivered_events_total").increment(stored);
             }
             Err(error) => return put_off(app, &cursor, &error).await,
         }
@@ -186,7 +187,10 @@ fn fitting(events: &[Event]) -> usize {
 }
 
 /// Hands a batch to the sink's plugin, with the configuration and secrets as they are now.
-async fn send(app: &App, cursor: &Cursor, first: i64, batch: &[Event]) -> Result<u32, PluginError> {
+///
+/// The idempotency key names both ends of the batch: what is tried again may have grown meanwhile, and a far side that knew
+/// the key from before would drop the events that are new to it.
+async fn send(app: &App, cursor: &Cursor, (first, last): (i64, i64), batch: &[Event]) -> Result<u32, PluginError> {
     let internal =
         |error: StoreError| PluginError::Unavailable { message: format!("the database: {error}"), retry_after: None };
     let mut conn = app.store.read().await.map_err(internal)?;
@@ -194,9 +198,12 @@ async fn send(app: &App, cursor: &Cursor, first: i64, batch: &[Event]) -> Result
     let found = found.map_err(internal)?;
     drop(conn);
     let connection = found.ok_or_else(|| PluginError::Config("the sink was removed".to_owned()))?;
+    if !connection.active {
+        return Err(PluginError::Config("the sink is switched off (`active` is false)".to_owned()));
+    }
     let binding = plugins::bind(&app.secrets, &connection).map_err(|error| PluginError::Config(error.to_string()))?;
     let attempt = Attempt {
-        idempotency_key: format!("{}:{first}", cursor.sink_id),
+        idempotency_key: format!("{}:{first}-{last}", cursor.sink_id),
         attempt: u32::try_from(cursor.attempt + 1).unwrap_or(u32::MAX),
     };
     match app.plugins.deliver(&binding, &attempt, batch).await? {

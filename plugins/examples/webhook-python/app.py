@@ -76,8 +76,10 @@ class Sink:
         stored = 0
         while stored < len(events):
             chunk = events[stored : stored + size]
+            # Names what is in it: a receiver that drops repeats must not take other events for one.
+            key = f"{call.idempotency_key}/{chunk[0].sequence}-{chunk[-1].sequence}"
             try:
-                now = stored_of(post(call, chunk, f"{call.idempotency_key}/{stored}"), len(chunk))
+                now = stored_of(post(call, chunk, key), len(chunk))
             except Err:
                 if stored == 0:
                     raise

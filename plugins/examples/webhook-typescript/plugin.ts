@@ -66,7 +66,9 @@ export const sink = {
       const chunk = events.slice(stored, stored + max_events);
       let now: number;
       try {
-        now = storedOf(await post(call, chunk, `${call.idempotencyKey}/${stored}`), chunk.length);
+        // Names what is in it: a receiver that drops repeats must not take other events for one.
+        const key = `${call.idempotencyKey}/${chunk[0].sequence}-${chunk[chunk.length - 1].sequence}`;
+        now = storedOf(await post(call, chunk, key), chunk.length);
       } catch (error) {
         if (stored === 0) throw error;
         // The first chunks are stored: the rest comes again, and then tells why.

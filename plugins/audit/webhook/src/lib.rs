@@ -11,7 +11,8 @@
 //! t=SECONDS,v1=HEX` has HMAC-SHA256, with the secret `signing-key`, over `SECONDS.BODY`. A receiver computes the same,
 //! compares in constant time, and refuses timestamps that are more than a few minutes off. Receivers that know Standard
 //! Webhooks check `Webhook-Id`, `Webhook-Timestamp` and `Webhook-Signature` in its place. `Idempotency-Key` is the same for
-//! every attempt at a batch.
+//! every attempt at the same events, and another one for others. How a receiver checks all this, ready to copy:
+//! [`README.md`](../README.md).
 //!
 //! Any 2xx means that all events are stored, unless the body is JSON with `stored`: then that many are, from the first.
 
@@ -75,7 +76,7 @@ impl AuditSink for Webhook {
     fn deliver(call: &Call<Config>, events: &[Event]) -> Result<u32> {
         let mut stored = 0;
         for chunk in events.chunks(usize::from(call.config.max_events.max(1))) {
-            let key = format!("{}/{stored}", call.idempotency_key);
+            let key = chunk_key(call, chunk);
             let response = match post(call, chunk, &key) {
                 Ok(response) => response,
                 // The first chunks are stored: the rest comes again, and then tells why.
@@ -94,6 +95,13 @@ impl AuditSink for Webhook {
         }
         u32::try_from(stored).map_err(|_| Error::Internal("more events than a batch can have".to_owned()))
     }
+}
+
+/// Names what is in a request: had it only a place in the batch, a receiver that drops repeats would drop events that are
+/// new to it once `max_events` is raised.
+fn chunk_key(call: &Call<Config>, chunk: &[Event]) -> String {
+    let end = |event: Option<&Event>| event.map_or(0, |event| event.sequence);
+    format!("{}/{}-{}", call.idempotency_key, end(chunk.first()), end(chunk.last()))
 }
 
 fn post(call: &Call<Config>, events: &[Event], idempotency_key: &str) -> Result<Response> {
@@ -128,6 +136,11 @@ fn stored_of(response: &Response, sent: usize) -> Result<usize> {
 }
 
 kaizen_plugin::audit_sink!(Webhook);
+
+/// The receiver's side, as the README hands it out.
+#[cfg(test)]
+#[path = "../receiver/verify.rs"]
+mod receiver;
 
 #[cfg(test)]
 mod tests {
@@ -164,6 +177,27 @@ mod tests {
     }
 
     #[test]
+    fn a_receiver_knows_what_is_genuine() {
+        use super::receiver::verify;
+        for key in [KEY, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"] {
+            let far_side = testing::answer(|_| Ok(Response::new(202, "")));
+            let call = call(10);
+            testing::secret("signing-key", key);
+            Webhook::deliver(&call, &events(1)).unwrap();
+            let request = &far_side.requests()[0];
+            let header = request.header("kaizen-signature").unwrap();
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+            assert!(verify(key, header, &request.body, now));
+            assert!(!verify("another key than that", header, &request.body, now));
+            assert!(!verify(key, header, b"{}", now));
+            assert!(!verify(key, header, &request.body, now + 400) && !verify(key, header, &request.body, now - 400));
+            for forged in ["", "t=1", "t=x,v1=00", &header.replace("t=", "t=1"), &header[..header.len() - 2]] {
+                assert!(!verify(key, forged, &request.body, now), "{forged}");
+            }
+        }
+    }
+
+    #[test]
     fn the_receiver_says_how_far_it_got() {
         for (body, stored) in [
             ("", Ok(3)),
@@ -186,7 +220,9 @@ mod tests {
         let mut answers = [200, 503].into_iter();
         let far_side = testing::answer(move |_| Ok(Response::new(answers.next().unwrap(), "")));
         assert_eq!(Webhook::deliver(&call(2), &events(5)), Ok(2));
-        assert_eq!(far_side.requests().len(), 2);
+        let keys: Vec<_> =
+            far_side.requests().iter().map(|sent| sent.header("webhook-id").unwrap().to_owned()).collect();
+        assert_eq!(keys, ["the-same-every-time/1-2", "the-same-every-time/3-4"]);
         let _far_side = testing::answer(|_| Ok(Response::new(429, "").with_header("retry-after", "3")));
         assert!(matches!(
             Webhook::deliver(&call(2), &events(5)),
