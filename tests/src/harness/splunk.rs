@@ -12,15 +12,18 @@ use super::{Reply, Seen, Stub};
 /// The token the collector accepts.
 pub const HEC_TOKEN: &str = "hec-token-that-must-not-leak";
 
+/// One request: its channel, and its number there.
+type Ack = (String, u64);
+
 #[derive(Default)]
 struct State {
-    next: u64,
-    /// Taken and not stored: by acknowledgement id.
-    memory: BTreeMap<u64, Vec<Value>>,
+    /// The next acknowledgement's number, by channel.
+    next: BTreeMap<String, u64>,
+    /// Taken and not stored, in order.
+    memory: Vec<(Ack, Vec<Value>)>,
     /// Stored, and not told of yet.
-    untold: BTreeSet<u64>,
+    untold: BTreeSet<Ack>,
     stored: Vec<Value>,
-    channels: BTreeSet<String>,
     /// Whether what was taken is stored by itself when it is asked for.
     indexing: bool,
 }
@@ -42,20 +45,21 @@ impl Splunk {
         self.state.lock().expect("lock").indexing = on;
     }
 
-    /// It crashes: what was only in memory is lost. Returns how many events that were.
+    /// It stores what it has, of which it has told nobody.
+    pub fn index(&self) {
+        index(&mut self.state.lock().expect("lock"));
+    }
+
+    /// It crashes: what was only in memory is lost, and so are its channels. Returns how many events that were.
     pub fn crash(&self) -> usize {
         let mut state = self.state.lock().expect("lock");
-        std::mem::take(&mut state.memory).values().map(Vec::len).sum()
+        state.next.clear();
+        std::mem::take(&mut state.memory).iter().map(|(_, events)| events.len()).sum()
     }
 
     /// The envelopes that are stored, in order.
     pub fn stored(&self) -> Vec<Value> {
         self.state.lock().expect("lock").stored.clone()
-    }
-
-    /// The channels that were used.
-    pub fn channels(&self) -> BTreeSet<String> {
-        self.state.lock().expect("lock").channels.clone()
     }
 }
 
@@ -63,21 +67,33 @@ fn refuse(status: u16, code: i64, text: &str) -> Reply {
     Reply::Json(status, json!({ "text": text, "code": code }))
 }
 
+fn index(state: &mut State) {
+    for (ack, mut events) in std::mem::take(&mut state.memory) {
+        state.stored.append(&mut events);
+        state.untold.insert(ack);
+    }
+}
+
 fn answer(state: &mut State, seen: &Seen) -> Reply {
     let header = |name: &str| seen.headers.get(name).map(|value| value.to_str().expect("text").to_owned());
     if seen.path == "/services/collector/health" {
         return Reply::Json(200, json!({ "text": "HEC is healthy", "code": 17 }));
     }
-    if header("authorization") != Some(format!("Splunk {HEC_TOKEN}")) {
-        return refuse(403, 4, "Invalid token");
+    let known = format!("Splunk {HEC_TOKEN}");
+    match header("authorization") {
+        None => return refuse(401, 2, "Token is required"),
+        Some(given) if !given.starts_with("Splunk ") => return refuse(401, 3, "Invalid authorization"),
+        Some(given) if given != known => return refuse(403, 4, "Invalid token"),
+        Some(_) => {}
     }
-    let Some(channel) = header("x-splunk-request-channel").filter(|channel| uuid::Uuid::parse_str(channel).is_ok())
-    else {
+    let Some(channel) = header("x-splunk-request-channel") else {
         return refuse(400, 10, "Data channel is missing");
     };
-    state.channels.insert(channel);
-    match seen.path.as_str() {
-        "/services/collector/event" => {
+    if uuid::Uuid::parse_str(&channel).is_err() {
+        return refuse(400, 11, "Invalid data channel");
+    }
+    match (seen.method.as_str(), seen.path.as_str()) {
+        ("POST", "/services/collector/event") => {
             // One JSON object after the other, as HEC takes them.
             let stream = serde_json::Deserializer::from_slice(&seen.raw).into_iter::<Value>();
             let Ok(events) = stream.collect::<Result<Vec<_>, _>>() else {
@@ -86,22 +102,23 @@ fn answer(state: &mut State, seen: &Seen) -> Reply {
             if events.is_empty() {
                 return refuse(400, 5, "No data");
             }
-            let ack = state.next;
-            state.next += 1;
-            state.memory.insert(ack, events);
+            if events.iter().any(|envelope| envelope.get("event").is_none_or(Value::is_null)) {
+                return refuse(400, 12, "Event field is required");
+            }
+            let next = state.next.entry(channel.clone()).or_default();
+            let ack = *next;
+            *next += 1;
+            state.memory.push(((channel, ack), events));
             Reply::Json(200, json!({ "text": "Success", "code": 0, "ackId": ack }))
         }
-        "/services/collector/ack" => {
+        ("POST", "/services/collector/ack") => {
             if state.indexing {
-                for (ack, mut events) in std::mem::take(&mut state.memory) {
-                    state.stored.append(&mut events);
-                    state.untold.insert(ack);
-                }
+                index(state);
             }
-            let asked = seen.body["acks"].as_array().cloned().unwrap_or_default();
+            let Some(asked) = seen.body["acks"].as_array() else { return refuse(400, 6, "Invalid data format") };
             let asked = asked.iter().filter_map(Value::as_u64);
             let acks: Map<String, Value> =
-                asked.map(|ack| (ack.to_string(), state.untold.remove(&ack).into())).collect();
+                asked.map(|ack| (ack.to_string(), state.untold.remove(&(channel.clone(), ack)).into())).collect();
             Reply::Json(200, json!({ "acks": acks }))
         }
         _ => Reply::Status(404),

@@ -1,6 +1,8 @@
 //! The collector's API.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use kaizen_plugin::http::{Method, Request, Response};
 use kaizen_plugin::sink::Event;
@@ -10,6 +12,9 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::Config;
+
+/// How long one answer about acknowledgements may take: a call asks before and after it sends.
+const ACK_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// One event as HEC takes it.
 #[derive(Serialize)]
@@ -55,14 +60,18 @@ pub struct Collector<'a> {
 }
 
 impl<'a> Collector<'a> {
-    /// The collector of this call's connection.
-    pub fn new(call: &'a Call<Config>) -> Self {
-        Self { config: &call.config, channel: channel(&call.connection_id) }
+    /// A channel for these events: every attempt at them has the same, and no other does.
+    pub fn for_batch(call: &'a Call<Config>, first: &Event, last: &Event) -> Self {
+        Self::on(call, &format!("{}-{}", first.id, last.id))
     }
 
-    /// The same on a channel of its own: to ask for an acknowledgement is to take it away from whoever waits for it.
+    /// A channel of its own: to ask for an acknowledgement is to take it away from whoever waits for it.
     pub fn to_check(call: &'a Call<Config>) -> Self {
-        Self { config: &call.config, channel: channel(&format!("{}/check", call.connection_id)) }
+        Self::on(call, "check")
+    }
+
+    fn on(call: &'a Call<Config>, what: &str) -> Self {
+        Self { config: &call.config, channel: guid(&format!("{}/{what}", call.connection_id)) }
     }
 
     fn url(&self, last: &str) -> Result<Url> {
@@ -92,7 +101,7 @@ impl<'a> Collector<'a> {
         understood(self.config, response).map(|_| ())
     }
 
-    /// Sends events; returns the id under which they will be acknowledged.
+    /// Sends events; returns the id under which they will be acknowledged, where that is waited for.
     pub fn send(&self, events: &[Event]) -> Result<Option<u64>> {
         let mut body = Vec::new();
         for event in events {
@@ -124,17 +133,21 @@ impl<'a> Collector<'a> {
                     .to_owned(),
             ));
         }
-        Ok(taken.ack)
+        Ok(taken.ack.filter(|_| self.config.acknowledgement))
     }
 
-    /// Which of these ids are acknowledged. An id is told of once: asking again says no.
-    pub fn acknowledged(&self, acks: &[u64]) -> Result<BTreeSet<u64>> {
-        let response = self.request(Method::Post, &self.url("ack")?).json(&json!({ "acks": acks }))?.send()?;
+    /// Whether one of these ids of the channel is acknowledged. An id is told of once: asking again says no.
+    pub fn any_acknowledged(&self, acks: RangeInclusive<u64>) -> Result<bool> {
+        let asked: Vec<u64> = acks.collect();
+        let response = self
+            .request(Method::Post, &self.url("ack")?)
+            .timeout(ACK_TIMEOUT)
+            .json(&json!({ "acks": asked }))?
+            .send()?;
         let response =
             understood(self.config, response).map_err(|error| error.context("asking for the acknowledgement"))?;
         let answer: Acknowledged = response.json().map_err(not_hec)?;
-        let yes = answer.acks.into_iter().filter(|(_, acknowledged)| *acknowledged);
-        Ok(yes.filter_map(|(ack, _)| ack.parse().ok()).collect())
+        Ok(asked.iter().any(|ack| answer.acks.get(&ack.to_string()) == Some(&true)))
     }
 }
 
@@ -149,6 +162,7 @@ fn understood(config: &Config, response: Response) -> Result<Response> {
         return Ok(response);
     }
     let refusal: Refusal = response.json().unwrap_or_default();
+    let text: String = refusal.text.chars().filter(|c| !c.is_control()).take(200).collect();
     let status = response.status;
     let error = match response.success() {
         Ok(response) => return Ok(response),
@@ -158,35 +172,27 @@ fn understood(config: &Config, response: Response) -> Result<Response> {
         (404 | 405, _) => {
             Error::Config(format!("url: there is no event collector, {} answers {status}", config.url.origin()))
         }
+        // 21 and 22 are how the collector's health says what 4 and 1 are elsewhere.
+        (400, 21 | 22) => Error::Config(format!("secret `token`: {text}")),
         (400, 7) => Error::Config(
             "index: the token may not write to this index, or it does not exist; change `index` or the token"
                 .to_owned(),
         ),
         (400, 10 | 11 | 14) => Error::Config(format!(
-            "indexer acknowledgement does not work with this token ({}): enable it on the token, or set `acknowledgement` to \
-             false",
-            refusal.text
+            "indexer acknowledgement does not work with this token ({text}): enable it on the token, or set `acknowledgement` \
+             to false"
         )),
         (400, 6 | 12 | 13) if refusal.event.is_some() => Error::Rejected(format!(
-            "the collector refuses event {} of the batch: {}",
-            refusal.event.unwrap_or_default(),
-            refusal.text
+            "the collector refuses event {} of the batch: {text}",
+            refusal.event.unwrap_or_default()
         )),
         _ => error,
     })
 }
 
-/// A GUID for each connection, always the same.
-fn channel(connection_id: &str) -> String {
-    let is_guid = connection_id.len() == 36
-        && connection_id.char_indices().all(|(at, c)| match at {
-            8 | 13 | 18 | 23 => c == '-',
-            _ => c.is_ascii_hexdigit(),
-        });
-    if is_guid {
-        return connection_id.to_owned();
-    }
-    let hash = signature::sha256_hex(connection_id.as_bytes());
+/// A GUID, always the same for the same text.
+fn guid(text: &str) -> String {
+    let hash = signature::sha256_hex(text.as_bytes());
     let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|range| hash.get(range).unwrap_or_default().to_owned());
     parts.join("-")
 }
@@ -233,10 +239,8 @@ mod tests {
 
     #[test]
     fn a_channel_is_a_guid_and_stays_the_same() {
-        let id = "01920000-0000-7000-8000-000000000001";
-        assert_eq!(channel(id), id);
-        let other = channel("west/7");
-        assert_eq!((other.len(), channel("west/7") == other, channel("west/8") == other), (36, true, false));
-        assert_eq!(channel(&other), other);
+        let one = guid("west/7");
+        assert_eq!(one.split('-').map(str::len).collect::<Vec<_>>(), [8, 4, 4, 4, 12]);
+        assert!(one == guid("west/7") && one != guid("west/8"));
     }
 }

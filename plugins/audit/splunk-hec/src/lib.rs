@@ -8,31 +8,33 @@
 //! | `source` | `kaizen-studio` | |
 //! | `host` | | What events have as `host`; without it Splunk puts in where the request came from. |
 //! | `acknowledgement` | `true` | Wait for indexer acknowledgement, see below. |
-//! | `ack_seconds` | `15` | How long to wait for it before the rest is sent again. |
-//! | `max_events` | `100` | How many events at most go into one request. |
+//! | `ack_seconds` | `150` | How long to wait for it before events are sent again. |
 //!
 //! Secret `token`: the HEC token.
 //!
 //! **Acknowledgement**: HEC answers 200 as soon as it has taken events into memory; an indexer that crashes then loses
 //! them. With *Enable indexer acknowledgement* on the token, each request gets an id, and `/services/collector/ack` says of
-//! an id whether its events are written and replicated. This sink asks until that is so, and reports as stored what is
-//! acknowledged from the first event on; the rest comes again. Delivery is at least once: after a wait that was too short
-//! Splunk has some events twice, with the same `id` (`| dedup id`). Where a token can't have acknowledgement (Splunk Cloud
-//! has it for some inputs only), set `acknowledgement` to false, and a 200 counts.
+//! an id whether its events are written and replicated. A batch counts as stored only then, and the next one waits for it.
+//! Splunk may keep a few events in its buffers for two minutes: a shorter `ack_seconds` has them sent, and stored, again
+//! and again. A call asks for some seconds and gives up; later calls ask once more before they send anything. Delivery is at
+//! least once: after a wait that was too short, or a collector that was restarted, Splunk has some events twice, with the
+//! same `id` (`| dedup id`). Where a token can't have acknowledgement (Splunk Cloud has it for some inputs only), set
+//! `acknowledgement` to false, and a 200 counts.
 //!
-//! The channel that acknowledgement needs is the connection's own id, so that there is one for each connection, as Splunk
-//! wants it. Behind a load balancer the requests of a channel have to reach the same collector (sticky sessions).
+//! Each batch has a channel of its own, made of the connection's id and the batch, so that a later call finds its ids, which
+//! count from 0 in each channel. Splunk forgets channels that were idle for ten minutes; on versions before 8, set
+//! `ackIdleCleanup = true` for the token in `inputs.conf`. Behind a load balancer the requests of a channel have to reach
+//! the same collector: sticky sessions by source address, or by the header `X-Splunk-Request-Channel`.
 //!
 //! Each event is as the audit trail has it, its `occurred_at` also being Splunk's `time`.
 
 mod collector;
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use kaizen_plugin::schemars::{self, JsonSchema};
 use kaizen_plugin::sink::Event;
-use kaizen_plugin::{AuditSink, Call, Capability, Error, Manifest, Plugin, Result, SecretSlot, Url, log};
+use kaizen_plugin::{AuditSink, Call, Capability, Error, Manifest, Plugin, Result, SecretSlot, Url};
 use serde::Deserialize;
 
 use collector::Collector;
@@ -64,14 +66,10 @@ pub struct Config {
     /// collector that crashes loses what it has just taken.
     #[serde(default = "yes")]
     acknowledgement: bool,
-    /// How many seconds to wait for the acknowledgement before events are sent again.
+    /// How many seconds to wait for the acknowledgement before events are sent again. Splunk may take two minutes.
     #[serde(default = "default_ack_seconds")]
-    #[schemars(range(min = 1, max = 20))]
-    ack_seconds: u8,
-    /// How many events at most go into one request.
-    #[serde(default = "default_max_events")]
-    #[schemars(range(min = 10, max = 1000))]
-    max_events: u16,
+    #[schemars(range(min = 1, max = 500))]
+    ack_seconds: u16,
 }
 
 fn default_sourcetype() -> String {
@@ -86,12 +84,8 @@ fn yes() -> bool {
     true
 }
 
-fn default_ack_seconds() -> u8 {
-    15
-}
-
-fn default_max_events() -> u16 {
-    100
+fn default_ack_seconds() -> u16 {
+    150
 }
 
 struct SplunkHec;
@@ -112,10 +106,15 @@ impl Plugin for SplunkHec {
     };
 }
 
+/// When a call stops asking, from its beginning: with one last question it stays under the 30 s that calls have, and it
+/// holds one of the server's few places for deliveries.
+const PATIENCE: Duration = Duration::from_secs(18);
 /// The first pause before asking for an acknowledgement again; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest: an indexer takes seconds, and a call has few requests.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Requests of earlier attempts that are asked for at the most.
+const MOST_ATTEMPTS: u32 = 50;
 
 impl AuditSink for SplunkHec {
     /// Is the collector healthy, and does it take this token? Asking for the state of a request that never was tells, and
@@ -123,98 +122,51 @@ impl AuditSink for SplunkHec {
     fn check(call: &Call<Config>) -> Result<String> {
         let collector = Collector::to_check(call);
         collector.health()?;
+        let far = call.config.url.authority();
         if call.config.acknowledgement {
-            collector.acknowledged(&[0])?;
-            return Ok(format!("{} takes the token and acknowledges.", call.config.url.authority()));
+            collector.any_acknowledged(0..=0)?;
+            return Ok(format!("{far} takes the token and acknowledges."));
         }
         collector.token()?;
-        Ok(format!("{} takes the token. Events are not acknowledged.", call.config.url.authority()))
+        Ok(format!("{far} takes the token. Events are not acknowledged."))
     }
 
     fn deliver(call: &Call<Config>, events: &[Event]) -> Result<u32> {
-        let collector = Collector::new(call);
-        let mut sent = Vec::new();
-        let mut failure = None;
-        for chunk in events.chunks(usize::from(call.config.max_events.max(1))) {
-            match collector.send(chunk) {
-                Ok(ack) => sent.push((ack, chunk.len())),
-                // What was sent before may be stored: that counts. The rest comes again, and then tells why.
-                Err(error) => {
-                    failure = Some(error);
-                    break;
-                }
-            }
+        let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(0) };
+        let all =
+            u32::try_from(events.len()).map_err(|_| Error::Internal("more events than a batch can have".to_owned()))?;
+        let began = Instant::now();
+        let collector = Collector::for_batch(call, first, last);
+        // What an earlier attempt sent may be stored by now.
+        let earlier = call.attempt.saturating_sub(1).min(MOST_ATTEMPTS);
+        if call.config.acknowledgement && earlier > 0 && collector.any_acknowledged(0..=u64::from(earlier - 1))? {
+            return Ok(all);
         }
-        let stored = if call.config.acknowledgement {
-            await_acknowledgement(&collector, &sent, Duration::from_secs(call.config.ack_seconds.into()))?
-        } else {
-            sent.iter().map(|(_, count)| count).sum()
-        };
-        match failure {
-            Some(error) if stored == 0 => Err(error),
-            Some(error) => {
-                log::warn!("stored {stored} of {} events: {error}", events.len());
-                count(stored)
-            }
-            None => count(stored),
+        if let Some(ack) = collector.send(events)? {
+            await_acknowledgement(&collector, ack, began, Duration::from_secs(call.config.ack_seconds.into()))?;
         }
+        Ok(all)
     }
 }
 
-fn count(events: usize) -> Result<u32> {
-    u32::try_from(events).map_err(|_| Error::Internal("more events than a batch can have".to_owned()))
-}
-
-/// Asks until everything sent is acknowledged or the time is over; returns how many events, from the first, are.
-fn await_acknowledgement(
-    collector: &Collector<'_>,
-    sent: &[(Option<u64>, usize)],
-    patience: Duration,
-) -> Result<usize> {
-    let began = Instant::now();
+/// Asks until the request is acknowledged, or one of the earlier ones with the same events.
+fn await_acknowledgement(collector: &Collector<'_>, ack: u64, began: Instant, wait: Duration) -> Result<()> {
     let mut pause = FIRST_PAUSE;
-    let all: usize = sent.iter().map(|(_, count)| count).sum();
-    // From the first request whose acknowledgement is still open; those of later ones are kept, for they are told once.
-    let mut open = sent;
-    let mut acknowledged = BTreeSet::new();
-    let mut stored = 0;
-    loop {
-        let asked: Vec<u64> =
-            open.iter().filter_map(|(ack, _)| *ack).filter(|ack| !acknowledged.contains(ack)).collect();
-        if asked.is_empty() {
-            return Ok(stored);
+    while !collector.any_acknowledged(ack.saturating_sub(MOST_ATTEMPTS.into())..=ack)? {
+        let left = wait.min(PATIENCE).saturating_sub(began.elapsed());
+        if left.is_zero() {
+            return Err(Error::Unavailable {
+                message: format!(
+                    "the indexer has not acknowledged the events yet; they are sent again after {} s (`ack_seconds`)",
+                    wait.as_secs()
+                ),
+                retry_after: Some(wait.saturating_sub(began.elapsed())).filter(|rest| !rest.is_zero()),
+            });
         }
-        match collector.acknowledged(&asked) {
-            Ok(more) => acknowledged.extend(more),
-            Err(error) if stored > 0 => {
-                log::warn!("stored {stored} of {all} events: {error}");
-                return Ok(stored);
-            }
-            Err(error) => return Err(error),
-        }
-        while let Some(((Some(ack), count), later)) = open.split_first() {
-            if !acknowledged.contains(ack) {
-                break;
-            }
-            stored += count;
-            open = later;
-        }
-        if open.is_empty() {
-            return Ok(stored);
-        }
-        if began.elapsed() + pause > patience {
-            if stored > 0 {
-                log::warn!("{stored} of {all} events are acknowledged after {} s", patience.as_secs());
-                return Ok(stored);
-            }
-            return Err(Error::unavailable(format!(
-                "the indexer did not acknowledge the events within {} s (`ack_seconds`); they will be sent again",
-                patience.as_secs()
-            )));
-        }
-        std::thread::sleep(pause);
+        std::thread::sleep(pause.min(left));
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+    Ok(())
 }
 
 kaizen_plugin::audit_sink!(SplunkHec);

@@ -40,6 +40,10 @@ fn collector(acknowledged: &'static [(u64, u32)]) -> testing::FarSide {
     })
 }
 
+fn channel(request: &http::Sent) -> String {
+    request.header("x-splunk-request-channel").unwrap().to_owned()
+}
+
 fn sent(far_side: &testing::FarSide) -> Vec<String> {
     far_side
         .requests()
@@ -56,7 +60,7 @@ fn events_are_sent_as_hec_takes_them() {
     let request = &far_side.requests()[0];
     assert_eq!(request.url.to_string(), "https://hec.example.com:8088/services/collector/event");
     assert_eq!(request.header("authorization"), Some("Splunk {{secret:token}}"));
-    assert_eq!(request.header("x-splunk-request-channel"), Some(call.connection_id.as_str()));
+    assert_eq!(channel(request), channel(&far_side.requests()[1]));
     let lines: Vec<Value> = request
         .body
         .split(|b| *b == b'\n')
@@ -88,45 +92,24 @@ fn it_is_asked_until_the_indexer_acknowledges() {
 }
 
 #[test]
-fn what_is_acknowledged_from_the_first_on_counts() {
-    // The second of three requests is never acknowledged: the third one's events come again too.
-    let far_side = collector(&[(0, 1), (2, 1)]);
-    assert_eq!(SplunkHec::deliver(&call(json!({"max_events": 10})), &events(25)), Ok(10));
-    // What is acknowledged already is not asked for again: Splunk tells it once.
-    let last: Value = serde_json::from_slice(&far_side.requests().last().unwrap().body).unwrap();
-    assert_eq!(last, json!({"acks": [1]}));
-}
+fn what_an_earlier_attempt_sent_is_asked_for_before_anything_is_sent() {
+    let mut again = call(json!({}));
+    again.attempt = 3;
+    let far_side = collector(&[(1, 1)]);
+    assert_eq!(SplunkHec::deliver(&again, &events(3)), Ok(3));
+    assert_eq!(sent(&far_side), ["ack"]);
+    let asked: Value = serde_json::from_slice(&far_side.requests()[0].body).unwrap();
+    assert_eq!(asked, json!({"acks": [0, 1]}));
 
-#[test]
-fn an_acknowledgement_is_told_once_and_remembered() {
-    // 1 is acknowledged in the first round and forgotten by the collector afterwards; 0 comes later.
-    let (mut next, mut told) = (0, BTreeSet::new());
-    let _far_side = testing::answer(move |request| {
-        if request.url.path_and_query().ends_with("/event") {
-            next += 1;
-            return Ok(Response::new(200, json!({"text": "Success", "code": 0, "ackId": next - 1}).to_string()));
-        }
-        let first = told.insert(1);
-        Ok(Response::new(200, json!({"acks": {"0": !first, "1": first}}).to_string()))
-    });
-    assert_eq!(SplunkHec::deliver(&call(json!({"max_events": 10})), &events(20)), Ok(20));
-}
-
-#[test]
-fn what_was_stored_before_a_failure_counts() {
-    let mut sends = 0;
-    let _far_side = testing::answer(move |request| {
-        if request.url.path_and_query().ends_with("/ack") {
-            return Ok(Response::new(200, r#"{"acks":{"0":true}}"#));
-        }
-        sends += 1;
-        if sends == 1 {
-            Ok(Response::new(200, r#"{"text":"Success","code":0,"ackId":0}"#))
-        } else {
-            Err(http::Error::Connect("cut".into()))
-        }
-    });
-    assert_eq!(SplunkHec::deliver(&call(json!({"max_events": 10})), &events(20)), Ok(10));
+    // Not stored, so it is sent again, on the same channel; a batch that has grown has another.
+    let of = |count| {
+        let far_side = collector(&[(0, 2)]);
+        assert_eq!(SplunkHec::deliver(&again, &events(count)), Ok(u32::try_from(count).unwrap()));
+        assert_eq!(sent(&far_side), ["ack", "event", "ack"]);
+        channel(&far_side.requests()[0])
+    };
+    assert_eq!(of(3), channel(&far_side.requests()[0]));
+    assert_ne!(of(4), of(3));
 }
 
 #[test]
@@ -156,6 +139,9 @@ fn errors_say_who_has_to_act() {
     );
     assert!(matches!(deliver(400, r#"{"text":"ACK is disabled","code":14}"#), Error::Config(_)));
     assert!(
+        matches!(deliver(400, r#"{"text":"Token disabled","code":22}"#), Error::Config(why) if why.contains("`token`"))
+    );
+    assert!(
         matches!(deliver(400, r#"{"text":"Invalid data format","code":6,"invalid-event-number":2}"#), Error::Rejected(why) if why.contains("event 2"))
     );
     assert!(matches!(deliver(404, "<html>"), Error::Config(why) if why.contains("hec.example.com:8088")));
@@ -180,8 +166,10 @@ fn checking_writes_no_event() {
     assert!(SplunkHec::check(&call(json!({}))).unwrap().contains("acknowledges"));
     assert_eq!(sent(&far_side), ["health", "ack"]);
     // Acknowledgements are told once: a check must not take away those that a delivery waits for.
-    let channel = |request: &http::Sent| request.header("x-splunk-request-channel").map(str::to_owned);
-    assert_ne!(channel(&far_side.requests()[1]), Some(call(json!({})).connection_id));
+    let checked = channel(&far_side.requests()[1]);
+    let delivered = collector(&[(0, 1)]);
+    assert_eq!(SplunkHec::deliver(&call(json!({})), &events(1)), Ok(1));
+    assert_ne!(channel(&delivered.requests()[0]), checked);
     let far_side = testing::answer(|request| {
         let health = request.url.path_and_query().ends_with("/health");
         Ok(if health { Response::new(200, "{}") } else { Response::new(400, r#"{"text":"No data","code":5}"#) })
