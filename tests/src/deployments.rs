@@ -199,6 +199,8 @@ async fn a_deployment_is_called_off(backend: Backend) {
     let cancel = owner.post(&format!("/api/v1/deployments/{waiting}/cancel"), json!({})).await;
     assert!((200..300).contains(&cancel.status), "{}", cancel.text);
     shop.until(&waiting, "cancelled").await;
+    // The gateway may have begun all the same: it is asked once more, and what it then has is removed.
+    shop.gateway.stub.until("the removal", |seen| seen.iter().any(|s| s.method == "DELETE").then_some(())).await;
 
     // In the middle of an attempt: what the gateway took meanwhile is taken back.
     shop.gateway.stub.next([Reply::Hold]);

@@ -1,5 +1,5 @@
-//! Deployment targets beside `nexus`: a Kubernetes cluster, and a webhook whose body people shape themselves. The database
-//! behind the jobs makes no difference to them: `deployments` looks at both.
+//! Deployment targets beside `nexus`: a Kubernetes cluster, and a webhook whose body people shape themselves. What is kept
+//! from one attempt to the next is looked at on both databases; what a plugin is told, on one.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
@@ -7,8 +7,12 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     deployments::until,
-    harness::{Answer, Backend, CLUSTER_TOKEN, Kubernetes, NAMESPACE, Reply, Seen, Stub, Tenant, World, id},
+    harness::{
+        Answer, Backend, CLUSTER_TOKEN, Kubernetes, NAMESPACE, Reply, Seen, Stub, Tenant, World, eventually, id,
+    },
 };
+
+on_both!(an_agent_runs_in_a_cluster, a_rollout_that_is_called_off_leaves_nothing, a_webhook_gets_its_own_json_signed);
 
 /// A tenant with an agent of one version.
 struct Place {
@@ -19,7 +23,11 @@ struct Place {
 
 impl Place {
     async fn start(agent: &str) -> Self {
-        let world = World::start(Backend::Sqlite).await;
+        Self::on(Backend::Sqlite, agent).await
+    }
+
+    async fn on(backend: Backend, agent: &str) -> Self {
+        let world = World::start(backend).await;
         let tenant = world.tenant("acme").await;
         let workspace = tenant.workspace("first").await;
         let agent = id(&tenant.agent(&workspace, agent).await);
@@ -61,9 +69,8 @@ fn refused(answer: &Answer, why: &str) {
     assert!([422, 502].contains(&answer.status) && answer.text.contains(why), "{}", answer.text);
 }
 
-#[tokio::test]
-async fn an_agent_runs_in_a_cluster() {
-    let place = Place::start("Support & \"Sales\"").await;
+async fn an_agent_runs_in_a_cluster(backend: Backend) {
+    let place = Place::on(backend, "Support & \"Sales\"").await;
     let cluster = Kubernetes::start().await;
     let gateway = place.gateway(cluster.body("west", json!({ "replicas": 2, "env": { "LOG": "debug" } }))).await;
     place.check(&gateway).await.ok(200);
@@ -104,6 +111,26 @@ async fn a_rollout_that_fails_says_why_and_leaves_nothing() {
     let failed = place.until(&place.deploy(&gateway).await, "failed").await;
     assert!(failed["error"].as_str().is_some_and(|why| why.contains("timed out progressing")), "{failed}");
     assert!(cluster.objects().is_empty());
+}
+
+/// The pods are not ready, and somebody gives up: what was applied already is removed, though no attempt has ended well.
+async fn a_rollout_that_is_called_off_leaves_nothing(backend: Backend) {
+    let place = Place::on(backend, "helper").await;
+    let cluster = Kubernetes::start().await;
+    cluster.hold_pods(true);
+    let config = json!({ "ready_seconds": 4, "progress_deadline_seconds": 3600 });
+    let gateway = place.gateway(cluster.body("west", config)).await;
+    let deployment = place.deploy(&gateway).await;
+    eventually("an attempt has ended and another one waits", || async {
+        let now = place.tenant.owner.get(&format!("/api/v1/deployments/{deployment}")).await.ok(200);
+        now["error"].as_str().is_some_and(|why| why.contains("not ready")).then_some(())
+    })
+    .await;
+    assert_eq!(cluster.objects().len(), 3);
+    cluster.hold_pods(false);
+    place.tenant.owner.post(&format!("/api/v1/deployments/{deployment}/cancel"), json!({})).await.ok(200);
+    eventually("nothing is left in the cluster", || async { cluster.objects().is_empty().then_some(()) }).await;
+    place.until(&deployment, "cancelled").await;
 }
 
 #[tokio::test]
@@ -178,10 +205,9 @@ fn actions(receiver: &Stub, action: &str) -> Vec<Seen> {
     receiver.seen().into_iter().filter(|seen| seen.headers["kaizen-action"] == action).collect()
 }
 
-#[tokio::test]
-async fn a_webhook_gets_its_own_json_signed() {
+async fn a_webhook_gets_its_own_json_signed(backend: Backend) {
     // A name that would break out of a template made of text.
-    let place = Place::start(r#"x", "admin": "{{workflow}}{{secret:signing-key}}"#).await;
+    let place = Place::on(backend, r#"x", "admin": "{{workflow}}{{secret:signing-key}}"#).await;
     let receiver = Stub::start(|seen| match seen.headers["kaizen-action"].to_str().expect("text") {
         "deploy" => Reply::Json(202, json!({ "id": 17, "endpoint": "https://agents.example.com/17" })),
         _ => Reply::Status(204),

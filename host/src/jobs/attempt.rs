@@ -55,9 +55,9 @@ impl From<PluginError> for Failure {
     fn from(error: PluginError) -> Self {
         let message = error.to_string();
         match error {
-            // Who says when to come back has answered, and done nothing.
+            // Also who says when to come back may have begun: a cluster that still starts pods, a pipeline that is at it.
             PluginError::Unavailable { retry_after, .. } => {
-                Failure::Retry { message, after: retry_after, uncertain: retry_after.is_none() }
+                Failure::Retry { message, after: retry_after, uncertain: true }
             }
             error if error.retryable() => Failure::Retry { message, after: None, uncertain: true },
             _ => Failure::Fatal(message),

@@ -21,6 +21,8 @@ struct State {
     objects: BTreeMap<String, Value>,
     /// Fields of somebody else's: by path and JSON Pointer, who.
     managed: BTreeMap<(String, String), String>,
+    /// Whether pods take their time.
+    held: bool,
     /// What keeps pods from starting, if anything does.
     broken: Option<String>,
 }
@@ -67,6 +69,11 @@ impl Kubernetes {
         self.state.lock().expect("lock").objects.remove(path).expect("it is there");
     }
 
+    /// From now on pods take their time, or no longer.
+    pub fn hold_pods(&self, on: bool) {
+        self.state.lock().expect("lock").held = on;
+    }
+
     /// From now on pods don't start, or do again.
     pub fn break_pods(&self, why: Option<&str>) {
         self.state.lock().expect("lock").broken = why.map(str::to_owned);
@@ -110,13 +117,16 @@ fn answer(state: &mut State, seen: &Seen) -> Reply {
         "GET" => match state.objects.get_mut(path) {
             Some(object) => {
                 let now = object.clone();
-                if kind == "Deployment" {
+                if kind == "Deployment" && !state.held {
                     advance(object, state.broken.as_deref());
                 }
                 Reply::Json(200, now)
             }
             None => missing(),
         },
+        "DELETE" if query.contains("dryRun=All") => {
+            state.objects.get(path).map_or_else(missing, |object| Reply::Json(200, object.clone()))
+        }
         "DELETE" => state.objects.remove(path).map_or_else(missing, |object| Reply::Json(200, object)),
         _ => status(
             405,
@@ -134,8 +144,17 @@ fn apply(state: &mut State, seen: &Seen, path: &str, query: &str, (kind, name): 
     let has = |parameter: &str| query.split('&').any(|other| other == parameter);
     let wanted = &seen.body;
     let named = (&wanted["kind"], &wanted["metadata"]["name"], &wanted["metadata"]["namespace"]);
-    if named != (&json!(kind), &json!(name), &json!(NAMESPACE)) || !query.contains("fieldManager=") {
+    let version = if kind == "Deployment" { "apps/v1" } else { "v1" };
+    if named != (&json!(kind), &json!(name), &json!(NAMESPACE))
+        || wanted["apiVersion"] != version
+        || !query.contains("fieldManager=")
+    {
         return status(400, "BadRequest", "the name in the body or the field manager is missing or another", json!([]));
+    }
+    if let Some((field, message)) = invalid(kind, name, wanted, state.objects.get(path)) {
+        let said = format!("{kind} \"{name}\" is invalid: {field}: {message}");
+        let causes = json!([{ "reason": "FieldValueInvalid", "field": field, "message": message }]);
+        return status(422, "Invalid", &said, causes);
     }
     let conflicts: Vec<_> = state
         .managed
@@ -163,13 +182,69 @@ fn apply(state: &mut State, seen: &Seen, path: &str, query: &str, (kind, name): 
         object["metadata"]["generation"] = json!(if unchanged { generation } else { generation + 1 });
         object["status"] = before.map_or_else(|| json!({}), |before| before["status"].clone());
     }
+    let created = !state.objects.contains_key(path);
     if !has("dryRun=All") {
         for (pointer, _) in conflicts {
             state.managed.remove(&(path.to_owned(), pointer));
         }
         state.objects.insert(path.to_owned(), object.clone());
     }
-    Reply::Json(200, object)
+    Reply::Json(if created { 201 } else { 200 }, object)
+}
+
+/// What the API server's validation refuses: the field and why. As far as our objects could go wrong.
+fn invalid(kind: &str, name: &str, wanted: &Value, before: Option<&Value>) -> Option<(&'static str, &'static str)> {
+    let inner = |text: &str, also: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || also.contains(c));
+    let ends =
+        |text: &str| [text.chars().next(), text.chars().last()].iter().flatten().all(char::is_ascii_alphanumeric);
+    let starts = name.starts_with(|c: char| c.is_ascii_lowercase());
+    if name.len() > 63 || !starts || !ends(name) || !inner(name, "-") || name.chars().any(|c| c.is_ascii_uppercase()) {
+        return Some(("metadata.name", "a DNS-1035 label must consist of lower case alphanumeric characters or '-'"));
+    }
+    let labels = |object: &Value| object["labels"].as_object().cloned().unwrap_or_default();
+    for value in labels(&wanted["metadata"]).values().chain(labels(&wanted["spec"]["template"]["metadata"]).values()) {
+        let fits = value.as_str().is_some_and(|value| value.len() <= 63 && ends(value) && inner(value, "-_."));
+        if !fits {
+            return Some((
+                "metadata.labels",
+                "a valid label must be an empty string or consist of alphanumeric characters",
+            ));
+        }
+    }
+    let annotations = wanted["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
+    if !annotations.values().all(Value::is_string) {
+        return Some(("metadata.annotations", "expected string"));
+    }
+    let spec = &wanted["spec"];
+    match kind {
+        "ConfigMap" => {
+            let bytes: usize = wanted["data"]
+                .as_object()?
+                .iter()
+                .map(|(key, value)| key.len() + value.as_str().map_or(0, str::len))
+                .sum();
+            (bytes > 1 << 20).then_some(("", "Too long: must have at most 1048576 bytes"))
+        }
+        "Deployment" => {
+            let (selector, pod) = (spec["selector"]["matchLabels"].as_object()?, labels(&spec["template"]["metadata"]));
+            if selector.is_empty() || selector.iter().any(|(key, value)| pod.get(key) != Some(value)) {
+                return Some(("spec.template.metadata.labels", "`selector` does not match template `labels`"));
+            }
+            if before.is_some_and(|before| before["spec"]["selector"] != spec["selector"]) {
+                return Some(("spec.selector", "field is immutable"));
+            }
+            let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+            let volumes = list(&spec["template"]["spec"]["volumes"]);
+            let containers = list(&spec["template"]["spec"]["containers"]);
+            let mounts = containers.iter().flat_map(|container| list(&container["volumeMounts"]));
+            let lost = mounts.into_iter().any(|mount| !volumes.iter().any(|volume| volume["name"] == mount["name"]));
+            if lost || containers.is_empty() {
+                return Some(("spec.template.spec.containers", "Not found"));
+            }
+            None
+        }
+        _ => spec["ports"].as_array().is_none_or(Vec::is_empty).then_some(("spec.ports", "Required value")),
+    }
 }
 
 /// What the controllers do between two looks: see the change, then start the pods.

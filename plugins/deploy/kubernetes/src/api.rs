@@ -53,13 +53,19 @@ impl Kind {
     }
 }
 
-/// Whether an apply only says what it would do.
+/// Whether a request only says what it would do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DryRun {
     /// Everything but the writing (`dryRun=All`).
     Yes,
     /// For good.
     No,
+}
+
+impl DryRun {
+    fn of(self, url: Url) -> Url {
+        if self == Self::Yes { url.query("dryRun", "All") } else { url }
+    }
 }
 
 /// How the API server explains an error.
@@ -171,10 +177,8 @@ impl<'a> Cluster<'a> {
     pub fn apply(&self, kind: Kind, object: &Value, dry_run: DryRun) -> Result<()> {
         let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         let force = if self.config.force_conflicts { "true" } else { "false" };
-        let mut url = self.url(kind, name)?.query("fieldManager", FIELD_MANAGER).query("force", force);
-        if dry_run == DryRun::Yes {
-            url = url.query("dryRun", "All");
-        }
+        let url = self.url(kind, name)?.query("fieldManager", FIELD_MANAGER).query("force", force);
+        let url = dry_run.of(url);
         let response = Self::request(Method::Patch, &url)
             .header("content-type", "application/apply-patch+yaml")
             .body(serde_json::to_vec(object)?)
@@ -193,8 +197,8 @@ impl<'a> Cluster<'a> {
     }
 
     /// Deletes an object that may be gone already; of a Deployment also its pods, in the background.
-    pub fn delete(&self, kind: Kind, name: &str) -> Result<()> {
-        let response = Self::request(Method::Delete, &self.url(kind, name)?)
+    pub fn delete(&self, kind: Kind, name: &str, dry_run: DryRun) -> Result<()> {
+        let response = Self::request(Method::Delete, &dry_run.of(self.url(kind, name)?))
             .json(&json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}))?
             .send()?;
         if response.status == 404 && self.speaks_kubernetes(&response) {

@@ -3,7 +3,7 @@
 //!
 //! | setting | | |
 //! |---|---|---|
-//! | `api_url` | needed | The API server, e.g. `https://10.0.0.1:6443`. Its certificate must be trusted by the server's system: add the cluster's CA there. |
+//! | `api_url` | needed | The API server, e.g. `https://10.0.0.1:6443`. Its certificate must be trusted by the server's system, or by `SSL_CERT_FILE`. |
 //! | `namespace` | needed | Where to run agents. It must be there already. |
 //! | `image` | needed | The image of the agent runtime. `{{version}}`, `{{environment}}` and the like are not filled in: the same image runs every agent. |
 //! | `port` | `8080` | The port that the runtime listens on. |
@@ -14,16 +14,12 @@
 //! | `service_account` | the namespace's | |
 //! | `cpu`, `memory` | | Requested by each pod, e.g. `250m` and `512Mi`; memory is its limit too. |
 //! | `readiness_path` | | Where the runtime says over HTTP that it is ready; without one, an open port counts. |
-//! | `ready_seconds` | `20` | How long one attempt waits for the pods. |
-//! | `progress_deadline_seconds` | `300` | After this long without progress a rollout has failed. |
+//! | `ready_seconds` | `30` | How long one attempt waits for the pods. |
+//! | `progress_deadline_seconds` | `300` | After this long without progress a rollout has failed. Allow for the image's pull. |
 //! | `force_conflicts` | `false` | Take over fields that others (an autoscaler, a person) have changed. |
 //!
-//! Secret `token`: a service account's token. It needs, in the namespace:
-//! ```yaml
-//! rules:
-//!   - { apiGroups: [""], resources: ["configmaps", "services"], verbs: ["get", "create", "patch", "delete"] }
-//!   - { apiGroups: ["apps"], resources: ["deployments"], verbs: ["get", "create", "patch", "delete"] }
-//! ```
+//! Secret `token`: a service account's token that may get, create, patch and delete ConfigMaps, Services and Deployments in
+//! the namespace. The commands that make one, and what else a cluster needs: [`README.md`](../README.md).
 //!
 //! # What is applied
 //! All three are called `agent-DEPLOYMENT_ID`, so that the same deployment is the same objects however often it is
@@ -38,8 +34,8 @@
 //!
 //! # How it ends
 //! The Deployment's conditions decide: `Available` with all replicas updated is active; `Progressing` false has failed, and
-//! what was applied is removed again; all else is waited for, `ready_seconds` in one attempt, and then in the next.
-//! A field that somebody else manages is not taken over but reported, with the other's name. Undeploying deletes the
+//! what was applied is removed again; all else is waited for, `ready_seconds` in one attempt, and then in the next; the
+//! attempts are spread over `progress_deadline_seconds`, so that Kubernetes decides and nothing is left half-way. A field that somebody else manages is not taken over but reported, with the other's name. Undeploying deletes the
 //! three, and what is not there any more is no error.
 
 mod api;
@@ -55,7 +51,7 @@ use kaizen_plugin::{
 };
 use serde::Deserialize;
 
-use api::{Cluster, Kind};
+use api::{Cluster, DryRun, Kind};
 
 /// A namespace of a cluster, and how agents run there.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -108,9 +104,9 @@ pub struct Config {
     readiness_path: Option<String>,
     /// How many seconds one attempt waits for the pods.
     #[serde(default = "default_ready_seconds")]
-    #[schemars(range(max = 20))]
+    #[schemars(range(max = 90))]
     ready_seconds: u8,
-    /// After how many seconds without progress a rollout has failed.
+    /// After how many seconds without progress a rollout has failed. Allow for the image's pull.
     #[serde(default = "default_progress_deadline_seconds")]
     #[schemars(range(min = 10, max = 3600))]
     progress_deadline_seconds: u32,
@@ -128,7 +124,7 @@ fn default_replicas() -> u32 {
 }
 
 fn default_ready_seconds() -> u8 {
-    20
+    30
 }
 
 fn default_progress_deadline_seconds() -> u32 {
@@ -155,19 +151,20 @@ impl Plugin for Kubernetes {
 
 /// Before it is looked again whether pods are ready.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Before another attempt at a rollout that goes on.
-const LATER: Duration = Duration::from_secs(5);
+/// The shortest pause before another attempt at a rollout that goes on.
+const SHORTEST_LATER: Duration = Duration::from_secs(5);
 
 impl DeploymentTarget for Kubernetes {
-    /// Does the API server take the token, and may it do in the namespace what it will have to? Applying nothing: the
-    /// objects of a deployment that there is not are asked for, and one is applied as a dry run.
+    /// Does the API server take the token, and may it do in the namespace what it will have to? Nothing is made: the
+    /// objects of a deployment that there is not are asked for, and applied and deleted as a dry run.
     fn check(call: &Call<Config>) -> Result<String> {
         let config = &call.config;
         let cluster = Cluster::new(config, &config.namespace);
         let version = cluster.version()?;
         for kind in Kind::ALL {
             cluster.get(kind, CHECKED)?;
-            cluster.apply(kind, &objects::of(config, CHECKED, &objects::nothing(), kind)?, api::DryRun::Yes)?;
+            cluster.apply(kind, &objects::of(config, CHECKED, &objects::nothing(), kind)?, DryRun::Yes)?;
+            cluster.delete(kind, CHECKED, DryRun::Yes)?;
         }
         Ok(format!(
             "Kubernetes {version} at {} takes objects in the namespace {}.",
@@ -183,9 +180,9 @@ impl DeploymentTarget for Kubernetes {
         // Pods mount the ConfigMap and are found by the Service: both are there before the first pod is.
         for (percent, kind) in [(10, Kind::ConfigMap), (20, Kind::Service), (30, Kind::Deployment)] {
             progress(percent, &format!("Applying {} {name} in {}", kind.as_str(), config.namespace));
-            cluster.apply(kind, &objects::of(config, &name, release, kind)?, api::DryRun::No)?;
+            cluster.apply(kind, &objects::of(config, &name, release, kind)?, DryRun::No)?;
         }
-        await_ready(&cluster, &name, Duration::from_secs(config.ready_seconds.into()))?;
+        await_ready(call, &cluster, &name)?;
         progress(100, &format!("All {} pods of {name} are ready", config.replicas));
         Ok(Registration {
             id: format!("{}/{name}", config.namespace),
@@ -210,13 +207,14 @@ const CHECKED: &str = "agent-check";
 /// All three; the pods first, for they use the others.
 fn remove(cluster: &Cluster<'_>, name: &str) -> Result<()> {
     for kind in [Kind::Deployment, Kind::Service, Kind::ConfigMap] {
-        cluster.delete(kind, name)?;
+        cluster.delete(kind, name, DryRun::No)?;
     }
     Ok(())
 }
 
 /// Waits for the pods. A rollout that has failed is removed; one that goes on is for the next attempt.
-fn await_ready(cluster: &Cluster<'_>, name: &str, patience: Duration) -> Result<()> {
+fn await_ready(call: &Call<Config>, cluster: &Cluster<'_>, name: &str) -> Result<()> {
+    let patience = Duration::from_secs(call.config.ready_seconds.into());
     let began = Instant::now();
     loop {
         match cluster.state(name)? {
@@ -231,13 +229,21 @@ fn await_ready(cluster: &Cluster<'_>, name: &str, patience: Duration) -> Result<
             State::Pending(what) if began.elapsed() + PAUSE > patience => {
                 return Err(Error::Unavailable {
                     message: format!("the pods are not ready yet: {what}"),
-                    retry_after: Some(LATER),
+                    retry_after: Some(later(call)),
                 });
             }
             State::Pending(what) => progress(60, &format!("Waiting for the pods: {what}")),
         }
         std::thread::sleep(PAUSE);
     }
+}
+
+/// The pause before the next attempt: twice as long each time, the first four together the progress deadline. A server
+/// makes five attempts; by the last one the Deployment's conditions have decided.
+fn later(call: &Call<Config>) -> Duration {
+    let deadline = Duration::from_secs(call.config.progress_deadline_seconds.into());
+    let doubled = 1 << call.attempt.saturating_sub(1).min(3);
+    (deadline * doubled / 15).max(SHORTEST_LATER)
 }
 
 /// `NAMESPACE/NAME`, as [`DeploymentTarget::deploy`] gave it.

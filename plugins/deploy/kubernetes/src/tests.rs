@@ -194,6 +194,19 @@ fn a_rollout_that_goes_on_is_for_the_next_attempt_and_a_failed_one_is_removed() 
 }
 
 #[test]
+fn the_attempts_outlast_the_progress_deadline() {
+    for deadline in [10, 300, 3600] {
+        let pauses = (1..=4).map(|attempt| {
+            let mut call = call(json!({ "progress_deadline_seconds": deadline }));
+            call.attempt = attempt;
+            later(&call)
+        });
+        let all: Duration = pauses.sum();
+        assert!(all >= Duration::from_secs(deadline) && all <= Duration::from_secs(deadline + 20), "{all:?}");
+    }
+}
+
+#[test]
 fn what_is_gone_can_be_removed() {
     for missing in [false, true] {
         let far_side = testing::answer(move |_| {
@@ -277,15 +290,17 @@ fn checking_makes_nothing() {
             Method::Get if request.url.path_and_query() == "/version" => {
                 Response::new(200, r#"{"gitVersion":"v1.33.1"}"#)
             }
-            Method::Get => status(404, "NotFound", "not found", json!({})),
+            Method::Get | Method::Delete => status(404, "NotFound", "not found", json!({})),
             _ => Response::new(200, "{}"),
         })
     });
     assert!(Kubernetes::check(&call(json!({}))).unwrap().contains("v1.33.1"));
     let writes: Vec<_> = far_side.requests().into_iter().filter(|request| request.method != Method::Get).collect();
-    assert_eq!(writes.len(), 3);
-    assert!(writes.iter().all(|request| request.url.path_and_query().contains("&dryRun=All")));
-    assert_eq!(*seen.borrow(), 7);
+    // A token that may not delete could never stop what it deployed.
+    assert_eq!(writes.iter().filter(|request| request.method == Method::Delete).count(), 3);
+    assert_eq!(writes.len(), 6);
+    assert!(writes.iter().all(|request| request.url.path_and_query().contains("dryRun=All")));
+    assert_eq!(*seen.borrow(), 10);
     let _far_side = testing::answer(|_| Ok(Response::new(200, "{}")));
     assert!(matches!(Kubernetes::check(&call(json!({}))), Err(Error::Config(why)) if why.contains("api_url")));
 }
