@@ -7,8 +7,9 @@
 //!
 //! The operator offers the folder under the name `audit`; each connection writes files of its own in it, named by its
 //! id, so that connections can't write over each other. A batch counts as stored once it is on the disk (`fsync`). A
-//! file that has grown to `rotate_megabytes` is renamed and a new one begun; nothing is ever deleted, which is the
-//! operator's to do.
+//! file that has grown to `rotate_megabytes` is renamed (`….before-SEQUENCE.jsonl`) and a new one begun; nothing is ever
+//! deleted, which is the operator's to do. Delivery is at least once: after a crash or a full disk a line may be cut short
+//! and some events come again, with the same `id`; readers skip lines that are no JSON.
 
 mod journal;
 

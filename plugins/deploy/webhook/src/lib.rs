@@ -30,8 +30,9 @@
 //!
 //! # Signature
 //! `Kaizen-Signature: t=SECONDS,v1=HEX`, HMAC-SHA256 over `SECONDS.BODY`, and the headers of Standard Webhooks
-//! (`Webhook-Id`, `Webhook-Timestamp`, `Webhook-Signature`). `Idempotency-Key` and `Webhook-Id` are the same for every
-//! attempt at a piece of work: answer a repeated one as the first time.
+//! (`Webhook-Id`, `Webhook-Timestamp`, `Webhook-Signature`). How a receiver checks them, ready to copy in three languages:
+//! [`audit/webhook/README.md`](../../../audit/webhook/README.md). `Idempotency-Key` and `Webhook-Id` are the same for every
+//! attempt at a piece of work: do nothing twice for the same one, and answer how it is now.
 //!
 //! # What is answered
 //! Any 2xx is agreement. A JSON object may say more:
