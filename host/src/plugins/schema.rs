@@ -1,11 +1,14 @@
 //! The schema of a plugin's configurations. The plugin wrote it, and the server applies it outside of the sandbox, so what
-//! that may cost is bounded before it is used for the first time:
+//! that may cost is bounded here, before it is used for the first time:
 //!
-//! | in a schema | otherwise |
+//! | in a schema | what it could cost |
 //! |---|---|
-//! | `$ref` leads to a place in the same schema (`#/…`) and never back to where it stands | a loop ends the process |
-//! | with every `$ref` followed, at most [`WEIGHT`] subschemas | twenty definitions that name the next one twice are a million |
-//! | a `pattern` needs no look-around or back-reference | matching takes time exponential in the text |
+//! | `$ref` leads to a place in the same schema (`#/…`) and never back to where it stands | a recursion without end |
+//! | with every `$ref` followed, at most [`WEIGHT`] subschemas | work that doubles with each definition |
+//! | a `pattern` needs no look-around or back-reference | matching in time exponential in the text, up to the engine's limit |
+//!
+//! The first two `jsonschema` 0.61 withstands (measured: loops end, and 24 definitions that name the next one twice cost
+//! nothing); it does not promise to, and a server that is ended by a schema is ended for every tenant.
 
 use std::collections::BTreeMap;
 
