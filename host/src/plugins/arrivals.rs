@@ -23,6 +23,7 @@ use super::{
     install::{self, ChangeError, Registered},
     library::Library,
     signature::{Signature, SignatureError},
+    vouch,
 };
 use crate::{
     audit,
@@ -41,6 +42,8 @@ pub struct Candidate {
     pub(super) wasm: Bytes,
     pub(super) origin: Origin,
     pub(super) signature: Option<Signature>,
+    /// Of what is part of this server; see [`super::vouch`].
+    pub(super) seal: Option<String>,
 }
 
 impl Candidate {
@@ -101,7 +104,7 @@ impl Plugins {
         if plugin.manifest.view(plugin.kind) != again.manifest.view(again.kind) {
             return Err(kept("`describe` does not say the same each time".into()));
         }
-        Ok(Candidate { plugin: Arc::new(plugin), wasm, origin, signature })
+        Ok(Candidate { plugin: Arc::new(plugin), wasm, origin, signature, seal: None })
     }
 
     /// Keeps the bundled plugins with the other versions, so that what comes with a release can be gone back to after the
@@ -116,6 +119,7 @@ impl Plugins {
             row.is_some_and(|row| {
                 versions
                     .iter()
+                    .filter(|v| v.origin != Origin::Bundled || v.signer.is_some() || vouch::holds(&library.secrets, v))
                     .any(|v| (v.plugin_id, &v.version, &v.digest) == (row.id, &plugin.manifest.version, &plugin.digest))
             })
         };
@@ -131,8 +135,11 @@ impl Plugins {
         let mut taken = Vec::new();
         for plugin in new {
             let Some(wasm) = bytes.get(&plugin.digest) else { continue };
-            let candidate =
-                Candidate { plugin, wasm: Bytes::from_static(wasm), origin: Origin::Bundled, signature: None };
+            let seal = vouch::seal(&library.secrets, &self.0.clock, &plugin.digest);
+            let seal = seal
+                .map_err(|error| InstallError::Kept { name: plugin.manifest.name.clone(), why: error.to_string() })?;
+            let (wasm, origin) = (Bytes::from_static(wasm), Origin::Bundled);
+            let candidate = Candidate { plugin, wasm, origin, signature: None, seal: Some(seal) };
             taken.extend(bundled_one(&mut tx, &self.0.clock, &candidate).await?);
         }
         rows::sweep_artifacts(&mut tx).await?;

@@ -105,7 +105,7 @@ pub async fn register(
         size: i64::try_from(candidate.wasm.len()).unwrap_or(i64::MAX),
         origin: candidate.origin,
         signer: candidate.signature.as_ref().map(|signature| signature.key.to_string()),
-        signature: candidate.signature.as_ref().map(|signature| signature.digits()),
+        signature: candidate.signature.as_ref().map(|signature| signature.digits()).or(candidate.seal.clone()),
         manifest: json!(manifest).to_string(),
         enabled: false,
         created_by: by,
@@ -115,7 +115,9 @@ pub async fn register(
     let (fresh, mut renewed) = (found.is_none(), false);
     if let Some(found) = found {
         let same = found.digest == version.digest;
-        if same && (version.signature.is_none() || version.signature == found.signature) {
+        // A seal takes only a seal's place: what a signature vouches for needs none.
+        let kept = version.origin == Origin::Bundled && (found.origin != Origin::Bundled || found.signer.is_some());
+        if same && (kept || version.signature.is_none() || version.signature == found.signature) {
             return Ok(Registered { plugin, version: found, fresh: false, renewed: false });
         }
         if !same && (found.origin, version.origin) != (Origin::Bundled, Origin::Bundled) {

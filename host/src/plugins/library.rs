@@ -21,12 +21,13 @@ use super::{
     Changes, InstallError, ManifestView, Plugin, PluginError, Plugins, Wanted, bundled, check, install,
     registry::{Installed, Loaded, Missing, Registry},
     signature::{Signature, Trust},
+    vouch,
 };
 use crate::{
     bus::{Bus, Hint},
     clock::Clock,
     config::Config,
-    domain::{connection::Kind, fault::Fault, plugin, plugin::Origin},
+    domain::{connection::Kind, fault::Fault, plugin},
     sandbox::{Sandbox, cache::Cache, egress},
     secrets::Secrets,
     store::{Store, plugins as rows},
@@ -39,7 +40,7 @@ const POLL: Duration = Duration::from_secs(1);
 pub struct Ingredients<'a> {
     /// Folders, limits, trusted keys.
     pub config: &'a Config,
-    /// For the key of the compiled components.
+    /// For the key of the compiled components, and for the seals of what came with the server.
     pub secrets: &'a Secrets,
     /// The way out.
     pub egress: egress::Client,
@@ -56,6 +57,8 @@ pub(super) struct Library {
     pub(super) store: Store,
     pub(super) bus: Bus,
     pub(super) trust: Trust,
+    /// For the seals of what came with the server.
+    pub(super) secrets: Secrets,
     pub(super) max_bytes: usize,
     /// One refresh at a time; when the last look for something that was missing began.
     turn: Mutex<Option<Instant>>,
@@ -75,6 +78,7 @@ impl Plugins {
             store: from.store.clone(),
             bus: from.bus.clone(),
             trust: Trust::new(config.plugins_trusted_keys.clone()),
+            secrets: from.secrets.clone(),
             max_bytes: config.plugins_max_bytes,
             turn: Mutex::new(None),
         };
@@ -231,7 +235,7 @@ impl Plugins {
         if check::digest(&wasm) != row.digest {
             return Err(kept("its component in the database is not what was installed: upload it again"));
         }
-        if row.origin != Origin::Bundled {
+        if !vouch::holds(&library.secrets, row) {
             let signature = Signature::stored(row.signer.as_deref(), row.signature.as_deref());
             let checked = library.trust.check(&wasm, signature.as_ref());
             checked.map_err(|error| InstallError::Signature { name: origin.clone(), error })?;

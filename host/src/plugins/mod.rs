@@ -23,6 +23,7 @@ mod schema;
 pub mod signature;
 mod suspension;
 mod types;
+mod vouch;
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -63,6 +63,7 @@ pub async fn reseal(store: &Store, keys: &Secrets, clock: &Clock) -> Result<Rese
         }
         // Done only when a whole pass met nothing that was still to be done.
         if pass.stale == 0 {
+            super::vouch::reseal(store, keys, clock).await?;
             return Ok(done);
         }
     }

@@ -49,7 +49,7 @@ pub struct Version {
     pub origin: Origin,
     /// The Ed25519 public key it is signed with, hexadecimal.
     pub signer: Option<String>,
-    /// The signature, hexadecimal.
+    /// The signature, hexadecimal; without a signer, this server's own seal on what came with it.
     pub signature: Option<String>,
     /// JSON of a `ManifestView`.
     pub manifest: String,
