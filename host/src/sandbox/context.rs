@@ -74,6 +74,12 @@ pub struct Context {
     written: Mutex<String>,
 }
 
+/// Control characters, and those that make a terminal show another line or another order than is there.
+fn misleads(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// Denials that are kept to explain a failure.
 const DENIALS: usize = 4;
 const LAST_WORDS: usize = 500;
@@ -131,24 +137,18 @@ impl Context {
 
     /// A text of the guest's as it may be shown: at most `bytes` long, without secrets and control characters.
     pub fn for_people(&self, text: &str, bytes: usize) -> String {
-        let masked = self.vault.mask_text(text);
-        let mut end = masked.len().min(bytes);
-        while !masked.is_char_boundary(end) {
-            end -= 1;
-        }
-        let (kept, cut) = masked.split_at(end);
-        let mut shown: String = kept.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let masked = self.vault.mask_text(text, bytes);
+        let (kept, cut) = masked.split_at(masked.floor_char_boundary(bytes));
+        let mut shown: String = kept.chars().map(|c| if misleads(c) { ' ' } else { c }).collect();
         if !cut.is_empty() {
             shown.push('…');
         }
         shown
     }
 
-    /// What the guest wrote to its standard output or error.
+    /// A line that the guest wrote to its standard output or error, without secrets.
     pub(super) fn wrote(&self, line: &str) {
         self.log(Level::Debug, line);
-        #[cfg(test)]
-        self.written.lock().push_str(&format!("{line}\n"));
         let mut last = self.last_words.lock();
         if !last.is_empty() {
             last.push(' ');
@@ -172,6 +172,12 @@ impl Context {
         if denials.len() < DENIALS && !denials.contains(&why) {
             denials.push(why);
         }
+    }
+
+    /// The guest's output as it is, for the tests.
+    #[cfg(test)]
+    pub(super) fn keep(&self, output: &[u8]) {
+        self.written.lock().push_str(&String::from_utf8_lossy(output));
     }
 
     /// Everything that the guest wrote.

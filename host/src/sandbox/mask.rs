@@ -13,10 +13,48 @@ const SHORTEST: usize = 4;
 /// The same for what is found inside of base64.
 const SHORTEST_INSIDE: usize = 8;
 
+/// One text to look for, prepared for the search of Knuth, Morris and Pratt: in one pass, whatever text and far side are.
+struct Needle {
+    bytes: Vec<u8>,
+    /// For each beginning of it, how much of its end is a beginning again.
+    borders: Vec<usize>,
+}
+
+impl Needle {
+    fn new(bytes: Vec<u8>) -> Self {
+        let mut needle = Self { borders: vec![0; bytes.len()], bytes };
+        let mut border = 0;
+        for at in 1..needle.bytes.len() {
+            if let Some(byte) = needle.bytes.get(at).copied() {
+                border = needle.advance(border, byte);
+            }
+            if let Some(slot) = needle.borders.get_mut(at) {
+                *slot = border;
+            }
+        }
+        needle
+    }
+
+    /// How much of it stands at the end of a text, after `matched` of it did and then came `byte`.
+    fn advance(&self, mut matched: usize, byte: u8) -> usize {
+        while self.bytes.get(matched) != Some(&byte) {
+            if matched == 0 {
+                return 0;
+            }
+            matched = self.border(matched);
+        }
+        matched + 1
+    }
+
+    fn border(&self, matched: usize) -> usize {
+        matched.checked_sub(1).and_then(|at| self.borders.get(at)).copied().unwrap_or(0)
+    }
+}
+
 /// What to look for.
 #[derive(Default)]
 pub struct Needles {
-    needles: Vec<Vec<u8>>,
+    needles: Vec<Needle>,
     /// Which bytes a needle begins with.
     first: Vec<bool>,
 }
@@ -52,12 +90,17 @@ impl Needles {
                 *slot = true;
             }
         }
-        Self { needles, first }
+        Self { needles: needles.into_iter().map(Needle::new).collect(), first }
     }
 
     /// Whether there is nothing to look for.
     pub fn is_empty(&self) -> bool {
         self.needles.is_empty()
+    }
+
+    /// Bytes of the longest.
+    pub fn longest(&self) -> usize {
+        self.needles.iter().map(|needle| needle.bytes.len()).max().unwrap_or(0)
     }
 
     fn begins(&self, byte: u8) -> bool {
@@ -87,16 +130,24 @@ fn inside_base64(secret: &[u8]) -> Vec<Vec<u8>> {
 /// Masks one stream.
 pub struct Mask {
     needles: Arc<Needles>,
-    /// Bytes at the end of what came so far that may be the beginning of a secret.
+    /// How far each needle has come.
+    found: Vec<Found>,
+    /// Bytes at the end of what came so far that may be the beginning of a secret, as they will be handed on if they are not.
     held: Vec<u8>,
-    /// The same bytes as they will be handed on, if no secret begins in them.
-    shown: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Found {
+    /// So much of the needle stands at the end of what came so far.
+    matched: usize,
+    /// Up to here, in what is held, its occurrences are masked already.
+    masked: usize,
 }
 
 impl Mask {
     /// At the beginning of a stream.
     pub fn new(needles: Arc<Needles>) -> Self {
-        Self { needles, held: Vec::new(), shown: Vec::new() }
+        Self { found: vec![Found::default(); needles.needles.len()], needles, held: Vec::new() }
     }
 
     /// A whole text at once.
@@ -109,35 +160,40 @@ impl Mask {
 
     /// The next piece; returns what can be handed on.
     pub fn push(&mut self, piece: &[u8]) -> Vec<u8> {
-        let mut bytes = std::mem::take(&mut self.held);
-        bytes.extend_from_slice(piece);
-        let mut out = std::mem::take(&mut self.shown);
+        let mut out = std::mem::take(&mut self.held);
+        let before = out.len();
         out.extend_from_slice(piece);
-        let mut hold = bytes.len();
-        for at in 0..bytes.len() {
-            let Some(rest) = bytes.get(at..) else { break };
-            if !rest.first().is_some_and(|byte| self.needles.begins(*byte)) {
+        let mut hold = before;
+        for (end, byte) in (before + 1..).zip(piece) {
+            if hold == 0 && !self.needles.begins(*byte) {
                 continue;
             }
-            for needle in &self.needles.needles {
-                if rest.starts_with(needle) {
-                    if let Some(found) = out.get_mut(at..at + needle.len()) {
-                        found.fill(b'*');
+            hold = 0;
+            for (needle, found) in self.needles.needles.iter().zip(&mut self.found) {
+                found.matched = needle.advance(found.matched, *byte);
+                let whole = needle.bytes.len();
+                if found.matched == whole {
+                    if let Some(occurrence) = out.get_mut(found.masked.max(end - whole)..end) {
+                        occurrence.fill(b'*');
                     }
-                } else if needle.starts_with(rest) {
-                    hold = hold.min(at);
+                    found.masked = end;
+                    found.matched = needle.border(whole);
                 }
+                hold = hold.max(found.matched);
             }
         }
-        self.held = bytes.split_off(hold);
-        self.shown = out.split_off(hold);
+        let handed_on = out.len() - hold;
+        self.held = out.split_off(handed_on);
+        for found in &mut self.found {
+            found.masked = found.masked.saturating_sub(handed_on);
+        }
         out
     }
 
     /// The end of the stream: what is held is no secret, or was found to be part of one.
     pub fn finish(&mut self) -> Vec<u8> {
-        self.held.clear();
-        std::mem::take(&mut self.shown)
+        self.found.fill(Found::default());
+        std::mem::take(&mut self.held)
     }
 }
 
@@ -215,6 +271,16 @@ mod tests {
         assert_eq!(mask.push(b"abc s3"), b"abc ");
         assert_eq!(mask.push(b"x"), b"s3x");
         assert!(mask.finish().is_empty());
+    }
+
+    #[test]
+    fn a_far_side_cannot_make_the_search_slow() {
+        // What compares every occurrence anew needs the length of the secret times that of the answer: hours.
+        let secret = "a".repeat(16 << 10);
+        let mut mask = Mask::new(needles(&[&secret]));
+        let piece = vec![b'a'; 64 << 10];
+        let masked: usize = (0..256).map(|_| mask.push(&piece).iter().filter(|byte| **byte == b'*').count()).sum();
+        assert_eq!(masked + mask.finish().len(), 16 << 20);
     }
 
     proptest! {

@@ -134,8 +134,16 @@ impl Vault {
         }
     }
 
-    /// A text for people, without any secret.
-    pub fn mask_text(&self, text: &str) -> String {
+    /// Masks a stream of text for people.
+    pub fn mask_stream(&self) -> Mask {
+        Mask::new(self.all.clone())
+    }
+
+    /// The beginning of a text for people, without any secret: at least its first `bytes`, if it has as many.
+    pub fn mask_text(&self, text: &str, bytes: usize) -> String {
+        // No further than a secret can reach that begins in what is wanted: a guest may hand over megabytes.
+        let end = text.ceil_char_boundary(bytes.saturating_add(self.all.longest()).saturating_add(4));
+        let (text, _) = text.split_at(end);
         if self.all.is_empty() {
             return text.to_owned();
         }
@@ -208,6 +216,11 @@ mod tests {
         let mut headers = HeaderMap::from_iter([(http::header::ETAG, "x-s3cr3t-token-x".parse().unwrap())]);
         vault.mask_headers(&mut headers);
         assert_eq!(headers[http::header::ETAG], "x-************-x");
-        assert_eq!(vault.mask_text("token=s3cr3t-token key=sign-with-me"), "token=************ key=************");
+        let text = "token=s3cr3t-token key=sign-with-me";
+        assert_eq!(vault.mask_text(text, 100), "token=************ key=************");
+        for bytes in 0..text.len() {
+            let beginning = vault.mask_text(text, bytes);
+            assert!("token=************ key=************".starts_with(&beginning[..bytes]), "{beginning}");
+        }
     }
 }

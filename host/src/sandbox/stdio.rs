@@ -16,7 +16,7 @@ use wasmtime_wasi::{
     p2::{OutputStream, Pollable, StreamResult},
 };
 
-use super::context::Context;
+use super::{context::Context, mask::Mask};
 
 /// A line that has not ended is handed on at this length.
 const LINE: usize = 1024;
@@ -25,25 +25,36 @@ const LINE: usize = 1024;
 #[derive(Clone)]
 pub(super) struct Lines {
     context: Arc<Context>,
-    unfinished: Arc<Mutex<Vec<u8>>>,
+    unfinished: Arc<Mutex<Unfinished>>,
+}
+
+/// What has not become a line yet.
+struct Unfinished {
+    /// Before anything is cut into lines: half a secret would not be found any more.
+    mask: Mask,
+    line: Vec<u8>,
 }
 
 impl Lines {
     pub(super) fn new(context: Arc<Context>) -> Self {
-        Self { context, unfinished: Arc::default() }
+        let unfinished = Unfinished { mask: context.vault.mask_stream(), line: Vec::new() };
+        Self { context, unfinished: Arc::new(Mutex::new(unfinished)) }
     }
 
     fn take(&self, bytes: &[u8]) {
+        #[cfg(test)]
+        self.context.keep(bytes);
         let mut unfinished = self.unfinished.lock();
-        for byte in bytes {
-            if *byte != b'\n' {
-                unfinished.push(*byte);
+        let Unfinished { mask, line } = &mut *unfinished;
+        for byte in mask.push(bytes) {
+            if byte != b'\n' {
+                line.push(byte);
             }
-            if *byte == b'\n' || unfinished.len() >= LINE {
-                if !unfinished.is_empty() {
-                    self.context.wrote(&String::from_utf8_lossy(&unfinished));
+            if byte == b'\n' || line.len() >= LINE {
+                if !line.is_empty() {
+                    self.context.wrote(&String::from_utf8_lossy(line));
                 }
-                unfinished.clear();
+                line.clear();
             }
         }
     }
