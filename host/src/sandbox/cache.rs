@@ -255,6 +255,40 @@ mod tests {
     }
 
     #[test]
+    fn what_another_build_compiled_is_never_loaded() {
+        use wasmtime::{Config, ModuleVersionStrategy};
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let cache = Cache::new(folder.to_owned(), &[7; 32]);
+        let ours = engine::build(&Default::default()).unwrap();
+        let own = Identity::of(&ours, EMPTY);
+        cache.component(&ours, EMPTY).unwrap();
+        let path = folder.join(own.file_name());
+        let good = std::fs::read(&path).unwrap();
+        let (mut version, mut settings) = (Config::new(), Config::new());
+        version.module_version(ModuleVersionStrategy::Custom("another".into())).unwrap();
+        version.epoch_interruption(true);
+        settings.epoch_interruption(false);
+        for other in [version, settings] {
+            let other = Engine::new(&other).unwrap();
+            let theirs = Identity::of(&other, EMPTY);
+            assert_ne!(own.file_name(), theirs.file_name());
+            cache.component(&other, EMPTY).unwrap();
+            // Under our name: authentic, and not for this engine.
+            std::fs::copy(folder.join(theirs.file_name()), &path).unwrap();
+            assert!(cache.read(&path, &own).is_err());
+            cache.component(&ours, EMPTY).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), good, "and the file is made anew");
+            // Even authenticated as ours it is not run: wasmtime itself does not know it as its own.
+            let compiled = other.precompile_component(EMPTY).unwrap();
+            cache.write(&path, &own, &compiled).unwrap();
+            assert!(cache.read(&path, &own).unwrap().is_some() && native::load(&ours, &Trusted(&compiled)).is_err());
+            cache.component(&ours, EMPTY).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), good, "and the file is made anew");
+        }
+    }
+
+    #[test]
     fn a_cache_that_cannot_be_written_costs_only_time() {
         let folder = tempfile::tempdir().unwrap();
         let blocked = folder.path().join("file");
