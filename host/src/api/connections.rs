@@ -138,7 +138,7 @@ async fn try_out(app: &App, connection: &Connection, secrets: &BTreeMap<String, 
             Ok(protocol) => {
                 sso::feasible(protocol, config).map_err(|why| Problem::invalid(vec![Fault::new("/config", why)]))?
             }
-            Err(PluginError::Unavailable { .. }) => {}
+            Err(PluginError::Unavailable { .. } | PluginError::Postponed { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -244,7 +244,7 @@ impl From<PluginError> for Problem {
     fn from(error: PluginError) -> Self {
         match &error {
             PluginError::Config(message) => Self::invalid(vec![Fault::new("/config", message)]),
-            PluginError::Unavailable { retry_after: Some(wait), .. } => {
+            PluginError::Unavailable { retry_after: Some(wait), .. } | PluginError::Postponed { after: wait, .. } => {
                 Self::new(ProblemType::Upstream, error.to_string())
                     .with_header(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)))
             }

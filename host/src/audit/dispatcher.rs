@@ -237,6 +237,7 @@ async fn while_renewing<T>(app: &App, cursor: &Cursor, call: impl Future<Output 
 async fn put_off(app: &App, cursor: &Cursor, error: &PluginError) -> Result<(), StoreError> {
     let asked = match error {
         PluginError::Unavailable { retry_after, .. } => *retry_after,
+        PluginError::Postponed { after, .. } => return postpone(app, cursor, *after).await,
         _ => None,
     };
     let failures = u32::try_from(cursor.attempt + 1).unwrap_or(u32::MAX);
@@ -246,6 +247,14 @@ async fn put_off(app: &App, cursor: &Cursor, error: &PluginError) -> Result<(), 
     metrics::counter!("kaizen_audit_delivery_failures_total").increment(1);
     let mut tx = app.store.begin().await?;
     store::delivery::failed(&mut tx, cursor, &message, app.clock.now() + pause).await?;
+    tx.commit().await
+}
+
+/// Gives the sink back where the call did not begin: no failure of the sink, so what the last one said stays.
+async fn postpone(app: &App, cursor: &Cursor, after: Duration) -> Result<(), StoreError> {
+    let pause = backoff(1, Some(after), LONGEST_PAUSE, u64::from_be_bytes(app.clock.bytes()));
+    let mut tx = app.store.begin().await?;
+    store::delivery::postponed(&mut tx, cursor, app.clock.now() + pause).await?;
     tx.commit().await
 }
 

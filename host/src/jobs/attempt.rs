@@ -34,6 +34,14 @@ pub(super) enum Failure {
         /// Whether the far side may have done something all the same.
         uncertain: bool,
     },
+    /// It did not come to an attempt.
+    #[error("{message}")]
+    Postponed {
+        /// What is in the way.
+        message: String,
+        /// When to come back.
+        after: Duration,
+    },
     /// Another attempt would end the same way.
     #[error("{0}")]
     Fatal(String),
@@ -59,6 +67,7 @@ impl From<PluginError> for Failure {
             PluginError::Unavailable { retry_after, .. } => {
                 Failure::Retry { message, after: retry_after, uncertain: true }
             }
+            PluginError::Postponed { after, .. } => Failure::Postponed { message, after },
             error if error.retryable() => Failure::Retry { message, after: None, uncertain: true },
             _ => Failure::Fatal(message),
         }
@@ -162,14 +171,19 @@ async fn keep(app: App, job: Job, lost: CancellationToken) {
 async fn settle(app: &App, job: &Job, failure: Failure) -> &'static str {
     let again = match &failure {
         Failure::Lost => return "lost",
-        Failure::Retry { after, uncertain, .. } => (job.attempts < job.max_attempts).then_some((*after, *uncertain)),
+        Failure::Retry { after, uncertain, .. } => {
+            (job.attempts < job.max_attempts).then_some(Again { after: *after, uncertain: *uncertain, counts: true })
+        }
+        Failure::Postponed { after, .. } => Some(Again { after: Some(*after), uncertain: false, counts: false }),
         Failure::Fatal(_) => None,
     };
     let message: String = failure.to_string().chars().take(ERROR_LENGTH).collect();
     tracing::warn!(job = %job.id, attempt = job.attempts, error = message, retried = again.is_some(), "an attempt failed");
     for pause in [1, 2, 4, 0] {
         let written = match again {
-            Some((after, uncertain)) => put_back(app, job, &message, after, uncertain).await.map(|()| "retried"),
+            Some(again) => {
+                put_back(app, job, &message, again).await.map(|()| if again.counts { "retried" } else { "postponed" })
+            }
             None => give_up(app, job, &message).await.map(|()| "failed"),
         };
         match written {
@@ -182,22 +196,31 @@ async fn settle(app: &App, job: &Job, failure: Failure) -> &'static str {
     "lost"
 }
 
-async fn put_back(
-    app: &App,
-    job: &Job,
-    message: &str,
+/// How a job is taken up again.
+#[derive(Debug, Clone, Copy)]
+struct Again {
+    /// When, if somebody said so.
     after: Option<Duration>,
+    /// The far side may have done something all the same.
     uncertain: bool,
-) -> Result<(), StoreError> {
+    /// It was an attempt.
+    counts: bool,
+}
+
+async fn put_back(app: &App, job: &Job, message: &str, again: Again) -> Result<(), StoreError> {
     let now = app.clock.now();
     let failures = u32::try_from(job.attempts).unwrap_or(u32::MAX);
-    let pause = backoff(failures, after, LONGEST_PAUSE, u64::from_be_bytes(app.clock.bytes()));
+    let pause = backoff(failures, again.after, LONGEST_PAUSE, u64::from_be_bytes(app.clock.bytes()));
     let mut tx = app.store.begin().await?;
     let held = store::jobs::hold(&mut tx, job, now).await?;
     // Who called it off does not wait for a pause that was meant for success.
     let run_at = if held.cancel_requested && !job.cancel_requested { now } else { now + pause };
-    note(&mut tx, job, message, pause, now).await?;
-    store::jobs::later(&mut tx, job, run_at, message, uncertain, now).await?;
+    let attempt = again.counts.then_some(job.attempts);
+    note(&mut tx, job, message, pause, attempt, now).await?;
+    if !again.counts {
+        store::jobs::uncount(&mut tx, job).await?;
+    }
+    store::jobs::later(&mut tx, job, run_at, message, again.uncertain, now).await?;
     tx.commit().await?;
     app.bus.publish(Hint::Deployment { deployment: job.payload.deployment_id });
     Ok(())
@@ -209,16 +232,18 @@ async fn note(
     job: &Job,
     message: &str,
     pause: Duration,
+    attempt: Option<i64>,
     now: chrono::DateTime<chrono::Utc>,
 ) -> Result<(), StoreError> {
     let found = store::deployments::lock(tx, job.organization_id, job.payload.deployment_id).await?;
     let Some(deployment) = found else { return Ok(()) };
-    let told = format!(
-        "Attempt {} of {} failed: {message}; the next in {:.1} s",
-        job.attempts,
-        job.max_attempts,
-        pause.as_secs_f64()
-    );
+    let seconds = pause.as_secs_f64();
+    let told = match attempt {
+        Some(attempt) => {
+            format!("Attempt {attempt} of {} failed: {message}; the next in {seconds:.1} s", job.max_attempts)
+        }
+        None => format!("Waiting: {message}; trying in {seconds:.1} s"),
+    };
     let progress = crate::domain::deployment::Progress { percent: deployment.progress.percent, message: Some(told) };
     store::deployments::progress(tx, &deployment, &progress, Some(message), true, now).await
 }

@@ -12,6 +12,7 @@
 //! | a host stalls and comes back | its writes are refused: the fence has moved |
 //! | every attempt kills its host | attempts are counted when claiming: the job is given up |
 //! | an attempt fails | put back with `run_at` in the future: back-off with jitter, or as the far side asks |
+//! | the plugin's calls are suspended, or too many are under way | put back until then; it was no attempt |
 //! | an attempt panics | as a failed attempt |
 //! | the host is asked to stop | nothing more is claimed; what runs may end within [`DRAIN`], the rest is given back |
 

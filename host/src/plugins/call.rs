@@ -29,6 +29,9 @@ const MESSAGE: usize = 2000;
 /// Longest wait that a far side can ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
+/// When to come back where too many calls are under way.
+const BUSY: Duration = Duration::from_secs(1);
+
 /// What a call gives back: its store, and the export's own result if it came to one.
 pub(super) type Called<R> = (Store<State>, wasmtime::Result<Result<R, wit::Error>>);
 
@@ -112,6 +115,7 @@ impl PluginError {
         match self {
             PluginError::Config(_) | PluginError::Rejected(_) => Verdict::Works,
             PluginError::Unavailable { retry_after, .. } => Verdict::Away(*retry_after),
+            PluginError::Postponed { after, .. } => Verdict::Away(Some(*after)),
             PluginError::Internal(_) | PluginError::Fault(_) => Verdict::Defect,
         }
     }
@@ -137,8 +141,7 @@ impl Plugins {
                     suspended.failures,
                     suspended.reason
                 );
-                let retry_after = Some(plugin.lanes.wait(suspended.until));
-                return Err(PluginError::Unavailable { message, retry_after });
+                return Err(PluginError::Postponed { message, after: plugin.lanes.wait(suspended.until) });
             }
         };
         let started = Instant::now();
@@ -212,10 +215,10 @@ impl Plugins {
             Ok(Ok(result)) => Ok(result).into(),
             Ok(Err(error)) => Err(explained(&context, error)).into(),
             Err(Fault::Busy) => {
-                let (message, retry_after) = (Fault::Busy.to_string(), Some(Duration::from_secs(1)));
-                let result = Err(PluginError::Unavailable { message, retry_after });
+                let result = Err(PluginError::Postponed { message: Fault::Busy.to_string(), after: BUSY });
                 Ended { result, outcome: "busy", verdict: None }
             }
+            Err(Fault::Unreachable(message)) => Err(PluginError::Unavailable { message, retry_after: None }).into(),
             Err(Fault::Setup(why)) => Err(PluginError::Config(why)).into(),
             Err(fault) => {
                 tracing::warn!(target: "kaizen::plugin", plugin = manifest.name, connection = %binding.connection_id, %fault, "call ended");

@@ -51,6 +51,14 @@ pub enum PluginError {
         /// Where the far side said how long to wait; at most an hour.
         retry_after: Option<Duration>,
     },
+    /// The call did not begin: the connection's calls are suspended, or too many are under way. It is no attempt.
+    #[error("{message}")]
+    Postponed {
+        /// What is in the way.
+        message: String,
+        /// When to come back.
+        after: Duration,
+    },
     /// A defect of the plugin, as it says itself.
     #[error("defect of the plugin: {0}")]
     Internal(String),
@@ -63,7 +71,7 @@ impl PluginError {
     /// Whether another attempt may succeed without anybody changing anything. A fault may be the far side's slowness, so
     /// it counts; attempts are limited anyway.
     pub fn retryable(&self) -> bool {
-        matches!(self, PluginError::Unavailable { .. } | PluginError::Fault(_))
+        matches!(self, PluginError::Unavailable { .. } | PluginError::Postponed { .. } | PluginError::Fault(_))
     }
 
     /// The same error, saying one thing more.
@@ -76,6 +84,7 @@ impl PluginError {
             PluginError::Unavailable { message, retry_after } => {
                 PluginError::Unavailable { message: add(message), retry_after }
             }
+            PluginError::Postponed { message, after } => PluginError::Postponed { message: add(message), after },
             PluginError::Internal(message) => PluginError::Internal(add(message)),
             PluginError::Fault(message) => PluginError::Fault(add(message)),
         }
@@ -86,7 +95,7 @@ impl PluginError {
         match self {
             PluginError::Config(_) => "config",
             PluginError::Rejected(_) => "rejected",
-            PluginError::Unavailable { .. } => "unavailable",
+            PluginError::Unavailable { .. } | PluginError::Postponed { .. } => "unavailable",
             PluginError::Internal(_) => "internal",
             PluginError::Fault(_) => "fault",
         }

@@ -172,6 +172,23 @@ pub async fn failed(tx: &mut Tx, cursor: &Cursor, error: &str, next_at: DateTime
         .map(|done| done.rows_affected()))?)
 }
 
+/// Gives a held sink back without having tried it, to be tried from `next_at`.
+///
+/// # Errors
+/// [`StoreError::Stale`] if it is no longer held under this fence.
+pub async fn postponed(tx: &mut Tx, cursor: &Cursor, next_at: DateTime<Utc>) -> Result<(), StoreError> {
+    let sql = "UPDATE audit_deliveries SET next_at = $4, lease_owner = NULL, lease_until = NULL
+               WHERE organization_id = $1 AND sink_id = $2 AND fence = $3";
+    one(on!(tx, |c| sqlx::query(sql)
+        .bind(cursor.organization_id)
+        .bind(cursor.sink_id)
+        .bind(cursor.fence)
+        .bind(next_at)
+        .execute(c)
+        .await
+        .map(|done| done.rows_affected()))?)
+}
+
 /// Gives a held sink back.
 ///
 /// # Errors

@@ -318,6 +318,23 @@ pub async fn later(
     if changed == 1 { Ok(()) } else { Err(StoreError::Stale) }
 }
 
+/// Takes back that an attempt was counted when this held job was claimed: it did not come to one.
+///
+/// # Errors
+/// [`StoreError::Stale`] if it is no longer held under this fence.
+pub async fn uncount(tx: &mut Tx, held: &Job) -> Result<(), StoreError> {
+    let sql = "UPDATE jobs SET attempts = attempts - 1
+               WHERE organization_id = $1 AND id = $2 AND fence = $3 AND state = 'running' AND attempts > 0";
+    let changed = on!(tx, |c| sqlx::query(sql)
+        .bind(held.organization_id)
+        .bind(held.id)
+        .bind(held.fence)
+        .execute(c)
+        .await
+        .map(|done| done.rows_affected()))?;
+    if changed == 1 { Ok(()) } else { Err(StoreError::Stale) }
+}
+
 /// Gives back everything a stopping worker still holds. The attempts it cut short are not counted, and the fence moves on,
 /// so that none of them can still write. Returns how many.
 ///

@@ -118,6 +118,26 @@ async fn the_far_side_says_how_long_to_wait() {
 }
 
 #[tokio::test]
+async fn what_did_not_begin_is_no_attempt() {
+    for fixture in Fixture::each().await {
+        let app = fixture.app().await;
+        let (tenant, deployment, mut job) = begun(&fixture, &app).await;
+        // Also where no attempt would be left.
+        job.attempts = job.max_attempts;
+        let suspended = "calls are suspended".to_owned();
+        let failure = Failure::from(PluginError::Postponed { message: suspended, after: Duration::from_secs(100) });
+        assert_eq!(settle(&app, &job, failure).await, "postponed");
+        let waiting = fixture.job(&tenant, job.id).await;
+        assert_eq!((waiting.state, waiting.attempts, waiting.uncertain), (JobState::Queued, 0, false));
+        let wait = waiting.run_at - app.clock.now();
+        assert!(wait > TimeDelta::seconds(90) && wait < TimeDelta::seconds(115), "{wait}");
+        let seen = fixture.seen(&deployment).await;
+        assert_eq!(seen.status, DeploymentState::Running);
+        assert!(seen.progress.message.unwrap().starts_with("Waiting: calls are suspended"));
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_work_fails_at_once_and_is_told_in_the_trail() {
     let fixture = Fixture::sqlite().await;
     let app = fixture.app().await;
