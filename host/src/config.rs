@@ -75,6 +75,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { name: "plugin_call_seconds", help: "time of one call, waiting for far sides included (30)" },
     Setting { name: "plugin_deploy_seconds", help: "the same for a deployment, which may take longer (120)" },
     Setting { name: "plugin_http_requests", help: "HTTP requests of one call (64)" },
+    Setting { name: "plugin_http_seconds", help: "time of one request with its whole answer (20)" },
     Setting { name: "plugin_http_out_kib", help: "headers and bodies of one call's requests, KiB (16384)" },
     Setting { name: "plugin_http_in_kib", help: "bodies of the answers to one call, KiB (16384)" },
     Setting { name: "plugin_result_kib", help: "one result, or one argument to a host function, KiB (4096)" },

@@ -30,6 +30,7 @@ pub(super) fn bounds(layers: &Layers) -> Result<Bounds, ConfigError> {
         http_requests: number(layers, "plugin_http_requests", default.call.http_requests, 0..=100_000)?,
         http_out_bytes: number(layers, "plugin_http_out_kib", default.call.http_out_bytes >> 10, 0..=1 << 20)? << 10,
         http_in_bytes: number(layers, "plugin_http_in_kib", default.call.http_in_bytes >> 10, 0..=1 << 20)? << 10,
+        http_exchange: seconds("plugin_http_seconds", default.call.http_exchange, 1..=600)?,
         transfer_bytes: bytes("plugin_result_kib", default.call.transfer_bytes, 1 << 10, 64..=1 << 20)?,
         ..default.call
     };

@@ -111,6 +111,7 @@ fn plugins_may_take_what_is_set_and_nonsense_is_one_clear_line() {
         ("KAIZEN_PLUGIN_CPU_MS", "250"),
         ("KAIZEN_PLUGIN_CALL_SECONDS", "3"),
         ("KAIZEN_PLUGIN_HTTP_IN_KIB", "10"),
+        ("KAIZEN_PLUGIN_HTTP_SECONDS", "2"),
         ("KAIZEN_PLUGIN_RESULT_KIB", "100"),
         ("KAIZEN_PLUGIN_CALLS", "4"),
         ("KAIZEN_PLUGIN_LOG_LINES_PER_SECOND", "7"),
@@ -119,6 +120,7 @@ fn plugins_may_take_what_is_set_and_nonsense_is_one_clear_line() {
     assert_eq!((bounds.call.memory_bytes, bounds.stack_bytes), (64 << 20, 512 << 10));
     assert_eq!((bounds.call.cpu, bounds.call.wall), (Duration::from_millis(250), Duration::from_secs(3)));
     assert_eq!((bounds.call.http_in_bytes, bounds.call.transfer_bytes), (10 << 10, 100 << 10));
+    assert_eq!(bounds.call.http_exchange, Duration::from_secs(2));
     assert_eq!((bounds.calls, bounds.calls_per_plugin, bounds.calls_per_connection), (4, 4, 4), "defaults give way");
     assert_eq!(bounds.log_lines_per_second, 7);
 

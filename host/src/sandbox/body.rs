@@ -1,4 +1,4 @@
-//! The body of an answer on its way in: counted, and never waited for without end.
+//! The body of an answer on its way in: counted, and not waited for longer than the exchange may take.
 
 use std::{
     pin::Pin,
@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::egress::EgressError;
+use super::egress::{EXCHANGE, EgressError};
 
 /// Bytes that may still come or go; shared by all requests of one call.
 #[derive(Debug)]
@@ -37,8 +37,8 @@ impl Budget {
 pub struct EgressBody {
     incoming: Incoming,
     budget: Arc<Budget>,
-    idle: Duration,
-    deadline: Pin<Box<Sleep>>,
+    whole: Duration,
+    until: Pin<Box<Sleep>>,
     _connection: AbortOnDropHandle<()>,
 }
 
@@ -46,10 +46,10 @@ impl EgressBody {
     pub(super) fn new(
         incoming: Incoming,
         budget: Arc<Budget>,
-        idle: Duration,
+        (until, whole): (Instant, Duration),
         connection: AbortOnDropHandle<()>,
     ) -> Self {
-        Self { incoming, budget, idle, deadline: Box::pin(tokio::time::sleep(idle)), _connection: connection }
+        Self { incoming, budget, whole, until: Box::pin(tokio::time::sleep_until(until)), _connection: connection }
     }
 }
 
@@ -59,9 +59,11 @@ impl Body for EgressBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, EgressError>>> {
         let this = self.get_mut();
+        if this.until.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(EgressError::Timeout { what: EXCHANGE, limit: this.whole })));
+        }
         match Pin::new(&mut this.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                this.deadline.as_mut().reset(Instant::now() + this.idle);
                 let size = match (frame.data_ref(), frame.trailers_ref()) {
                     (Some(data), _) => data.len(),
                     (_, Some(trailers)) => trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum(),
@@ -75,10 +77,7 @@ impl Body for EgressBody {
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
             Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => {
-                ready!(this.deadline.as_mut().poll(cx));
-                Poll::Ready(Some(Err(EgressError::Timeout { what: "the next piece of the answer", limit: this.idle })))
-            }
+            Poll::Pending => Poll::Pending,
         }
     }
 

@@ -17,9 +17,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use url::Host;
 
@@ -82,6 +83,9 @@ pub enum EgressError {
     /// The far side does not speak HTTP/1.1, or hung up.
     #[error("HTTP: {0}")]
     Http(#[from] hyper::Error),
+    /// The plugin broke off in its request's body.
+    #[error("the plugin did not finish the request")]
+    Unfinished,
     /// More bytes than the limit.
     #[error("the {0} is larger than allowed")]
     TooLarge(&'static str),
@@ -96,6 +100,9 @@ impl EgressError {
         matches!(self, EgressError::Target(_) | EgressError::Denied(_))
     }
 }
+
+/// What takes too long where all of it together does.
+pub(super) const EXCHANGE: &str = "the request with its whole answer";
 
 /// What one request may take.
 #[derive(Debug, Clone, Copy)]
@@ -131,8 +138,6 @@ struct Inner {
 }
 
 const RESOLVE: Duration = Duration::from_secs(5);
-/// Between two pieces of an answer's body.
-const IDLE: Duration = Duration::from_secs(30);
 /// Addresses of one name that are tried.
 const ADDRESSES: usize = 4;
 const HEADER_BYTES: usize = 64 << 10;
@@ -154,16 +159,10 @@ impl Client {
     /// # Errors
     /// Where a rule refuses the address, nothing answers in time, or the answer is too large.
     pub async fn fetch(&self, request: Request<Bytes>, limits: FetchLimits) -> Result<Response<Bytes>, EgressError> {
-        let fetching = async {
-            let budget = Arc::new(Budget::new(limits.response_bytes));
-            let response = self.send(request.map(Full::new), budget, limits.timeout).await?;
-            let (parts, body) = response.into_parts();
-            Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
-        };
-        match timeout(limits.timeout, Box::pin(fetching)).await {
-            Ok(result) => result,
-            Err(_) => Err(EgressError::Timeout { what: "the request", limit: limits.timeout }),
-        }
+        let budget = Arc::new(Budget::new(limits.response_bytes));
+        let response = self.send(request.map(Full::new), budget, limits.timeout, limits.timeout).await?;
+        let (parts, body) = response.into_parts();
+        Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
     }
 
     /// Whether the operator's policy covers the target.
@@ -179,16 +178,34 @@ impl Client {
         )))
     }
 
-    /// Sends one request; the answer's body comes as it arrives, and counts against `budget`.
+    /// Sends one request; the answer's body comes as it arrives, and counts against `budget`. From looking up the name to
+    /// the answer's last byte it takes `whole` at the most, and to the answer's head `first_byte` once it is sent.
     ///
     /// # Errors
     /// As [`Client::fetch`].
     pub async fn send(
         &self,
-        mut request: Request<Full<Bytes>>,
+        request: Request<Full<Bytes>>,
         budget: Arc<Budget>,
         first_byte: Duration,
+        whole: Duration,
     ) -> Result<Response<EgressBody>, EgressError> {
+        let until = Instant::now() + whole;
+        let over = || EgressError::Timeout { what: EXCHANGE, limit: whole };
+        if whole.is_zero() {
+            return Err(over());
+        }
+        let asking = Box::pin(self.ask(request, first_byte));
+        let (response, connection) = timeout_at(until, asking).await.map_err(|_| over())??;
+        Ok(response.map(|body| EgressBody::new(body, budget, (until, whole), connection)))
+    }
+
+    /// Connects and sends; ends with the answer's head.
+    async fn ask(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        first_byte: Duration,
+    ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), EgressError> {
         let target = Target::of_uri(request.uri())?;
         self.permits(&target)?;
         let addresses = self.addresses(&target.host).await?;
@@ -198,8 +215,14 @@ impl Client {
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
         *request.uri_mut() = path.parse::<Uri>().map_err(|error| EgressError::Denied(error.to_string()))?;
         let host = target.authority().parse().map_err(|_| EgressError::Denied(format!("{target} is no host name")))?;
-        request.headers_mut().insert(header::HOST, host);
-        request.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+        let headers = request.headers_mut();
+        // Where a request ends is not the guest's to say: two who read it differently would see two different requests.
+        for framing in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::TE, header::TRAILER, header::UPGRADE]
+        {
+            headers.remove(framing);
+        }
+        headers.insert(header::HOST, host);
+        headers.insert(header::CONNECTION, header::HeaderValue::from_static("close"));
 
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_buf_size(HEADER_BYTES)
@@ -214,7 +237,7 @@ impl Client {
         let response = timeout(first_byte, sender.send_request(request))
             .await
             .map_err(|_| EgressError::Timeout { what: "the far side", limit: first_byte })??;
-        Ok(response.map(|body| EgressBody::new(body, budget, IDLE, connection)))
+        Ok((response, connection))
     }
 
     /// The checked addresses of a host.

@@ -62,6 +62,9 @@ pub enum Fault {
     /// What was granted is not there.
     #[error("{0}")]
     Setup(String),
+    /// The name of what was granted cannot be looked up just now.
+    #[error("{0}")]
+    Unreachable(String),
     /// Too many calls at once.
     #[error("too many calls of this plugin at once")]
     Busy,
@@ -255,7 +258,7 @@ impl Sandbox {
         let running = {
             let (engine, context, clock) = (self.engine.clone(), context.clone(), self.clock.clone());
             async move {
-                let store = State::store(&engine, context.clone(), &clock).await.map_err(Fault::Setup)?;
+                let store = State::store(&engine, context.clone(), &clock).await?;
                 let (store, result) = body(store).await;
                 let result = result.map_err(|error| explain(&error, store.data(), &context));
                 // The place in the pool is free before somebody else's turn comes.

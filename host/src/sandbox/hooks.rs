@@ -8,16 +8,36 @@ use std::{
     task::{Context as Task, Poll},
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
-use http_body_util::{BodyExt, Full, Limited};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
-use super::{body::EgressBody, context::Context, egress::EgressError, mask::Mask, pattern::Target, secret};
+use super::{
+    body::EgressBody,
+    context::Context,
+    egress::{EXCHANGE, EgressError},
+    mask::Mask,
+    pattern::Target,
+    secret,
+};
 
 /// The hooks of one call.
-pub(super) struct Hooks(pub(super) Arc<Context>);
+pub(super) struct Hooks {
+    context: Arc<Context>,
+    /// Requests end by then, whatever they were given: before the call does, so that the guest can say why it failed.
+    until: Instant,
+}
+
+impl Hooks {
+    /// For a call that begins now.
+    pub(super) fn new(context: Arc<Context>) -> Self {
+        let until = Instant::now() + context.limits.wall.mul_f64(0.9);
+        Self { context, until }
+    }
+}
 
 type Sent = Result<(Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>), Error>;
 
@@ -28,9 +48,9 @@ impl WasiHttpHooks for Hooks {
         options: Option<RequestOptions>,
         _failure: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        let context = self.0.clone();
+        let (context, until) = (self.context.clone(), self.until);
         Box::new(async move {
-            match send(&context, request, options).await {
+            match send(&context, until, request, options).await {
                 // The connection belongs to the body, so there is nothing more to drive.
                 Ok(response) => Ok((response, Box::new(async { Ok(()) }) as Box<_>)),
                 Err(error) => {
@@ -48,12 +68,16 @@ impl WasiHttpHooks for Hooks {
 
 async fn send(
     context: &Context,
+    until: Instant,
     request: Request<WasiBody>,
     options: Option<RequestOptions>,
 ) -> Result<Response<WasiBody>, EgressError> {
     let limits = &context.limits;
     if context.requests.fetch_add(1, Ordering::Relaxed) >= limits.http_requests {
         return Err(EgressError::Denied(format!("more than {} requests in one call", limits.http_requests)));
+    }
+    if [Method::CONNECT, Method::TRACE].contains(request.method()) {
+        return Err(EgressError::Denied(format!("{} requests are not offered to plugins", request.method())));
     }
     let target = Target::of_uri(request.uri())?;
     context.grants.http(&target).map_err(EgressError::Denied)?;
@@ -71,10 +95,11 @@ async fn send(
     if secret::mentions(&body) && !context.placeholders_in_arguments {
         return Err(EgressError::Denied("a secret may only be named in a header's value, not in a body".into()));
     }
-    let first_byte = options.and_then(|options| options.first_byte_timeout).unwrap_or(limits.wall).min(limits.wall);
+    let whole = limits.http_exchange.min(until.saturating_duration_since(Instant::now()));
+    let first_byte = options.and_then(|options| options.first_byte_timeout).map_or(whole, |wish| wish.min(whole));
     tracing::debug!(target: "kaizen::plugin", plugin = context.plugin, connection = context.connection, method = %parts.method, %target, injected, "request");
     let request = Request::from_parts(parts, Full::new(body));
-    let mut response = context.egress.send(request, context.bytes_in.clone(), first_byte).await?;
+    let mut response = context.egress.send(request, context.bytes_in.clone(), first_byte, whole).await?;
     let mask = context.vault.mask();
     if mask.is_some() {
         refuse_encoding(response.headers())?;
@@ -83,24 +108,34 @@ async fn send(
     Ok(response.map(|body| Answer { body, mask, done: false }.boxed_unsync()))
 }
 
-/// The whole body of a request, before anything of it leaves.
-async fn collect(context: &Context, body: WasiBody, headers: &HeaderMap) -> Result<Bytes, EgressError> {
+/// The whole body of a request, before anything of it leaves. It counts as it comes: however many requests a guest writes
+/// at once, they hold no more than one call may send.
+pub(super) async fn collect(context: &Context, mut body: WasiBody, headers: &HeaderMap) -> Result<Bytes, EgressError> {
     let too_large = || EgressError::TooLarge("request");
-    let limit = usize::try_from(context.limits.http_out_bytes).unwrap_or(usize::MAX);
-    let body = Limited::new(body, limit).collect().await.map_err(|_| too_large())?.to_bytes();
     let headers: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if !context.bytes_out.take((body.len() + headers) as u64) {
+    if !context.bytes_out.take(headers as u64) {
         return Err(too_large());
     }
-    Ok(body)
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        // Trailers are left out, as of answers.
+        let Ok(data) = frame.map_err(|_| EgressError::Unfinished)?.into_data() else { continue };
+        if !context.bytes_out.take(data.len() as u64) {
+            return Err(too_large());
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
 }
 
+/// Refuses what cannot be searched for secrets.
 fn refuse_encoding(headers: &HeaderMap) -> Result<(), EgressError> {
-    match headers.get(header::CONTENT_ENCODING) {
-        Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => {
-            Err(EgressError::Encoding(String::from_utf8_lossy(encoding.as_bytes()).into_owned()))
-        }
-        _ => Ok(()),
+    let plain = |value: &HeaderValue, plain: &str| value.as_bytes().eq_ignore_ascii_case(plain.as_bytes());
+    let content = headers.get_all(header::CONTENT_ENCODING).iter().find(|value| !plain(value, "identity"));
+    let transfer = headers.get_all(header::TRANSFER_ENCODING).iter().find(|value| !plain(value, "chunked"));
+    match content.or(transfer) {
+        Some(encoding) => Err(EgressError::Encoding(String::from_utf8_lossy(encoding.as_bytes()).into_owned())),
+        None => Ok(()),
     }
 }
 
@@ -111,8 +146,9 @@ fn for_guest(error: EgressError) -> Error {
         EgressError::Resolve(..) => Error::DnsError { rcode: None, info_code: None },
         EgressError::Connect(..) => Error::ConnectionRefused,
         EgressError::Tls(..) => Error::TlsCertificateError,
+        EgressError::Timeout { what: EXCHANGE, .. } => Error::HttpResponseTimeout,
         EgressError::Timeout { .. } => Error::ConnectionTimeout,
-        EgressError::Http(_) => Error::HttpProtocolError,
+        EgressError::Http(_) | EgressError::Unfinished => Error::HttpProtocolError,
         EgressError::TooLarge("request") => Error::HttpRequestBodySize(None),
         EgressError::TooLarge(_) => Error::HttpResponseBodySize(None),
         EgressError::Encoding(encoding) => Error::HttpResponseContentCoding(Some(encoding)),

@@ -148,6 +148,71 @@ async fn a_thousand_requests_are_cut_off() {
 }
 
 #[tokio::test]
+async fn a_slow_drip_is_told_to_the_guest_before_the_call_ends() {
+    let yard = Yard::with(Bounds::default(), |_| "drip".to_owned());
+    let guest = yard.guest(&rust("drip"));
+    let limits = Limits { http_exchange: Duration::from_millis(100), ..Limits::default() };
+    let told = yard.main(&guest, limits).await;
+    let timeout = "refused HTTP response timeout";
+    assert_eq!(told.ended, Ok(()), "{told:?}");
+    assert_eq!(told.printed, format!("first: {timeout}\nsecond: {timeout}\n"), "{told:?}");
+    // However much time a request is given: the call has less.
+    let limits = Limits { http_exchange: Duration::from_secs(60), wall: Duration::from_secs(4), ..Limits::default() };
+    let told = yard.main(&guest, limits).await;
+    let at_once = "refused ErrorCode::HttpResponseTimeout";
+    assert_eq!((told.ended, told.printed), (Ok(()), format!("first: {timeout}\nsecond: {at_once}\n")));
+}
+
+#[tokio::test]
+async fn requests_written_at_once_hold_no_more_than_one_call_may_send() {
+    use http_body_util::{BodyExt as _, StreamBody};
+    let yard = Yard::new();
+    let context = yard.context(Limits { http_out_bytes: 1000, ..Limits::default() });
+    let none = http::HeaderMap::new();
+    // 600 bytes, and nobody knows what comes after.
+    let body = || {
+        let begun = futures::stream::iter([Ok(hyper::body::Frame::data(bytes::Bytes::from_static(&[0; 600])))]);
+        StreamBody::new(futures::StreamExt::chain(begun, futures::stream::pending())).boxed_unsync()
+    };
+    let mut first = std::pin::pin!(super::hooks::collect(&context, body(), &none));
+    assert!(futures::poll!(&mut first).is_pending());
+    let second = super::hooks::collect(&context, body(), &none).await;
+    assert_eq!(second.unwrap_err().to_string(), "the request is larger than allowed");
+}
+
+#[tokio::test]
+async fn no_tunnel_no_mirror_and_no_framing_of_its_own() {
+    let yard = Yard::with(Bounds::default(), |_| "{request}".to_owned());
+    let told = yard.main(&yard.guest(&rust("methods")), Limits::default()).await;
+    for (what, line) in ["connect", "trace", "other"].iter().zip(told.printed.lines()) {
+        assert!(line.starts_with(&format!("{what}: refused")), "{told:?}");
+    }
+    let requests = yard.far.requests.lock().clone();
+    let [request] = requests.as_slice() else { panic!("{requests:?}") };
+    let request = request.to_ascii_lowercase();
+    let lengths: Vec<&str> = request.lines().filter(|line| line.starts_with("content-length:")).collect();
+    assert_eq!(lengths, ["content-length: 5"], "{request}");
+    assert!(!request.contains("\r\nte:") && !request.contains("trailer"), "{request}");
+}
+
+#[tokio::test]
+async fn a_secret_is_not_logged_in_two_halves() {
+    use wasmtime_wasi::p2::OutputStream as _;
+    let yard = Yard::new();
+    let secret = "s3cr3t-".repeat(200);
+    let context = Arc::new(yard.revealing(&secret));
+    let mut lines = super::stdio::Lines::new(context.clone());
+    for piece in [&b"key: "[..], &secret.as_bytes()[..700], &secret.as_bytes()[700..], b"\nend\n"] {
+        lines.write(bytes::Bytes::copy_from_slice(piece)).unwrap();
+    }
+    assert!(context.written().contains(&secret), "it was written");
+    let said = context.last_words();
+    assert!(said.ends_with("** end") && !said.contains("s3cr3t"), "{said}");
+    let odd = context.for_people("a\u{202e}b\u{2028}c\u{1b}[2Jd", 100);
+    assert_eq!(odd, "a b c [2Jd");
+}
+
+#[tokio::test]
 async fn a_name_that_turns_inside_leads_nowhere() {
     let yard = Yard::new();
     yard.names(&[&["93.184.215.14", "127.0.0.1", "10.0.0.1"], &["127.0.0.1"]]);

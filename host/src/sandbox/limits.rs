@@ -7,6 +7,7 @@
 //! | time | the clock on the wall, host calls included |
 //! | stack | the engine's, so the same for all calls |
 //! | requests, bytes out and in | counted over all requests of the call |
+//! | time of one request | from looking up the name to the last byte; ends before the call does, so that the guest is told |
 //! | log | bytes of a line, and lines a second of one connection; what is over is dropped and counted |
 //! | values handed to the host | bytes for each transfer ("hostcall fuel"); host resources by number |
 //! | calls at once | turns for each connection, each plugin and all together; waiting for them is bounded too |
@@ -48,6 +49,8 @@ pub struct Limits {
     pub http_out_bytes: u64,
     /// Bytes of all answers' bodies.
     pub http_in_bytes: u64,
+    /// Time of one request with its whole answer; at most nine tenths of what is left of the call.
+    pub http_exchange: Duration,
     /// Bytes that one result, or one argument of a host function, may have.
     pub transfer_bytes: usize,
     /// Open streams, requests, files and the like, at once.
@@ -65,6 +68,7 @@ impl Default for Limits {
             http_requests: 64,
             http_out_bytes: 16 << 20,
             http_in_bytes: 16 << 20,
+            http_exchange: Duration::from_secs(20),
             transfer_bytes: 4 << 20,
             resources: 1000,
         }

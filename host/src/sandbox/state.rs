@@ -1,6 +1,6 @@
 //! What one store holds: made for a call, gone after it. Nothing of one call is visible in another.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt::Display, net::SocketAddr, sync::Arc, time::Duration};
 
 use wasmtime::{
     Engine, Store, UpdateDeadline,
@@ -14,7 +14,9 @@ use wasmtime_wasi::{
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::{
+    Fault,
     context::Context,
+    egress::EgressError,
     hooks::Hooks,
     limits::{Exceeded, Limiter},
     pattern,
@@ -41,7 +43,7 @@ impl State {
     ///
     /// # Errors
     /// Where a granted folder cannot be made, or a granted name not be resolved.
-    pub(super) async fn store(engine: &Engine, context: Arc<Context>, clock: &Clock) -> Result<Store<Self>, String> {
+    pub(super) async fn store(engine: &Engine, context: Arc<Context>, clock: &Clock) -> Result<Store<Self>, Fault> {
         let mut wasi = WasiCtx::builder();
         wasi.stdout(Lines::new(context.clone()));
         wasi.stderr(Lines::new(context.clone()));
@@ -49,10 +51,10 @@ impl State {
         wasi.wall_clock(WallClock(clock.clone()));
         wasi.allow_udp(false);
         for (name, path) in context.grants.directories() {
-            let made =
-                make_private(path).map_err(|error| format!("the folder `{name}` ({}): {error}", path.display()))?;
-            wasi.preopened_dir(made, format!("/{name}"), FsPerms::ReadWrite)
-                .map_err(|error| format!("the folder `{name}` ({}): {error}", path.display()))?;
+            let refused =
+                |error: &dyn Display| Fault::Setup(format!("the folder `{name}` ({}): {error}", path.display()));
+            let made = make_private(path).map_err(|error| refused(&error))?;
+            wasi.preopened_dir(made, format!("/{name}"), FsPerms::ReadWrite).map_err(|error| refused(&error))?;
         }
         let tcp = Arc::new(resolve_tcp(&context).await?);
         if tcp.is_empty() {
@@ -79,7 +81,7 @@ impl State {
             wasi: wasi.build(),
             table,
             http: WasiHttpCtx::new(),
-            hooks: Hooks(context.clone()),
+            hooks: Hooks::new(context.clone()),
             limiter: Limiter::new(&context.limits, context.usage.clone()),
             tcp,
             context,
@@ -126,12 +128,16 @@ fn make_private(path: &std::path::Path) -> std::io::Result<&std::path::Path> {
     Ok(path)
 }
 
-async fn resolve_tcp(context: &Context) -> Result<Hosts, String> {
+async fn resolve_tcp(context: &Context) -> Result<Hosts, Fault> {
     let mut hosts = Vec::new();
     for target in context.grants.tcp() {
-        let refused = |error: super::egress::EgressError| {
+        let refused = |error: EgressError| {
+            if !error.denied() {
+                // A name server that is away for a moment is nothing that somebody has to set right.
+                return Fault::Unreachable(error.to_string());
+            }
             context.deny(&error.to_string());
-            error.to_string()
+            Fault::Setup(error.to_string())
         };
         context.egress.permits(&target).map_err(refused)?;
         for address in context.egress.addresses(&target.host).await.map_err(refused)? {

@@ -2,9 +2,12 @@
 
 use wasip2::http::outgoing_handler;
 use wasip2::http::types::{Fields, Method, OutgoingBody, OutgoingRequest, Scheme};
+use wasip2::io::streams::StreamError;
 
 /// A request; whatever a guest puts here goes to the host as it is.
 pub struct Get<'a> {
+    /// Otherwise `GET`, or `POST` with a body.
+    pub method: Option<Method>,
     pub authority: &'a str,
     pub path: &'a str,
     pub headers: &'a [(&'a str, &'a str)],
@@ -13,7 +16,7 @@ pub struct Get<'a> {
 
 /// Towards a host, with nothing in it.
 pub fn get(authority: &str) -> Get<'_> {
-    Get { authority, path: "/", headers: &[], body: "" }
+    Get { method: None, authority, path: "/", headers: &[], body: "" }
 }
 
 /// An answer: status, headers as `name: value` lines, body.
@@ -31,7 +34,8 @@ impl Get<'_> {
             fields.append(name, value.as_bytes()).map_err(|error| format!("header: {error:?}"))?;
         }
         let request = OutgoingRequest::new(fields);
-        let method = if self.body.is_empty() { Method::Get } else { Method::Post };
+        let usual = if self.body.is_empty() { Method::Get } else { Method::Post };
+        let method = self.method.clone().unwrap_or(usual);
         request.set_method(&method).map_err(|()| "method")?;
         request.set_scheme(Some(&Scheme::Http)).map_err(|()| "scheme")?;
         request.set_authority(Some(self.authority)).map_err(|()| "authority")?;
@@ -55,8 +59,15 @@ impl Get<'_> {
         let incoming = answer.consume().map_err(|()| "body")?;
         let stream = incoming.stream().map_err(|()| "body")?;
         let mut body = Vec::new();
-        while let Ok(chunk) = stream.blocking_read(64 << 10) {
-            body.extend(chunk);
+        loop {
+            match stream.blocking_read(64 << 10) {
+                Ok(chunk) => body.extend(chunk),
+                Err(StreamError::Closed) => break,
+                Err(StreamError::LastOperationFailed(error)) => {
+                    // What comes after the first line is a backtrace, where the host has them on.
+                    return Err(error.to_debug_string().lines().next().unwrap_or_default().to_owned());
+                }
+            }
         }
         Ok(Answer { status: answer.status(), headers, body: String::from_utf8_lossy(&body).into_owned() })
     }

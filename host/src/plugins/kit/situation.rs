@@ -261,10 +261,9 @@ pub fn judge(seen: &Seen<'_>) -> Verdict {
         Situation::Cut => passing(seen, done),
         Situation::Drip => match seen.outcome {
             Outcome::Waiting(_) if seen.only_tcp => Verdict::Good,
-            Outcome::Waiting(_) => {
-                Verdict::Note("a time limit of its own for the answer would say more than the server's")
-            }
-            _ => Verdict::Good,
+            Outcome::Waiting(_) => Verdict::Wrong("it waits on although the server gave the answer up"),
+            _ if done => Verdict::Good,
+            _ => passing(seen, done),
         },
         Situation::Huge | Situation::Malformed => match seen.outcome {
             Outcome::Waiting(_) => hang(),
@@ -383,6 +382,8 @@ mod tests {
         wrong("deliver", Situation::ServerError, &done, Some(Detail::Stored(3)));
         wrong("deliver", Situation::TooMany, &unavailable(Some(7200)), None);
         wrong("deliver", Situation::Cut, &config, None);
+        wrong("deliver", Situation::Drip, &config, None);
+        wrong("deliver", Situation::Drip, &Outcome::Waiting(Duration::from_secs(10)), None);
         wrong("deliver", Situation::ClockOff, &unavailable(Some(0)), None);
         wrong("undeploy", Situation::NotFound, &config, None);
         wrong("deploy", Situation::Good, &done, Some(Detail::Twice));
@@ -403,6 +404,7 @@ mod tests {
             (Situation::ClockOff, &unavailable(Some(30))),
             (Situation::ServerError, &unavailable(None)),
             (Situation::Cut, &unavailable(None)),
+            (Situation::Drip, &unavailable(None)),
             (Situation::Good, &Outcome::Done("yes".into())),
         ] {
             assert_eq!(verdict("check", situation, outcome, None), Verdict::Good, "{situation:?}");

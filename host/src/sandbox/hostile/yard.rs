@@ -110,6 +110,14 @@ impl Connect for FarSide {
             let request = String::from_utf8_lossy(&request).into_owned();
             let answer = answer.replace("{request}", &request);
             requests.lock().push(request);
+            if answer == "drip" {
+                let mut next: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
+                while far.write_all(next).await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    next = b" ";
+                }
+                return;
+            }
             let answer = match answer.strip_prefix("302 ") {
                 Some(location) => format!("HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n"),
                 None => format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{answer}", answer.len()),
@@ -143,7 +151,8 @@ impl Yard {
         Self::with(Bounds::default(), |_| "hello".to_owned())
     }
 
-    /// With these limits; the far side answers `302 ADDRESS` with a redirect, and `{request}` with what it was sent.
+    /// With these limits; the far side answers `302 ADDRESS` with a redirect, `drip` with what never ends, and `{request}` with
+    /// what it was sent.
     pub(super) fn with(bounds: Bounds, answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let far = Arc::new(FarSide {
             names: Mutex::default(),
@@ -193,6 +202,14 @@ impl Yard {
         let vault = Vault::new(&grants, &secrets);
         let lines = Arc::new(LogRate::new(3, self.clock.clone()));
         self.sandbox.context("bad", "test".into(), grants, vault, limits, lines)
+    }
+
+    /// A call that may read its secret.
+    pub(super) fn revealing(&self, secret: &str) -> Context {
+        let slot = SecretSlot { name: "key".into(), description: String::new(), hosts: vec![] };
+        let asked = [Capability::RevealSecret("key".into())];
+        let grants = Grants::resolve(&asked, &[slot], &json!({}), &BTreeMap::new()).unwrap();
+        self.granted(Limits::default(), grants, &[("key", secret)])
     }
 
     /// Calls `run` of a guest in text.
