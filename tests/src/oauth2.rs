@@ -210,3 +210,26 @@ async fn another_providers_callback_never_reaches_the_token_endpoint(backend: Ba
     company.provider.iss(Some(format!("{}/login/oauth", company.provider.url)));
     assert_eq!(company.begin(&browser, "/canvas").await.url.path(), "/canvas");
 }
+
+/// The address of the authorization request is in the browser's hands: with fewer scopes GitHub shows fewer organizations,
+/// and fewer organizations can mean the better role.
+#[tokio::test]
+async fn nobody_hides_an_organization_by_asking_for_less() {
+    let company = Company::start(Backend::Sqlite).await;
+    let browser = Browser::new();
+    let start = format!("{}/auth/sso/{}/login?return_to=/canvas", company.world.server.url, company.connection);
+    let stop = |url: &Url| url.path() == "/login/oauth/authorize";
+    let page = browser.visit(Method::GET, Url::parse(&start).expect("an address"), &[], stop).await;
+    let mut altered = page.url.clone();
+    let query: Vec<(String, String)> = page.url.query_pairs().into_owned().collect();
+    altered.query_pairs_mut().clear().extend_pairs(
+        query.iter().map(|(name, value)| {
+            (name.as_str(), if name == "scope" { "read:user user:email" } else { value.as_str() })
+        }),
+    );
+    assert_ne!(altered, page.url);
+    let page = browser.visit(Method::GET, altered, &[], |url| url.path() == "/canvas").await;
+    assert_eq!((page.status, page.url.path()), (403, "/auth/sso/callback"), "{page:?}");
+    assert!(page.text.contains("read:org"), "{}", page.text);
+    assert_eq!(company.me(&browser).await.status, 401);
+}

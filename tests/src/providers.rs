@@ -4,8 +4,14 @@ use reqwest::Url;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Backend, Browser, CLIENT_ID, CLIENT_SECRET, Github, Page, Provider, Reply, Stub, Tenant, World, id,
+    Answer, Backend, Browser, CLIENT_ID, CLIENT_SECRET, OAuth2, Page, Provider, Reply, Stub, Tenant, World, id,
 };
+
+on_both!(
+    entra_gives_the_groups_that_are_too_many_for_its_token,
+    okta_signs_in_at_a_custom_authorization_server,
+    github_signs_in_by_the_verified_address_with_organizations_as_groups,
+);
 
 const TENANT_ID: &str = "72f988bf-86f1-41af-91ab-2d7cd011db47";
 
@@ -16,8 +22,8 @@ struct Company {
 }
 
 impl Company {
-    async fn start() -> Self {
-        let world = World::start(Backend::Sqlite).await;
+    async fn start(backend: Backend) -> Self {
+        let world = World::start(backend).await;
         let tenant = world.tenant("acme").await;
         Self { world, tenant }
     }
@@ -64,9 +70,8 @@ impl Company {
     }
 }
 
-#[tokio::test]
-async fn entra_gives_the_groups_that_are_too_many_for_its_token() {
-    let company = Company::start().await;
+async fn entra_gives_the_groups_that_are_too_many_for_its_token(backend: Backend) {
+    let company = Company::start(backend).await;
     let claims = json!({
         "ada": {
             "tid": TENANT_ID, "oid": "ada-oid", "hasgroups": true, "email": "ada@acme.test", "xms_edov": true, "name": "Ada",
@@ -120,6 +125,10 @@ async fn entra_gives_the_groups_that_are_too_many_for_its_token() {
         assert_eq!(company.me(&browser).await.status, 401);
     }
     assert_eq!(graph.seen().len(), 2, "they had no groups to ask for");
+    let events = company.tenant.owner.all("/api/v1/audit/events").await;
+    let refused = events.iter().filter(|e| e["action"] == "auth.login" && e["outcome"] == "failure");
+    let reasons: Vec<&str> = refused.filter_map(|e| e["details"]["reason"].as_str()).collect();
+    assert!(reasons.len() == 2 && reasons.iter().any(|why| why.contains("another tenant")), "{reasons:?}");
 
     // Without the groups nobody comes in, whoever they are.
     drop(graph);
@@ -129,9 +138,8 @@ async fn entra_gives_the_groups_that_are_too_many_for_its_token() {
     company.no_secret_in_the_log(&[]);
 }
 
-#[tokio::test]
-async fn okta_signs_in_at_a_custom_authorization_server() {
-    let company = Company::start().await;
+async fn okta_signs_in_at_a_custom_authorization_server(backend: Backend) {
+    let company = Company::start(backend).await;
     let claims = json!({
         "00u1": { "email": "ada@acme.test", "email_verified": true, "name": "Ada", "groups": ["Everyone", "Engineers"] },
         "00u2": { "email": "owner@acme.test", "email_verified": false, "groups": ["Engineers"] },
@@ -164,19 +172,21 @@ async fn okta_signs_in_at_a_custom_authorization_server() {
     }
 }
 
-#[tokio::test]
-async fn github_signs_in_by_the_verified_address_with_organizations_as_groups() {
-    let company = Company::start().await;
-    let octocat = |emails: Value, organizations: Value| json!({ "id": 583_231, "login": "octocat", "name": "The Octocat", "emails": emails, "organizations": organizations });
+async fn github_signs_in_by_the_verified_address_with_organizations_as_groups(backend: Backend) {
+    let company = Company::start(backend).await;
+    let octocat = |emails: Value, organizations: &[&str]| {
+        let orgs: Vec<Value> = organizations.iter().map(|login| json!({ "login": login })).collect();
+        json!({ "id": 583_231, "login": "octocat", "name": "The Octocat", "emails": emails, "orgs": orgs })
+    };
     let address = |verified: bool| {
         json!([
             { "email": "old@elsewhere.test", "primary": false, "verified": true, "visibility": null },
             { "email": "octo@acme.test", "primary": true, "verified": verified, "visibility": "private" },
         ])
     };
-    let github = Github::start(octocat(address(true), json!(["elsewhere", "acme"]))).await;
+    let github = OAuth2::start(octocat(address(true), &["elsewhere", "acme"])).await;
     let config = json!({
-        "url": github.stub.url, "organizations": ["acme"], "group_roles": { "acme": "developer" },
+        "url": github.url, "organizations": ["acme"], "group_roles": { "acme": "developer" },
         "default_role": "viewer",
     });
     let connection = company.connect("github", config).await;
@@ -191,21 +201,21 @@ async fn github_signs_in_by_the_verified_address_with_organizations_as_groups() 
     assert_eq!(company.roles(&browser).await, ["developer"], "by an organization on the second page");
 
     // The account's number counts, not its name: the same number under another name is the same person.
-    let mut renamed = octocat(address(true), json!(["acme"]));
+    let mut renamed = octocat(address(true), &["acme"]);
     renamed["login"] = "hubot".into();
-    github.user(renamed);
+    github.person(renamed);
     let (again, _) = company.sign_in(&connection, "").await;
     assert_eq!(company.me(&again).await.ok(200)["user"]["id"], me["user"]["id"]);
 
-    let mut stranger = octocat(address(true), json!(["elsewhere"]));
+    let mut stranger = octocat(address(true), &["elsewhere"]);
     stranger["id"] = 7.into();
-    let mut unverified = octocat(address(false), json!(["acme"]));
+    let mut unverified = octocat(address(false), &["acme"]);
     unverified["id"] = 8.into();
     for other in [stranger, unverified] {
-        github.user(other.clone());
+        github.person(other.clone());
         let (browser, page) = company.sign_in(&connection, "").await;
         assert_ne!(page.url.path(), "/canvas", "{other}: {page:?}");
         assert_eq!(company.me(&browser).await.status, 401);
     }
-    company.no_secret_in_the_log(&github.tokens());
+    company.no_secret_in_the_log(&github.secrets());
 }

@@ -15,6 +15,28 @@ on_both!(
     newcomers_without_a_role_stay_out,
 );
 
+/// What would fail for everybody who signs in is told to the administrator who asks.
+#[tokio::test]
+async fn a_check_finds_a_provider_that_is_not_what_the_connection_says() {
+    let company = Company::start(Backend::Sqlite, people()).await;
+    let owner = &company.tenant.owner;
+    let one = format!("/api/v1/identity-connections/{}", company.connection);
+    let check = async || owner.post(&format!("{one}/check"), json!({})).await;
+    check().await.ok(200);
+    let issuer = &company.provider.issuer;
+    for (wrong, why) in [(format!("{issuer}/"), "unexpected issuer"), (format!("{issuer}/elsewhere"), "404")] {
+        owner.patch(&one, json!({ "config": { "issuer": wrong } })).await.ok(200);
+        let problem = check().await.problem(502, "upstream");
+        assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains(why)), "{problem}");
+    }
+    // What can't be right whatever the provider says is not even stored.
+    for config in [json!({ "issuer": format!("{issuer}?a=b") }), json!({ "parameters": { "state": "mine" } })] {
+        owner.patch(&one, json!({ "config": config })).await.problem(422, "invalid");
+    }
+    owner.patch(&one, json!({ "config": { "issuer": issuer } })).await.ok(200);
+    check().await.ok(200);
+}
+
 /// A server with a provider and a connection to it.
 struct Company {
     world: World,

@@ -22,13 +22,13 @@ use super::{
     guard::change,
     idempotency::{Claimed, Once},
     page::{Item, Listed, Page, visible},
-    problem::{Fault, Problem, Result},
+    problem::{Fault, Problem, ProblemType, Result},
 };
 use crate::{
     app::App,
     authz::{self, Action, Context, Resource},
     domain::{connection::Kind, principal::Principal},
-    identity::sso,
+    identity::sso::{self, SsoError},
     plugins::{self, Attempt, PluginError},
     secrets::SecretsError,
     store::{
@@ -299,5 +299,14 @@ async fn remove(app: App, caller: Principal, (kind, id): (Kind, Uuid), if_match:
 async fn check(app: App, caller: Principal, kind: Kind, id: Uuid) -> Result<Json<Checked>> {
     let connection = find(&app, &caller, kind, id, actions(kind).check).await?;
     let binding = plugins::bind(&app.secrets, &connection)?;
-    Ok(Json(Checked { message: app.plugins.check(kind, &binding, &attempt(&app)).await? }))
+    let message = app.plugins.check(kind, &binding, &attempt(&app)).await?;
+    if kind == Kind::IdentityProvider {
+        // The host runs the protocol, so it has to reach the provider too.
+        let protocol = app.plugins.begin(&binding, &attempt(&app)).await?;
+        app.identity.check_sso(protocol, &binding.config).await.map_err(|error| match error {
+            SsoError::Config(why) => Problem::invalid(vec![Fault::new("/config", why)]),
+            error => Problem::new(ProblemType::Upstream, error.to_string()),
+        })?;
+    }
+    Ok(Json(Checked { message }))
 }

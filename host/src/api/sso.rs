@@ -221,11 +221,8 @@ impl From<SsoError> for Page {
                             administrator the number below.";
                 Self::new(StatusCode::FORBIDDEN, "Not signed in", text)
             }
-            SsoError::Provider(_) => {
+            SsoError::Provider(_) | SsoError::Plugin(PluginError::Unavailable { .. }) => {
                 upstream("Your identity provider does not answer as it should. Try again in a moment.")
-            }
-            SsoError::Plugin(PluginError::Rejected(message)) => {
-                Self::new(StatusCode::FORBIDDEN, "Not signed in", message.clone())
             }
             SsoError::Plugin(_) | SsoError::Config(_) => upstream(
                 "The connection to your identity provider does not work as it is set up. Tell your administrator.",

@@ -12,18 +12,19 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use url::{Url, form_urlencoded};
+use url::{Host, Url, form_urlencoded};
 
 use crate::sandbox::egress::{self, EgressError, FetchLimits};
 
-/// What the protocol itself sends: no connection replaces it.
-const RESERVED: [&str; 12] = [
+/// What the protocol itself sends, or what would replace it: no connection does.
+const RESERVED: [&str; 13] = [
     "client_id",
     "client_secret",
     "code_challenge",
     "code_challenge_method",
     "nonce",
     "redirect_uri",
+    "registration",
     "request",
     "request_uri",
     "response_mode",
@@ -32,7 +33,7 @@ const RESERVED: [&str; 12] = [
     "state",
 ];
 
-/// Why the provider's side did not work out. For the log; people are told less.
+/// Why the provider's side did not work out. For the log and for administrators; who signs in is told less.
 #[derive(Debug, thiserror::Error)]
 pub enum ProviderError {
     /// A rule refuses the provider's address, or it does not answer.
@@ -49,6 +50,42 @@ pub enum ProviderError {
 /// The callback names another issuer than the one that the browser was sent to: a mix-up (RFC 9207; RFC 9700, section 4.4).
 pub fn another_issuer() -> ProviderError {
     ProviderError::Untrusted("the callback is another issuer's (RFC 9207)".into())
+}
+
+/// An endpoint's address: RFC 6749, sections 3.1 and 3.2, want TLS and no fragment. Plain `http` is for providers on this
+/// machine.
+///
+/// # Errors
+/// A sentence that names the endpoint and what is wrong with its address.
+pub fn endpoint(what: &str, address: &str) -> Result<Url, String> {
+    let refuse = |why: &str| Err(format!("the {what} `{}` {why}", brief(address)));
+    let Ok(url) = Url::parse(address) else { return refuse("is not an address") };
+    let loopback = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    };
+    match url.scheme() {
+        "https" => {}
+        "http" if loopback => {}
+        _ => return refuse("must be https (http is for providers on this machine only)"),
+    }
+    if url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
+        return refuse("must have neither a fragment nor a user name");
+    }
+    Ok(url)
+}
+
+/// Whether these may go into an authorization request beside what the protocol sends.
+///
+/// # Errors
+/// A sentence that names the one that may not.
+pub fn check_parameters(parameters: &[(String, String)]) -> Result<(), String> {
+    match parameters.iter().find(|(name, _)| RESERVED.contains(&name.to_ascii_lowercase().as_str())) {
+        Some((name, _)) => Err(format!("`parameters`: `{}` is the server's to send; remove it", brief(name))),
+        None => Ok(()),
+    }
 }
 
 /// What a far side said, fit for a log line.
@@ -87,11 +124,10 @@ pub struct Tokens {
 }
 
 impl Flow<'_> {
-    /// Where to send somebody to sign in. `scope` is left out where it is empty.
+    /// Where to send somebody to sign in. `scope` is left out where it is empty; `parameters` passed [`check_parameters`].
     pub fn authorization(&self, endpoint: &Url, scope: &str, parameters: &[(String, String)]) -> Url {
         let mut url = endpoint.clone();
         let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(self.verifier));
-        let extra = parameters.iter().filter(|(name, _)| !RESERVED.contains(&name.as_str()));
         url.query_pairs_mut()
             .append_pair("response_type", "code")
             .append_pair("client_id", self.client_id)
@@ -100,7 +136,7 @@ impl Flow<'_> {
             .append_pair("state", self.state)
             .append_pair("code_challenge", &challenge)
             .append_pair("code_challenge_method", "S256")
-            .extend_pairs(extra);
+            .extend_pairs(parameters);
         url
     }
 
@@ -219,8 +255,7 @@ mod tests {
     #[test]
     fn a_browser_is_sent_off_with_state_and_challenge() {
         let endpoint = Url::parse("https://id.example.com/authorize?tenant=a").unwrap();
-        let parameters = [("state", "mine"), ("code_challenge_method", "plain"), ("prompt", "login")];
-        let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let parameters = [("prompt".to_owned(), "login".to_owned())];
         let url = FLOW.authorization(&endpoint, "read:user user:email", &parameters);
         let query: Vec<(String, String)> = url.query_pairs().into_owned().collect();
         let expected = [
@@ -237,6 +272,16 @@ mod tests {
         ];
         assert_eq!(query, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
         assert!(!FLOW.authorization(&endpoint, "", &[]).as_str().contains("scope"));
+    }
+
+    #[test]
+    fn parameters_can_not_replace_the_protocols_own() {
+        let check = |name: &str| check_parameters(&[("prompt".into(), "login".into()), (name.into(), "x".into())]);
+        for name in RESERVED {
+            assert!(check(name).unwrap_err().contains(name));
+        }
+        assert!(check("Redirect_URI").is_err());
+        assert_eq!(check("max_age"), Ok(()));
     }
 
     #[test]

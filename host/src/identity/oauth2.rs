@@ -3,7 +3,7 @@
 
 use secrecy::SecretString;
 use serde_json::Value;
-use url::{Host, Url};
+use url::Url;
 
 use super::code::{self, ClientAuth, Flow, ProviderError, Tokens};
 use crate::sandbox::egress;
@@ -34,8 +34,8 @@ impl Endpoints {
             }
         };
         Ok(Self {
-            authorization: endpoint("authorization", authorization)?,
-            token: endpoint("token", token)?,
+            authorization: code::endpoint("authorization endpoint", authorization)?,
+            token: code::endpoint("token endpoint", token)?,
             auth,
             issuer: property("issuer").map(str::to_owned),
         })
@@ -71,28 +71,6 @@ impl Endpoints {
             None => Url::parse(iss).is_ok_and(|iss| iss.origin() == self.authorization.origin()),
         }
     }
-}
-
-/// An endpoint's address: RFC 6749, sections 3.1 and 3.2, want TLS and no fragment. Plain `http` is for providers on this
-/// machine.
-fn endpoint(what: &str, address: &str) -> Result<Url, String> {
-    let refuse = |why: &str| Err(format!("the {what} endpoint `{}` {why}", code::brief(address)));
-    let Ok(url) = Url::parse(address) else { return refuse("is not an address") };
-    let loopback = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    };
-    match url.scheme() {
-        "https" => {}
-        "http" if loopback => {}
-        _ => return refuse("must be https (http is for providers on this machine only)"),
-    }
-    if url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
-        return refuse("must have neither a fragment nor a user name");
-    }
-    Ok(url)
 }
 
 #[cfg(test)]

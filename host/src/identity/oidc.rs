@@ -7,11 +7,11 @@ use arc_swap::ArcSwap;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use moka::sync::Cache;
 use openidconnect::{
     AccessToken, AccessTokenHash, AdditionalProviderMetadata, AsyncHttpClient, ClaimsVerificationError, ClientId,
-    HttpRequest, HttpResponse, IssuerUrl, JsonWebKeySet, Nonce, ProviderMetadata,
+    HttpRequest, HttpResponse, IssuerUrl, JsonWebKeySet, JsonWebKeySetUrl, Nonce, ProviderMetadata,
     core::{
         CoreAuthDisplay, CoreClaimName, CoreClaimType, CoreClientAuthMethod, CoreGrantType, CoreIdToken,
         CoreIdTokenClaims, CoreIdTokenVerifier, CoreJsonWebKey, CoreJweContentEncryptionAlgorithm,
@@ -43,6 +43,8 @@ const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
 const KEPT: Duration = Duration::from_secs(600);
 /// After keys were fetched again because of an unknown one, they are not for this long.
 const COOL_DOWN: TimeDelta = TimeDelta::seconds(30);
+/// More than this a discovery document or a set of keys does not have: keys stay in memory.
+const DOCUMENT_BYTES: u64 = 256 << 10;
 /// How far the provider's clock may be off.
 const SKEW: TimeDelta = TimeDelta::minutes(5);
 
@@ -71,12 +73,58 @@ type Metadata = ProviderMetadata<
     CoreSubjectIdentifierType,
 >;
 
+type Keys = JsonWebKeySet<CoreJsonWebKey>;
+
 /// A provider as discovered.
 struct Provider {
-    metadata: Metadata,
-    keys: ArcSwap<JsonWebKeySet<CoreJsonWebKey>>,
+    issuer: IssuerUrl,
+    authorization: Url,
+    token: Url,
+    /// How its token endpoint takes the client's secret.
+    auth: ClientAuth,
+    userinfo: Option<Url>,
+    jwks: JsonWebKeySetUrl,
+    /// Whether its callbacks always name it (RFC 9207).
+    names_itself: bool,
+    keys: ArcSwap<Keys>,
     /// When they were fetched again last.
     refetched: tokio::sync::Mutex<DateTime<Utc>>,
+}
+
+impl Provider {
+    /// Its endpoints are held to what [`code::endpoint`] wants: they are sent the code, the client's secret and tokens.
+    fn new(metadata: &Metadata) -> Result<Self, String> {
+        let token = metadata.token_endpoint().ok_or("discovery names no token_endpoint")?;
+        code::endpoint("jwks_uri", metadata.jwks_uri().as_str())?;
+        // Without a word about it, the provider takes HTTP Basic (OpenID Connect Discovery 1.0, section 3).
+        let post = metadata.token_endpoint_auth_methods_supported().is_some_and(|methods| {
+            !methods.contains(&CoreClientAuthMethod::ClientSecretBasic)
+                && methods.contains(&CoreClientAuthMethod::ClientSecretPost)
+        });
+        let userinfo = metadata.userinfo_endpoint().map(|url| code::endpoint("userinfo_endpoint", url.as_str()));
+        Ok(Self {
+            issuer: metadata.issuer().clone(),
+            authorization: code::endpoint("authorization_endpoint", metadata.authorization_endpoint().as_str())?,
+            token: code::endpoint("token_endpoint", token.as_str())?,
+            auth: if post { ClientAuth::Post } else { ClientAuth::Basic },
+            userinfo: userinfo.transpose()?,
+            jwks: metadata.jwks_uri().clone(),
+            names_itself: metadata.additional_metadata().authorization_response_iss_parameter_supported,
+            keys: ArcSwap::from_pointee(metadata.jwks().clone()),
+            refetched: tokio::sync::Mutex::new(DateTime::<Utc>::MIN_UTC),
+        })
+    }
+}
+
+/// An issuer's address as OpenID Connect Discovery 1.0, section 2, wants it: TLS, neither query nor fragment.
+///
+/// # Errors
+/// A sentence that says what is wrong with it.
+pub fn check_issuer(issuer: &str) -> Result<(), String> {
+    if code::endpoint("issuer", issuer)?.query().is_some() {
+        return Err(format!("the issuer `{}` must have no query", code::brief(issuer)));
+    }
+    Ok(())
 }
 
 /// Talks to providers. Cheap to clone.
@@ -95,7 +143,8 @@ impl<'c> AsyncHttpClient<'c> for Http {
 
     fn call(&'c self, request: HttpRequest) -> Self::Future {
         Box::pin(async move {
-            let response = self.0.fetch(request.map(Bytes::from), FetchLimits::default()).await?;
+            let limits = FetchLimits { response_bytes: DOCUMENT_BYTES, ..FetchLimits::default() };
+            let response = self.0.fetch(request.map(Bytes::from), limits).await?;
             Ok(response.map(Into::into))
         })
     }
@@ -123,16 +172,27 @@ impl Providers {
     }
 
     async fn provider(&self, issuer: &str) -> Result<Arc<Provider>, ProviderError> {
-        if let Some(known) = self.known.get(issuer) {
-            return Ok(known);
+        match self.known.get(issuer) {
+            Some(known) => Ok(known),
+            None => self.discover(issuer).await,
         }
+    }
+
+    /// Asks the issuer for its discovery document and keys, whatever is known of it.
+    async fn discover(&self, issuer: &str) -> Result<Arc<Provider>, ProviderError> {
         let url = IssuerUrl::new(issuer.to_owned()).map_err(|e| ProviderError::Provider(format!("issuer: {e}")))?;
         let metadata = Metadata::discover_async(url, &self.http).await.map_err(discovery)?;
-        let keys = ArcSwap::from_pointee(metadata.jwks().clone());
-        let refetched = tokio::sync::Mutex::new(DateTime::<Utc>::MIN_UTC);
-        let provider = Arc::new(Provider { metadata, keys, refetched });
+        let provider = Arc::new(Provider::new(&metadata).map_err(ProviderError::Provider)?);
         self.known.insert(issuer.to_owned(), provider.clone());
         Ok(provider)
+    }
+
+    /// Whether the issuer is there and says of itself what a sign-in needs. What it says is used from now on.
+    ///
+    /// # Errors
+    /// As [`ProviderError`], in words for an administrator.
+    pub async fn check(&self, issuer: &str) -> Result<(), ProviderError> {
+        self.discover(issuer).await.map(drop)
     }
 
     /// Where to send somebody to sign in at `issuer`, which is exactly as in the tokens. `nonce` is different for each sign-in.
@@ -147,78 +207,75 @@ impl Providers {
         parameters: &[(String, String)],
     ) -> Result<Url, ProviderError> {
         let provider = self.provider(issuer).await?;
-        let endpoint = provider.metadata.authorization_endpoint().url();
-        if !matches!(endpoint.scheme(), "http" | "https") {
-            return Err(ProviderError::Provider(format!("authorization_endpoint is not a web address: {endpoint}")));
-        }
         let mut scope = vec!["openid"];
         scope.extend(scopes.iter().map(String::as_str).filter(|scope| *scope != "openid"));
-        let mut url = flow.authorization(endpoint, &scope.join(" "), parameters);
+        let mut url = flow.authorization(&provider.authorization, &scope.join(" "), parameters);
         url.query_pairs_mut().append_pair("nonce", nonce);
         Ok(url)
     }
 
-    /// Exchanges the code of a callback, and checks everything that comes back. `iss` is the callback's (RFC 9207).
+    /// Exchanges the code of a callback, and checks everything that comes back. `iss` is the callback's (RFC 9207);
+    /// `max_age` is how long ago the person may have signed in at the provider, where that was asked for.
     ///
     /// # Errors
     /// As [`ProviderError`].
     pub async fn exchange(
         &self,
-        (issuer, nonce): (&str, &str),
+        (issuer, nonce, max_age): (&str, &str, Option<TimeDelta>),
         flow: &Flow<'_>,
         secret: Option<&SecretString>,
         (code, iss): (&str, Option<&str>),
         now: DateTime<Utc>,
     ) -> Result<Verified, ProviderError> {
         let provider = self.provider(issuer).await?;
-        let named = provider.metadata.additional_metadata().authorization_response_iss_parameter_supported;
-        if iss.map_or(named, |iss| iss != issuer) {
+        if iss.map_or(provider.names_itself, |iss| iss != issuer) {
             return Err(code::another_issuer());
         }
-        let endpoint = provider.metadata.token_endpoint();
-        let endpoint =
-            endpoint.ok_or_else(|| ProviderError::Provider("discovery names no token_endpoint".into()))?.as_str();
-        // Without a word about it, the provider takes HTTP Basic (OpenID Connect Discovery 1.0, section 3).
-        let methods = provider.metadata.token_endpoint_auth_methods_supported();
-        let post = methods.is_some_and(|methods| {
-            !methods.contains(&CoreClientAuthMethod::ClientSecretBasic)
-                && methods.contains(&CoreClientAuthMethod::ClientSecretPost)
-        });
-        let auth = if post { ClientAuth::Post } else { ClientAuth::Basic };
-        let Tokens { access_token, id_token } = flow.redeem(self.egress(), endpoint, (secret, auth), code).await?;
+        let redeemed = flow.redeem(self.egress(), provider.token.as_str(), (secret, provider.auth), code).await?;
+        let Tokens { access_token, id_token } = redeemed;
         let raw = id_token.ok_or_else(|| ProviderError::Provider("the token endpoint sent no ID token".into()))?;
-        let raw = raw.expose_secret();
-        let token: CoreIdToken =
-            raw.parse().map_err(|e| ProviderError::Untrusted(format!("the ID token is malformed: {e}")))?;
-        let expected = Expected { client_id: flow.client_id, nonce, access_token: access_token.expose_secret(), now };
-        match verify(&provider, &expected, &token) {
-            Ok(()) => {}
-            Err(ClaimsVerificationError::SignatureVerification(_)) if self.refetch(&provider, now).await? => {
-                verify(&provider, &expected, &token).map_err(untrusted)?;
+        let expected = Expected {
+            issuer: &provider.issuer,
+            client_id: flow.client_id,
+            nonce,
+            max_age,
+            access_token: access_token.expose_secret(),
+            now,
+        };
+        let keys = provider.keys.load_full();
+        let claims = match verify(&keys, &expected, raw.expose_secret()) {
+            Err(ClaimsVerificationError::SignatureVerification(_)) if self.refetch(&provider, &keys, now).await? => {
+                verify(&provider.keys.load(), &expected, raw.expose_secret())
             }
-            Err(error) => return Err(untrusted(error)),
-        }
-        let claims = payload(raw)?;
+            verified => verified,
+        };
+        let claims =
+            claims.map_err(|error| ProviderError::Untrusted(format!("the ID token does not hold: {error}")))?;
         let userinfo = self.userinfo(&provider, access_token.expose_secret(), &claims).await?;
         Ok(Verified { claims, userinfo, access_token })
     }
 
-    /// Fetches the provider's keys again, unless that was done a moment ago. Tells whether they are newer now.
-    async fn refetch(&self, provider: &Provider, now: DateTime<Utc>) -> Result<bool, ProviderError> {
+    /// Fetches the provider's keys again, unless that was done a moment ago. Tells whether they are newer than `used`.
+    async fn refetch(&self, provider: &Provider, used: &Arc<Keys>, now: DateTime<Utc>) -> Result<bool, ProviderError> {
         let mut refetched = provider.refetched.lock().await;
+        // Another sign-in fetched them while this one waited for the lock.
+        if !Arc::ptr_eq(&provider.keys.load(), used) {
+            return Ok(true);
+        }
         if now - *refetched < COOL_DOWN {
             return Ok(false);
         }
         *refetched = now;
-        let keys = JsonWebKeySet::fetch_async(provider.metadata.jwks_uri(), &self.http).await.map_err(discovery)?;
+        let keys = JsonWebKeySet::fetch_async(&provider.jwks, &self.http).await.map_err(discovery)?;
         provider.keys.store(Arc::new(keys));
         Ok(true)
     }
 
-    /// The userinfo response, where there is one in plain JSON; of another subject it is refused (OpenID Connect Core 1.0,
-    /// section 5.3.2).
+    /// The userinfo response, where the provider gives one in plain JSON; of another subject it is refused (OpenID Connect
+    /// Core 1.0, section 5.3.2). One that refuses this token is done without, and so is a signed one. One that is out of
+    /// order signs nobody in: without the groups that it holds, somebody would get other roles.
     async fn userinfo(&self, provider: &Provider, token: &str, claims: &Value) -> Result<Option<Value>, ProviderError> {
-        let Some(endpoint) = provider.metadata.userinfo_endpoint() else { return Ok(None) };
+        let Some(endpoint) = &provider.userinfo else { return Ok(None) };
         let mut bearer =
             HeaderValue::from_str(&format!("Bearer {token}")).map_err(|e| ProviderError::Provider(e.to_string()))?;
         bearer.set_sensitive(true);
@@ -228,53 +285,82 @@ impl Providers {
             .body(Bytes::new())
             .map_err(|e| ProviderError::Provider(e.to_string()))?;
         let response = self.http.0.fetch(request, FetchLimits::default()).await?;
-        let userinfo = (response.status() == StatusCode::OK)
-            .then(|| serde_json::from_slice::<Value>(response.body()).ok())
-            .flatten();
-        let Some(userinfo) = userinfo.filter(Value::is_object) else {
-            tracing::warn!(status = %response.status(), "an identity provider's userinfo endpoint gave no JSON; going on without");
-            return Ok(None);
-        };
-        if userinfo.get("sub").is_none_or(|sub| Some(sub) != claims.get("sub")) {
+        let userinfo = userinfo_of(&response)?;
+        if userinfo.as_ref().is_some_and(|userinfo| userinfo.get("sub") != claims.get("sub")) {
             return Err(ProviderError::Untrusted("userinfo is about another subject than the ID token".into()));
         }
-        Ok(Some(userinfo))
+        Ok(userinfo)
+    }
+}
+
+fn userinfo_of(response: &Response<Bytes>) -> Result<Option<Value>, ProviderError> {
+    let status = response.status();
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let signed = kind.trim_start().to_ascii_lowercase().starts_with("application/jwt");
+    let passing = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
+    if (status.is_client_error() && !passing) || (status == StatusCode::OK && signed) {
+        tracing::warn!(%status, "an identity provider's userinfo endpoint gave no JSON; going on without");
+        return Ok(None);
+    }
+    if status != StatusCode::OK {
+        return Err(ProviderError::Provider(format!("the userinfo endpoint answered {status}")));
+    }
+    match serde_json::from_slice(response.body()) {
+        Ok(userinfo @ Value::Object(_)) => Ok(Some(userinfo)),
+        _ => Err(ProviderError::Provider("the userinfo endpoint's answer is not a JSON object".into())),
     }
 }
 
 fn discovery(error: openidconnect::DiscoveryError<EgressError>) -> ProviderError {
+    use openidconnect::DiscoveryError::{Parse, Request};
     match error {
-        openidconnect::DiscoveryError::Request(error) => ProviderError::Egress(error),
-        other => ProviderError::Provider(format!("discovery failed: {other}")),
+        Request(error) => ProviderError::Egress(error),
+        Parse(error) => {
+            ProviderError::Provider(format!("discovery failed: the document is not as it should be: {error}"))
+        }
+        other => {
+            // Some of it is the far side's own words.
+            let why = other.to_string().chars().filter(|c| !c.is_control()).take(500).collect::<String>();
+            ProviderError::Provider(format!("discovery failed: {why}"))
+        }
     }
-}
-
-fn untrusted(error: ClaimsVerificationError) -> ProviderError {
-    ProviderError::Untrusted(format!("the ID token does not hold: {error}"))
 }
 
 /// What an ID token must be about.
 struct Expected<'a> {
+    issuer: &'a IssuerUrl,
     client_id: &'a str,
     nonce: &'a str,
+    /// OpenID Connect Core 1.0, section 3.1.2.1: a browser can drop it from the request, so `auth_time` is compared.
+    max_age: Option<TimeDelta>,
     access_token: &'a str,
     now: DateTime<Utc>,
 }
 
-fn verify(provider: &Provider, expected: &Expected<'_>, token: &CoreIdToken) -> Result<(), ClaimsVerificationError> {
-    let now = expected.now;
+/// The claims of an ID token, as they were sent, if it holds (OpenID Connect Core 1.0, sections 3.1.3.7 and 3.1.3.8).
+fn verify(keys: &Keys, expected: &Expected<'_>, raw: &str) -> Result<Value, ClaimsVerificationError> {
+    let token: CoreIdToken = raw.parse().map_err(other)?;
+    let (now, max_age) = (expected.now, expected.max_age);
     let fresh = move |issued: DateTime<Utc>| {
         if (now - issued).abs() <= SKEW { Ok(()) } else { Err(format!("issued at {issued}, and now is {now}")) }
+    };
+    let recent = move |signed_in: Option<DateTime<Utc>>| match (max_age, signed_in) {
+        (None, _) => Ok(()),
+        (Some(max_age), Some(at)) if now - at <= max_age + SKEW => Ok(()),
+        (Some(_), Some(at)) => Err(format!("signed in at {at}, which is longer ago than `max_age`")),
+        (Some(_), None) => Err("there is no `auth_time`, which `max_age` asks for".to_owned()),
     };
     // For public clients: then signatures with a shared secret are refused, whatever the provider says of itself.
     let verifier = CoreIdTokenVerifier::new_public_client(
         ClientId::new(expected.client_id.to_owned()),
-        provider.metadata.issuer().clone(),
-        (**provider.keys.load()).clone(),
+        expected.issuer.clone(),
+        keys.clone(),
     )
     .set_allowed_algs(ALGORITHMS)
-    .set_time_fn(move || now)
-    .set_issue_time_verifier_fn(fresh);
+    // Only `exp` is compared with it.
+    .set_time_fn(move || now - SKEW)
+    .set_issue_time_verifier_fn(fresh)
+    .set_auth_time_verifier_fn(recent);
     let nonce = Nonce::new(expected.nonce.to_owned());
     let claims: &CoreIdTokenClaims = token.claims(&verifier, &nonce)?;
     if claims.authorized_party().is_some_and(|azp| azp.as_str() != expected.client_id) {
@@ -285,18 +371,23 @@ fn verify(provider: &Provider, expected: &Expected<'_>, token: &CoreIdToken) -> 
         let algorithm = token.signing_alg().map_err(signature)?;
         let key = token.signing_key(&verifier).map_err(signature)?;
         let found = AccessTokenHash::from_token(&AccessToken::new(expected.access_token.to_owned()), algorithm, key)
-            .map_err(|e| ClaimsVerificationError::Other(e.to_string()))?;
+            .map_err(other)?;
         if found != *hash {
-            return Err(ClaimsVerificationError::Other("at_hash does not match the access token".into()));
+            return Err(other("at_hash does not match the access token"));
         }
     }
-    Ok(())
+    let payload = raw.split('.').nth(1).unwrap_or_default().trim_end_matches('=');
+    let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).map_err(other)?).map_err(other)?;
+    // RFC 7519, section 4.1.5.
+    if claims.get("nbf").and_then(Value::as_i64).is_some_and(|nbf| nbf > (now + SKEW).timestamp()) {
+        return Err(other("it is not valid yet (`nbf`)"));
+    }
+    Ok(claims)
 }
 
-/// The claims of a token whose signature was verified, as they were sent.
-fn payload(raw: &str) -> Result<Value, ProviderError> {
-    let malformed = || ProviderError::Untrusted("the ID token is malformed".into());
-    let part = raw.split('.').nth(1).ok_or_else(malformed)?;
-    let bytes = URL_SAFE_NO_PAD.decode(part.trim_end_matches('=')).map_err(|_| malformed())?;
-    serde_json::from_slice(&bytes).map_err(|_| malformed())
+fn other(why: impl std::fmt::Display) -> ClaimsVerificationError {
+    ClaimsVerificationError::Other(why.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,7 @@ use crate::{
     store::{Store, StoreError, Tx, accounts, connections::Connection, memberships, users},
 };
 
-/// Why somebody whom the provider vouches for may not sign in. Said to them as it is.
+/// Why somebody who signed in at the provider may not sign in here. Said to them as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// They may not sign in any more.
@@ -35,6 +35,9 @@ pub enum Refusal {
     /// Nobody here has the address, and newcomers have no role.
     #[error("There is no account for {0} here. Ask an administrator of your organization to create one.")]
     Unknown(Email),
+    /// The plugin refuses them, in its own words.
+    #[error("{0}")]
+    Provider(String),
     /// What all tenants share is not for a tenant's provider to hand out.
     #[error("Platform administrators sign in with their password, unless they are linked to a provider already.")]
     PlatformAdministrator(UserId),
@@ -141,7 +144,7 @@ async fn newcomer(
         active: true,
         platform_administrator: false,
         has_password: false,
-        attributes: Json(fit(&identity.attributes)),
+        attributes: Json(renewed(&Map::new(), &identity.attributes)),
         created_at: now,
         updated_at: now,
         revision: 1,
@@ -174,10 +177,8 @@ async fn refresh(
     request_id: &str,
 ) -> Result<(), StoreError> {
     let mut after = before.clone();
-    after.attributes.0.extend(fit(&identity.attributes));
-    let mut faults = Vec::new();
-    user::attributes("", &after.attributes.0, &mut faults);
-    if after.attributes.0 == before.attributes.0 || !faults.is_empty() {
+    after.attributes.0 = renewed(&before.attributes.0, &identity.attributes);
+    if after.attributes.0 == before.attributes.0 {
         return Ok(());
     }
     after.updated_at = clock.now();
@@ -185,14 +186,24 @@ async fn refresh(
     note(tx, clock, connection, after.id, "user.update", json!({ "before": before, "after": after }), request_id).await
 }
 
-/// Those attributes that can be kept; the others are left out.
-fn fit(attributes: &Map<String, Value>) -> Map<String, Value> {
-    let good = |name: &str, value: &Value| {
+/// What was known of somebody, with what their provider says now. What it names and cannot be kept (`null` among it) does not
+/// hold any more either: it goes, and so does all that it names where that is too much together.
+fn renewed(known: &Map<String, Value>, said: &Map<String, Value>) -> Map<String, Value> {
+    let good = |attributes: &Map<String, Value>| {
         let mut faults = Vec::new();
-        user::attributes("", &Map::from_iter([(name.to_owned(), value.clone())]), &mut faults);
+        user::attributes("", attributes, &mut faults);
         faults.is_empty()
     };
-    attributes.iter().filter(|(name, value)| good(name, value)).map(|(n, v)| (n.clone(), v.clone())).collect()
+    let others = known.iter().filter(|(name, _)| !said.contains_key(*name)).map(|(n, v)| (n.clone(), v.clone()));
+    let others: Map<String, Value> = others.collect();
+    let mut renewed = others.clone();
+    for (name, value) in said {
+        let one = Map::from_iter([(name.clone(), value.clone())]);
+        if good(&one) {
+            renewed.extend(one);
+        }
+    }
+    if good(&renewed) { renewed } else { others }
 }
 
 /// A name to show, whatever the provider sent.
@@ -225,7 +236,7 @@ async fn note(
     audit::record(tx, clock, event).await.map(drop)
 }
 
-/// Records that somebody was not let in although their provider vouches for them.
+/// Records that somebody was not let in although they signed in at their provider.
 ///
 /// # Errors
 /// As the database says.
@@ -238,7 +249,9 @@ pub async fn record(
 ) -> Result<(), StoreError> {
     let target = match refusal {
         Refusal::Disabled(user) | Refusal::PlatformAdministrator(user) => format!("user/{user}"),
-        Refusal::Unverified | Refusal::Unknown(_) => format!("identity_connection/{}", connection.id),
+        Refusal::Unverified | Refusal::Unknown(_) | Refusal::Provider(_) => {
+            format!("identity_connection/{}", connection.id)
+        }
     };
     let event = Record {
         organization_id: connection.organization_id,
@@ -292,7 +305,16 @@ mod tests {
         assert_eq!(name(&identity, &email), "Ada Lovelace");
         identity.name = Some("\n".into());
         assert_eq!(name(&identity, &email), "ada");
-        let attributes = json!({ "level": 3, "nested": { "a": 1 }, "bad name": "x" });
-        assert_eq!(Value::Object(fit(attributes.as_object().unwrap())), json!({ "level": 3 }));
+        let renewed = |known: Value, said: Value| {
+            Value::Object(super::renewed(known.as_object().unwrap(), said.as_object().unwrap()))
+        };
+        let said = json!({ "level": 3, "nested": { "a": 1 }, "bad name": "x" });
+        assert_eq!(renewed(json!({}), said), json!({ "level": 3 }));
+        // What the provider takes away is gone; what somebody else gave stays.
+        let known = json!({ "level": 3, "roles": ["admin"], "desk": "12" });
+        let said = json!({ "level": 2, "roles": null });
+        assert_eq!(renewed(known.clone(), said), json!({ "level": 2, "desk": "12" }));
+        let said = json!({ "level": 2, "roles": ["r".repeat(5000)], "more": "m".repeat(5000) });
+        assert_eq!(renewed(known, said), json!({ "desk": "12" }), "too much together");
     }
 }

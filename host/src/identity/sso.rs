@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::{
     Identity, IssueError,
-    code::{Flow, ProviderError, brief},
-    oauth2,
+    code::{self, Flow, ProviderError, brief},
+    oauth2, oidc,
     provision::{self, Refusal},
     secret::Opaque,
     session::{Method, SignIn, SignedIn},
@@ -121,22 +121,35 @@ struct Course {
 
 /// The protocol and the provider.
 enum Way {
-    /// OpenID Connect, at this issuer.
-    Oidc(String),
+    /// OpenID Connect, at this issuer; and how long ago people may have signed in there, where that is asked for.
+    Oidc(String, Option<TimeDelta>),
     /// OAuth 2.
     Oauth2(oauth2::Endpoints),
 }
 
 impl Course {
     fn of(protocol: Protocol, config: &Value) -> Result<Self, String> {
-        Ok(match protocol {
-            Protocol::Oidc { issuer, scopes, parameters } => Self { way: Way::Oidc(issuer), scopes, parameters },
+        let course = match protocol {
+            Protocol::Oidc { issuer, scopes, parameters } => {
+                oidc::check_issuer(&issuer)?;
+                let max_age = max_age(&parameters)?;
+                Self { way: Way::Oidc(issuer, max_age), scopes, parameters }
+            }
             Protocol::Oauth2 { authorization_endpoint, token_endpoint, scopes, parameters } => {
                 let endpoints = oauth2::Endpoints::new(&authorization_endpoint, &token_endpoint, config)?;
                 Self { way: Way::Oauth2(endpoints), scopes, parameters }
             }
-        })
+        };
+        code::check_parameters(&course.parameters)?;
+        Ok(course)
     }
+}
+
+/// `max_age` of an authorization request (OpenID Connect Core 1.0, section 3.1.2.1): seconds.
+fn max_age(parameters: &[(String, String)]) -> Result<Option<TimeDelta>, String> {
+    let Some((_, value)) = parameters.iter().find(|(name, _)| name == "max_age") else { return Ok(None) };
+    let seconds = value.parse::<u32>().map_err(|_| "`parameters`: `max_age` must be a number of seconds".to_owned())?;
+    Ok(Some(TimeDelta::seconds(seconds.into())))
 }
 
 /// Whether a sign-in could be begun with what a plugin says for this configuration.
@@ -190,6 +203,18 @@ fn derive(browser: &Opaque, state: &Opaque) -> Derived {
 }
 
 impl Identity {
+    /// Whether the provider is there, for an administrator who asks: one of OpenID Connect is asked for its discovery
+    /// document and keys. OAuth 2 has no endpoint that tells.
+    ///
+    /// # Errors
+    /// [`SsoError::Config`] or [`SsoError::Provider`].
+    pub async fn check_sso(&self, protocol: Protocol, config: &Value) -> Result<(), SsoError> {
+        match Course::of(protocol, config).map_err(SsoError::Config)?.way {
+            Way::Oidc(issuer, _) => Ok(self.providers.check(&issuer).await?),
+            Way::Oauth2(_) => Ok(()),
+        }
+    }
+
     /// Begins to sign somebody in by an identity connection. `cookie` is what the browser holds from another sign-in that
     /// it began a moment ago, so that two tabs do not disturb each other.
     ///
@@ -212,7 +237,7 @@ impl Identity {
         let flow = plan.flow(desk, &state_text, &verifier);
         let Course { way, scopes, parameters } = &plan.course;
         let location = match way {
-            Way::Oidc(issuer) => self.providers.authorization((issuer, &nonce), &flow, scopes, parameters).await?,
+            Way::Oidc(issuer, _) => self.providers.authorization((issuer, &nonce), &flow, scopes, parameters).await?,
             Way::Oauth2(endpoints) => endpoints.authorization(&flow, scopes, parameters),
         };
         let now = desk.clock.now();
@@ -258,9 +283,10 @@ impl Identity {
         let secret = plan.binding.secrets.get("client-secret");
         let answer = (code, callback.iss);
         let (grant, access_token): (IdentityGrant, SecretString) = match &plan.course.way {
-            Way::Oidc(issuer) => {
+            Way::Oidc(issuer, max_age) => {
                 let now = desk.clock.now();
-                let verified = self.providers.exchange((issuer, &nonce), &flow, secret, answer, now).await?;
+                let about = (issuer.as_str(), nonce.as_str(), *max_age);
+                let verified = self.providers.exchange(about, &flow, secret, answer, now).await?;
                 let grant = IdentityGrant { claims: Some(verified.claims), userinfo: verified.userinfo };
                 (grant, verified.access_token)
             }
@@ -269,11 +295,18 @@ impl Identity {
                 (IdentityGrant::default(), tokens.access_token)
             }
         };
-        let identity = desk.plugins.identify(&plan.binding, &desk.attempt(), grant, Some(access_token)).await?;
+        let identity = match desk.plugins.identify(&plan.binding, &desk.attempt(), grant, Some(access_token)).await {
+            Err(PluginError::Rejected(why)) => Err(Refusal::Provider(why)),
+            identity => Ok(identity?),
+        };
 
         let how = SignIn { method: Method::Sso, connection: Some(connection.id), user_agent, request_id };
         let mut tx = desk.store.begin().await?;
-        let begun = match provision::user(&mut tx, desk.clock, &connection, &identity, request_id).await {
+        let user = match identity {
+            Ok(identity) => provision::user(&mut tx, desk.clock, &connection, &identity, request_id).await,
+            Err(refusal) => Err(refusal.into()),
+        };
+        let begun = match user {
             Ok(user) => self.begin(&mut tx, desk.clock, (connection.organization_id, user), &how).await?,
             Err(provision::Error::Store(error)) => return Err(error.into()),
             Err(provision::Error::Refused(refusal)) => {
@@ -284,5 +317,37 @@ impl Identity {
         };
         tx.commit().await?;
         Ok((self.hand_out(desk.store, desk.clock, begun).await?, pending.return_to))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_plugin_says_of_the_protocol_is_checked_by_the_host() {
+        let oidc = |issuer: &str, parameters: &[(&str, &str)]| {
+            let parameters = parameters.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+            let protocol = Protocol::Oidc { issuer: issuer.to_owned(), scopes: Vec::new(), parameters };
+            feasible(protocol, &json!({ "client_id": "k" }))
+        };
+        assert_eq!(oidc("https://id.example.com/a/", &[("prompt", "login"), ("max_age", "3600")]), Ok(()));
+        assert_eq!(oidc("http://127.0.0.1:9000", &[]), Ok(()));
+        for (issuer, parameters, why) in [
+            ("http://id.example.com", &[][..], "https"),
+            ("https://id.example.com?x=1", &[], "no query"),
+            ("https://id.example.com/#a", &[], "fragment"),
+            ("https://u:p@id.example.com", &[], "user name"),
+            ("id.example.com", &[], "not an address"),
+            ("https://id.example.com", &[("state", "x")], "`state`"),
+            ("https://id.example.com", &[("max_age", "an hour")], "`max_age`"),
+        ] {
+            let error = oidc(issuer, parameters).unwrap_err();
+            assert!(error.contains(why), "{issuer}: {error}");
+        }
+        let protocol = Protocol::Oidc { issuer: "https://i".into(), scopes: Vec::new(), parameters: Vec::new() };
+        assert!(feasible(protocol, &json!({})).unwrap_err().contains("client_id"));
     }
 }

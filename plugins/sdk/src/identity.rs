@@ -1,18 +1,18 @@
 //! Identity providers: who signs people in, and who they are.
 
 mod claims;
+mod config;
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
-use schemars::JsonSchema;
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::bindings::identity_provider::exports::kaizen::identity_provider::provider as raw;
 use crate::{Call, Error, Plugin, Result, call};
 
 pub use claims::{MOST_GROUPS, text};
+pub use config::{Claims, Client, Role};
 
 /// Says which protocol the server is to run, and turns its verified result into an identity.
 ///
@@ -44,7 +44,7 @@ pub enum Protocol {
         issuer: String,
         /// `openid` is added where it is missing.
         scopes: Vec<String>,
-        /// Extra parameters of the authorization request.
+        /// Extra parameters of the authorization request, beside those that the protocol itself sends.
         parameters: Vec<(String, String)>,
     },
     /// Plain OAuth 2: nothing is verified about the person, the plugin asks with the access token.
@@ -103,52 +103,8 @@ pub struct Identity {
     pub name: Option<String>,
     /// As the provider names them; the connection maps them to roles.
     pub groups: Vec<String>,
-    /// Visible to policies as `principal.attributes`.
+    /// Visible to policies as `principal.attributes`. `null` takes one away that was there at an earlier sign-in.
     pub attributes: BTreeMap<String, Value>,
-}
-
-/// A role that a connection can give people who sign in for the first time: the configuration properties `default_role`
-/// (one of these) and `group_roles` (an object with one of these for each group) are the server's to use. Ownership is
-/// given by owners alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Everything but what only owners may do.
-    Admin,
-    /// Builds and deploys agents.
-    Developer,
-    /// Reads agents and deployments.
-    Viewer,
-    /// Reads everything that is configured, and the audit trail.
-    Auditor,
-}
-
-/// Parameters of the authorization request that the protocol itself sends: the server's, never a configuration's.
-pub const RESERVED_PARAMETERS: [&str; 13] = [
-    "client_id",
-    "client_secret",
-    "code_challenge",
-    "code_challenge_method",
-    "nonce",
-    "redirect_uri",
-    "request",
-    "request_uri",
-    "response_mode",
-    "response_type",
-    "scope",
-    "state",
-    "registration",
-];
-
-/// The extra parameters of a configuration as [`Protocol`] takes them.
-///
-/// # Errors
-/// [`Error::Config`] for one of [`RESERVED_PARAMETERS`].
-pub fn parameters(configured: &BTreeMap<String, String>) -> Result<Vec<(String, String)>> {
-    if let Some(name) = configured.keys().find(|name| RESERVED_PARAMETERS.contains(&name.as_str())) {
-        return Err(Error::Config(format!("parameters: `{name}` is the server's to send; remove it")));
-    }
-    Ok(configured.iter().map(|(name, value)| (name.clone(), value.clone())).collect())
 }
 
 /// The issuer's address without a slash at the end, from the address of a provider and what follows it.

@@ -45,7 +45,15 @@ pub enum Exchange {
 struct Code {
     challenge: String,
     redirect_uri: String,
+    grant: Grant,
+}
+
+/// Whose token it is, and what it covers.
+#[derive(Clone)]
+struct Grant {
     person: Value,
+    /// As they were asked for, by spaces.
+    scopes: String,
 }
 
 struct Inner {
@@ -55,7 +63,7 @@ struct Inner {
     /// `iss` of the next callbacks.
     iss: Mutex<Option<String>>,
     codes: Mutex<HashMap<String, Code>>,
-    tokens: Mutex<HashMap<String, Value>>,
+    tokens: Mutex<HashMap<String, Grant>>,
     /// Every code, token and verifier there was: none of them may be in a log.
     secrets: Mutex<Vec<String>>,
     /// Forms that came to the token endpoint.
@@ -72,6 +80,9 @@ pub struct OAuth2 {
 
 type Form = BTreeMap<String, String>;
 
+/// Entries of a page here, so that two organizations are two pages.
+const PAGE: usize = 1;
+
 impl OAuth2 {
     /// For the client [`CLIENT_ID`]. `person` is `{id, login, name, emails: […], orgs: […]}` as GitHub's API has them.
     pub async fn start(person: Value) -> Self {
@@ -86,7 +97,9 @@ impl OAuth2 {
             never: Semaphore::new(0),
         });
         let told = |what: fn(&Value) -> Value| {
-            get(move |inner: State<Arc<Inner>>, headers: HeaderMap| about(inner, headers, what))
+            get(move |inner: State<Arc<Inner>>, query: Query<Form>, headers: HeaderMap| {
+                about(inner, query, headers, what)
+            })
         };
         let app = Router::new()
             .route("/login/oauth/authorize", get(authorize))
@@ -154,7 +167,8 @@ async fn authorize(State(inner): State<Arc<Inner>>, Query(query): Query<Form>) -
     }
     let code = inner.secret("code");
     let person = inner.person.lock().expect("lock").clone();
-    let made = Code { challenge: of("code_challenge"), redirect_uri: of("redirect_uri"), person };
+    let grant = Grant { person, scopes: of("scope") };
+    let made = Code { challenge: of("code_challenge"), redirect_uri: of("redirect_uri"), grant };
     inner.codes.lock().expect("lock").insert(code.clone(), made);
     let mut back = reqwest::Url::parse(&of("redirect_uri")).expect("an address");
     back.query_pairs_mut().append_pair("code", &code).append_pair("state", &of("state"));
@@ -199,20 +213,39 @@ async fn token(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: String
     };
     let Some(code) = code.filter(verified) else { return fail(400, "invalid_grant") };
     let token = inner.secret("gho");
-    inner.tokens.lock().expect("lock").insert(token.clone(), code.person);
+    inner.tokens.lock().expect("lock").insert(token.clone(), code.grant.clone());
     let json = headers.get(header::ACCEPT).is_some_and(|accept| accept == "application/json");
     if json && !matches!(exchange, Exchange::Form) {
-        return Json(json!({ "access_token": token, "token_type": "bearer", "scope": "read:user" })).into_response();
+        let scope = code.grant.scopes.replace(' ', ",");
+        return Json(json!({ "access_token": token, "token_type": "bearer", "scope": scope })).into_response();
     }
     let body = format!("access_token={token}&scope=read%3Auser&token_type=bearer");
     ([(header::CONTENT_TYPE, "application/x-www-form-urlencoded; charset=utf-8")], body).into_response()
 }
 
-async fn about(State(inner): State<Arc<Inner>>, headers: HeaderMap, what: fn(&Value) -> Value) -> Response {
+/// The API. A list comes in pages, with `Link` (RFC 8288); what a token covers is in `X-OAuth-Scopes`, by commas.
+async fn about(
+    State(inner): State<Arc<Inner>>,
+    Query(query): Query<Form>,
+    headers: HeaderMap,
+    what: fn(&Value) -> Value,
+) -> Response {
+    let fail = |status, message: &str| (status, Json(json!({ "message": message }))).into_response();
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let token = token.split_once(' ').unwrap_or_default().1;
-    match inner.tokens.lock().expect("lock").get(token) {
-        Some(person) => Json(what(person)).into_response(),
-        None => (StatusCode::UNAUTHORIZED, Json(json!({ "message": "Bad credentials" }))).into_response(),
+    let token = token.strip_prefix("Bearer ").unwrap_or_default();
+    let Some(grant) = inner.tokens.lock().expect("lock").get(token).cloned() else {
+        return fail(StatusCode::UNAUTHORIZED, "Bad credentials");
+    };
+    if !headers.contains_key(header::USER_AGENT) {
+        return fail(StatusCode::FORBIDDEN, "Request forbidden by administrative rules.");
     }
+    let scopes = [("x-oauth-scopes", grant.scopes.replace(' ', ", "))];
+    let told = what(&grant.person);
+    let Some(all) = told.as_array() else { return (scopes, Json(told)).into_response() };
+    let page: usize = query.get("page").map_or(1, |page| page.parse().expect("a number"));
+    let entries: Vec<Value> = all.iter().skip((page - 1) * PAGE).take(PAGE).cloned().collect();
+    // Relative to the page itself.
+    let link = format!("<?per_page=100&page={}>; rel=\"next\"", page + 1);
+    let link = if page * PAGE < all.len() { link } else { "<?page=1>; rel=\"first\"".to_owned() };
+    (scopes, [(header::LINK, link)], Json(entries)).into_response()
 }

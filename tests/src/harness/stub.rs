@@ -36,10 +36,6 @@ pub enum Reply {
     TooMany(u64),
     /// A status and nothing else.
     Status(u16),
-    /// JSON with a `Link` header (RFC 8288).
-    Linked(Value, String),
-    /// A form, as OAuth 2 servers of the first hour answer.
-    Form(String),
     /// 302 to this address.
     Redirect(String),
     /// The connection breaks in the middle of the answer.
@@ -147,13 +143,6 @@ async fn handle(State(inner): State<Arc<Inner>>, request: Request) -> Response {
             .status(StatusCode::TOO_MANY_REQUESTS)
             .header(header::RETRY_AFTER, seconds)
             .body(Body::from("slow down")),
-        Reply::Linked(value, link) => {
-            response.status(200).header(header::LINK, link).body(Body::from(value.to_string()))
-        }
-        Reply::Form(form) => response
-            .status(200)
-            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(Body::from(form)),
         Reply::Redirect(location) => response.status(302).header(header::LOCATION, location).body(Body::empty()),
         Reply::Status(status) => response.status(status).body(Body::empty()),
         Reply::Cut | Reply::Hold => response.status(200).header(header::CONTENT_LENGTH, 1000).body(cut()),

@@ -31,7 +31,7 @@ struct Member {
 /// The groups, as the token has them; from Graph where it says that they were too many for it.
 pub fn of(config: &Config, grant: &Grant) -> Result<Vec<String>> {
     if !overage(grant) {
-        return Ok(grant.groups("groups"));
+        return grant.groups("groups");
     }
     log::info!("the token leaves the groups out: asking {}", config.graph_url.authority());
     from_graph(config).map_err(|error| error.context("the groups, which were too many for the token"))

@@ -24,8 +24,8 @@
 //!
 //! **Groups**: with more than about 200 groups Entra leaves them out of the token and says so (`_claim_names` or
 //! `hasgroups`, "overage"). They are then read from `{graph_url}/v1.0/me/transitiveMemberOf`, page by page, with the
-//! sign-in's own access token. Where that fails nobody is signed in: a person without their groups would lose roles, or
-//! escape a `forbid`.
+//! sign-in's own access token. Where that fails nobody is signed in: a person without their groups would get
+//! other roles than theirs.
 //!
 //! **Mail addresses**: `email` in Entra's tokens can be set by the tenant's administrators, and for guests by others, so it
 //! counts as verified only with the optional claim `xms_edov`, or with `trust_email`. A connection is pinned to one tenant,
@@ -33,9 +33,7 @@
 
 mod groups;
 
-use std::collections::BTreeMap;
-
-use kaizen_plugin::identity::{self, Grant, Identity, Protocol, Role};
+use kaizen_plugin::identity::{self, Client, Grant, Identity, Protocol};
 use kaizen_plugin::schemars::{self, JsonSchema};
 use kaizen_plugin::{Call, Capability, Error, IdentityProvider, Manifest, Plugin, Result, SecretSlot, Url};
 use serde::Deserialize;
@@ -49,10 +47,6 @@ pub struct Config {
     /// The directory (tenant) ID, a GUID. People of other tenants are refused.
     #[schemars(regex(pattern = r"^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}$"))]
     tenant_id: String,
-    /// The application (client) ID.
-    #[schemars(length(min = 1, max = 512))]
-    #[expect(dead_code, reason = "the server uses it")]
-    client_id: String,
     /// The sign-in address of the cloud, where it is not the worldwide one, e.g. `https://login.microsoftonline.us`.
     #[serde(default = "default_authority")]
     authority: Url,
@@ -70,22 +64,14 @@ pub struct Config {
     #[serde(default)]
     #[schemars(length(max = 64), inner(length(min = 1, max = 256)))]
     attributes: Vec<String>,
-    /// The role of people who sign in for the first time and are in none of the groups of `group_roles`; without one they
-    /// are refused until somebody adds them.
-    #[serde(default)]
-    #[expect(dead_code, reason = "the server uses it")]
-    default_role: Option<Role>,
-    /// The role that each group, by its object id, gives people who sign in for the first time.
-    #[serde(default)]
-    #[expect(dead_code, reason = "the server uses it")]
-    group_roles: BTreeMap<String, Role>,
-    /// Extra parameters of the authorization request, such as `prompt` or `domain_hint`.
-    #[serde(default)]
-    parameters: BTreeMap<String, String>,
+    #[serde(flatten)]
+    client: Client,
 }
 
 /// Entra's worldwide cloud.
 const AUTHORITY: &str = "https://login.microsoftonline.com";
+/// The tenant of personal Microsoft accounts, which anybody can open.
+const PERSONAL: &str = "9188040d-6c67-4c5b-b112-36a304b66dad";
 /// Graph of the worldwide cloud.
 const GRAPH: &str = "https://graph.microsoft.com";
 
@@ -131,6 +117,10 @@ impl Plugin for Entra {
 impl IdentityProvider for Entra {
     fn begin(call: &Call<Config>) -> Result<Protocol> {
         let config = &call.config;
+        if config.tenant_id.eq_ignore_ascii_case(PERSONAL) {
+            let why = "tenant_id: this is the one of personal Microsoft accounts, which anybody can open; give your directory's";
+            return Err(Error::Config(why.to_owned()));
+        }
         let authority = identity::origin("authority", &config.authority)?;
         let graph = identity::origin("graph_url", &config.graph_url)?;
         let scopes = ["openid", "profile", "email"].into_iter().map(str::to_owned);
@@ -139,7 +129,7 @@ impl IdentityProvider for Entra {
             issuer: format!("{authority}/{}/v2.0", config.tenant_id.to_ascii_lowercase()),
             // So that the access token is one for Graph, where groups (and userinfo) are read.
             scopes: scopes.chain([format!("{graph}/User.Read")]).collect(),
-            parameters: identity::parameters(&config.parameters)?,
+            parameters: config.client.parameters(),
         })
     }
 

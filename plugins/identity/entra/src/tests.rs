@@ -45,7 +45,7 @@ fn settings_that_can_not_be_right_are_named() {
         (json!({"authority": "http://login.example.com"}), "authority: "),
         (json!({"authority": "https://login.microsoftonline.com/common"}), "authority: "),
         (json!({"graph_url": "https://graph.microsoft.com/v1.0"}), "graph_url: "),
-        (json!({"parameters": {"nonce": "x"}}), "parameters: "),
+        (json!({"tenant_id": PERSONAL}), "tenant_id: "),
     ] {
         let error = Entra::begin(&call(config)).unwrap_err();
         assert!(matches!(&error, Error::Config(why) if why.starts_with(named)), "{error}");

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kaizen_plugin::http::{self, Request, Response};
+use kaizen_plugin::http::{Request, Response, retry_after};
 use kaizen_plugin::{Error, Result, Secret, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -52,9 +52,13 @@ impl Api {
         Self { base }
     }
 
-    /// Whose token it is.
+    /// Whose token it is, once it is known to cover all that is asked with it.
     pub fn user(&self) -> Result<User> {
-        get(&self.base.join(&["user"])?).and_then(|response| Ok(response.json()?)).map_err(|e| e.context("/user"))
+        let asked = get(&self.base.join(&["user"])?).and_then(|response| {
+            check_scopes(response.header("x-oauth-scopes").unwrap_or_default())?;
+            Ok(response.json()?)
+        });
+        asked.map_err(|error| error.context("/user"))
     }
 
     /// The primary address, if GitHub has verified it.
@@ -75,8 +79,8 @@ impl Api {
         Ok(teams.into_iter().map(|team| format!("{}/{}", team.organization.login, team.slug)).collect())
     }
 
-    /// All pages of a list. A list that is not read to its end is an error: a missing organization may be one that a
-    /// policy forbids something to.
+    /// All pages of a list. A list that is not read to its end is an error: without an organization somebody would
+    /// get other roles than theirs.
     fn all<T: DeserializeOwned>(&self, path: &[&str]) -> Result<Vec<T>> {
         let what = format!("/{}", path.join("/"));
         let mut url = self.base.join(path)?.query("per_page", PAGE);
@@ -97,6 +101,23 @@ impl Api {
     }
 }
 
+/// GitHub lists what a token of an OAuth app was granted, by commas. Fewer scopes than were asked for would make
+/// organizations disappear, and give somebody other roles than theirs. Without any, and for a GitHub App, which has
+/// permissions instead, the list is empty: GitHub then refuses what isn't granted.
+fn check_scopes(granted: &str) -> Result<()> {
+    let granted: Vec<&str> = granted.split(',').map(str::trim).filter(|scope| !scope.is_empty()).collect();
+    let enough = [&["read:org", "write:org", "admin:org"][..], &["user:email", "user"][..]];
+    match enough.iter().find(|any| !granted.is_empty() && !any.iter().any(|scope| granted.contains(scope))) {
+        Some(any) => {
+            let wanted = any.first().copied().unwrap_or_default();
+            Err(Error::Rejected(format!(
+                "GitHub did not grant `{wanted}`: sign in again, and let the app have what it asks for"
+            )))
+        }
+        None => Ok(()),
+    }
+}
+
 fn get(url: &Url) -> Result<Response> {
     let response = Request::get(url)
         .header("authorization", Secret::ACCESS_TOKEN.bearer())
@@ -108,12 +129,11 @@ fn get(url: &Url) -> Result<Response> {
     if let Some(retry_after) = rate_limited(&response) {
         return Err(Error::Unavailable { message: "GitHub's rate limit is reached".to_owned(), retry_after });
     }
-    let missing = response.status == 404;
-    response.success().map_err(|error: http::Error| {
-        if missing {
-            return Error::Config(format!("url, api_url: there is no GitHub API, {url} answers 404"));
-        }
-        Error::from(error)
+    response.success().map_err(|error| match error.status() {
+        Some(404) => Error::Config(format!(
+            "{url} answers 404: there is no GitHub API (see `url` and `api_url`), or the app lacks the permission to read this"
+        )),
+        _ => error.into(),
     })
 }
 
@@ -122,13 +142,16 @@ fn rate_limited(response: &Response) -> Option<Option<Duration>> {
     if !matches!(response.status, 403 | 429) {
         return None;
     }
-    if let Some(seconds) = response.header("retry-after").and_then(|value| value.trim().parse().ok()) {
-        return Some(Some(Duration::from_secs(seconds)));
+    let now = SystemTime::now();
+    if let Some(wait) =
+        response.header("retry-after").and_then(|value| retry_after(value, response.header("date"), now))
+    {
+        return Some(Some(wait));
     }
     if response.header("x-ratelimit-remaining").map(str::trim) != Some("0") {
         return None;
     }
     let reset: Option<u64> = response.header("x-ratelimit-reset").and_then(|value| value.trim().parse().ok());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     Some(reset.map(|reset| Duration::from_secs(reset.saturating_sub(now))))
 }

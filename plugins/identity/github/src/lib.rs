@@ -17,7 +17,8 @@
 //! **In GitHub**: register an OAuth app with the server's `/auth/sso/callback` as its callback address. The scopes
 //! `read:user user:email read:org` are asked for. An organization that restricts OAuth apps is invisible to them until an
 //! owner approves the app; its members then look as if they weren't any. A GitHub App has permissions in place of scopes:
-//! give it *Email addresses: read* and *Members: read*.
+//! give it *Email addresses: read* and *Members: read*. A browser can ask for fewer scopes than it was sent to ask for;
+//! then nobody is signed in, since organizations would be missing.
 //!
 //! **Who somebody is**: the subject is the account's numeric id: a login name can be changed and then be taken by somebody
 //! else. The address is the primary one of `/user/emails`, if GitHub says that it is verified; the one that a profile shows
@@ -28,7 +29,7 @@ mod api;
 
 use std::collections::BTreeMap;
 
-use kaizen_plugin::identity::{self, Grant, Identity, Protocol, Role};
+use kaizen_plugin::identity::{self, Client, Grant, Identity, Protocol};
 use kaizen_plugin::schemars::{self, JsonSchema};
 use kaizen_plugin::{Call, Capability, Error, IdentityProvider, Manifest, Plugin, Result, SecretSlot, Url};
 use serde::Deserialize;
@@ -46,10 +47,6 @@ pub struct Config {
     /// The REST API, where it is neither `https://api.github.com` nor `{url}/api/v3`.
     #[serde(default)]
     api_url: Option<Url>,
-    /// The client ID of the OAuth app.
-    #[schemars(length(min = 1, max = 512))]
-    #[expect(dead_code, reason = "the server uses it")]
-    client_id: String,
     /// Only members of these organizations (their login names) come in; everybody, where none is named.
     #[serde(default)]
     #[schemars(length(max = 100), inner(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")))]
@@ -57,22 +54,12 @@ pub struct Config {
     /// Whether to take teams as groups too, as `ORGANIZATION/TEAM`.
     #[serde(default)]
     teams: bool,
-    /// The role of people who sign in for the first time and are in none of the groups of `group_roles`; without one they
-    /// are refused until somebody adds them.
-    #[serde(default)]
-    #[expect(dead_code, reason = "the server uses it")]
-    default_role: Option<Role>,
-    /// The role that each organization (or team) gives people who sign in for the first time.
-    #[serde(default)]
-    #[expect(dead_code, reason = "the server uses it")]
-    group_roles: BTreeMap<String, Role>,
-    /// Extra parameters of the authorization request, such as `allow_signup`.
-    #[serde(default)]
-    parameters: BTreeMap<String, String>,
     /// How the server sends the client secret to the token endpoint; GitHub takes both.
     #[serde(default)]
     #[expect(dead_code, reason = "the server uses it")]
     token_endpoint_auth_method: Option<AuthMethod>,
+    #[serde(flatten)]
+    client: Client,
 }
 
 /// How the client secret is sent (RFC 7591, section 2).
@@ -155,7 +142,7 @@ impl IdentityProvider for Github {
             authorization_endpoint: format!("{site}/login/oauth/authorize"),
             token_endpoint: format!("{site}/login/oauth/access_token"),
             scopes: ["read:user", "user:email", "read:org"].map(str::to_owned).to_vec(),
-            parameters: identity::parameters(&call.config.parameters)?,
+            parameters: call.config.client.parameters(),
         })
     }
 

@@ -56,7 +56,6 @@ fn each_github_has_its_own_addresses() {
         (json!({"url": "http://git.corp.example"}), "url: "),
         (json!({"url": "https://github.com/acme"}), "url: "),
         (json!({"api_url": "http://api.corp.example"}), "api_url: "),
-        (json!({"parameters": {"scope": "repo"}}), "parameters: "),
     ] {
         let error = Github::begin(&call(config)).unwrap_err();
         assert!(matches!(&error, Error::Config(why) if why.starts_with(named)), "{error}");
@@ -105,6 +104,28 @@ fn strangers_to_the_organizations_named_stay_out() {
 }
 
 #[test]
+fn a_token_that_covers_less_than_was_asked_for_signs_nobody_in() {
+    for (scopes, missing) in [
+        ("read:org, read:user, user:email", None),
+        ("admin:org,user", None),
+        // A GitHub App's.
+        ("", None),
+        ("read:user, user:email", Some("read:org")),
+        ("read:org, read:user", Some("user:email")),
+        ("user", Some("read:org")),
+    ] {
+        let far_side = testing::answer(move |request| Ok(github(request).with_header("X-OAuth-Scopes", scopes)));
+        match (Github::identify(&call(json!({})), &Grant::default()), missing) {
+            (Ok(_), None) => {}
+            (Err(Error::Rejected(why)), Some(missing)) if why.contains(missing) => {
+                assert_eq!(far_side.requests().len(), 1, "nothing more is asked");
+            }
+            (other, _) => panic!("{scopes}: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn errors_say_who_has_to_act() {
     let failing = |answer: fn() -> Result<Response, http::Error>| {
         let _far_side = testing::answer(move |_| answer());
@@ -120,6 +141,12 @@ fn errors_say_who_has_to_act() {
         let wait = Duration::from_secs(30);
         assert!(matches!(error, Error::Unavailable { retry_after: Some(said), .. } if said == wait), "{error}");
     }
+    let until = || {
+        let date = Response::new(403, "").with_header("date", "Sun, 06 Nov 1994 08:49:37 GMT");
+        Ok(date.with_header("retry-after", "Sun, 06 Nov 1994 08:50:37 GMT"))
+    };
+    let wait = Duration::from_secs(60);
+    assert!(matches!(failing(until), Error::Unavailable { retry_after: Some(said), .. } if said == wait));
     let spent =
         || Ok(Response::new(403, "").with_header("x-ratelimit-remaining", "0").with_header("x-ratelimit-reset", "1"));
     assert!(matches!(failing(spent), Error::Unavailable { retry_after: Some(Duration::ZERO), .. }));

@@ -7,6 +7,7 @@
 //! | `client_id` | needed | The client ID of the app integration (OIDC, Web application). |
 //! | `scopes` | see below | What to ask for; `openid` is always asked for. |
 //! | `groups_claim` | `groups` | The claim that holds a person's groups, or a JSON Pointer to it. |
+//! | `name_claim`, `email_claim` | `name`, `email` | The same for name and address. |
 //! | `trust_email` | `false` | Take addresses for verified although Okta doesn't say so. |
 //! | `attributes` | `[]` | Claims that policies may use as `principal.attributes`. |
 //! | `default_role`, `group_roles` | | The roles of people who sign in for the first time. |
@@ -23,9 +24,7 @@
 //! This plugin makes no requests: the server runs the protocol, and asks the userinfo endpoint for what the ID token leaves
 //! out.
 
-use std::collections::BTreeMap;
-
-use kaizen_plugin::identity::{self, Grant, Identity, Protocol, Role};
+use kaizen_plugin::identity::{self, Claims, Client, Grant, Identity, Protocol};
 use kaizen_plugin::schemars::{self, JsonSchema};
 use kaizen_plugin::{Call, Error, IdentityProvider, Manifest, Plugin, Result, SecretSlot, Url};
 use serde::Deserialize;
@@ -41,42 +40,14 @@ pub struct Config {
     #[serde(default)]
     #[schemars(regex(pattern = r"^[A-Za-z0-9_-]{1,64}$"))]
     authorization_server: Option<String>,
-    /// The client ID of the app integration.
-    #[schemars(length(min = 1, max = 512))]
-    #[expect(dead_code, reason = "the server uses it")]
-    client_id: String,
     /// What to ask for. Without it: `openid profile email`, and `groups` at the organization's own server.
     #[serde(default)]
     #[schemars(length(max = 32), inner(length(min = 1, max = 128), regex(pattern = r"^[!#-\[\]-~]+$")))]
     scopes: Option<Vec<String>>,
-    /// The claim that holds a person's groups, or a JSON Pointer to it.
-    #[serde(default = "default_groups")]
-    #[schemars(length(min = 1, max = 256))]
-    groups_claim: String,
-    /// Take mail addresses for verified even though Okta doesn't say so with `email_verified`. Set it only where people
-    /// can't choose their address themselves.
-    #[serde(default)]
-    trust_email: bool,
-    /// Claims that policies may use as `principal.attributes`. A JSON Pointer is called by its last part.
-    #[serde(default)]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 256)))]
-    attributes: Vec<String>,
-    /// The role of people who sign in for the first time and are in none of the groups of `group_roles`; without one they
-    /// are refused until somebody adds them.
-    #[serde(default)]
-    #[expect(dead_code, reason = "the server uses it")]
-    default_role: Option<Role>,
-    /// The role that each of Okta's groups gives people who sign in for the first time.
-    #[serde(default)]
-    #[expect(dead_code, reason = "the server uses it")]
-    group_roles: BTreeMap<String, Role>,
-    /// Extra parameters of the authorization request, such as `idp` or `prompt`.
-    #[serde(default)]
-    parameters: BTreeMap<String, String>,
-}
-
-fn default_groups() -> String {
-    "groups".to_owned()
+    #[serde(flatten)]
+    client: Client,
+    #[serde(flatten)]
+    claims: Claims,
 }
 
 struct Okta;
@@ -115,29 +86,12 @@ impl IdentityProvider for Okta {
             None => (org, &["openid", "profile", "email", "groups"][..]),
             Some(server) => (format!("{org}/oauth2/{server}"), &["openid", "profile", "email"][..]),
         };
-        let mut scopes =
-            config.scopes.clone().unwrap_or_else(|| default.iter().map(|&scope| scope.to_owned()).collect());
-        if !scopes.iter().any(|scope| scope == "openid") {
-            scopes.insert(0, "openid".to_owned());
-        }
-        Ok(Protocol::Oidc { issuer, scopes, parameters: identity::parameters(&config.parameters)? })
+        let scopes = config.scopes.clone().unwrap_or_else(|| default.iter().map(|&scope| scope.to_owned()).collect());
+        Ok(Protocol::Oidc { issuer, scopes, parameters: config.client.parameters() })
     }
 
     fn identify(call: &Call<Config>, grant: &Grant) -> Result<Identity> {
-        let config = &call.config;
-        let subject = grant.subject()?.to_owned();
-        let (email, email_verified) = match grant.email("email") {
-            Some((email, verified)) => (Some(email), verified || config.trust_email),
-            None => (None, false),
-        };
-        Ok(Identity {
-            subject,
-            email,
-            email_verified,
-            name: grant.name("name"),
-            groups: grant.groups(&config.groups_claim),
-            attributes: grant.attributes(&config.attributes),
-        })
+        call.config.claims.identity(grant)
     }
 }
 
@@ -154,10 +108,6 @@ mod tests {
         let mut config = json!({"org_url": "https://example.okta.com", "client_id": "0oa1"});
         config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         testing::call::<Okta>(&config.to_string())
-    }
-
-    fn grant(claims: Value, userinfo: Value) -> Grant {
-        Grant { claims: claims.as_object().unwrap().clone(), userinfo: userinfo.as_object().unwrap().clone() }
     }
 
     #[test]
@@ -177,7 +127,7 @@ mod tests {
             (
                 json!({"org_url": "https://example.oktapreview.com", "authorization_server": "aus1a2B", "scopes": ["team"]}),
                 "https://example.oktapreview.com/oauth2/aus1a2B",
-                "openid team",
+                "team",
             ),
         ] {
             let Ok(Protocol::Oidc { issuer: found, scopes: asked, .. }) = Okta::begin(&call(config)) else { panic!() };
@@ -191,39 +141,9 @@ mod tests {
             (json!({"org_url": "https://example-admin.okta.com"}), "org_url: "),
             (json!({"org_url": "http://example.okta.com"}), "org_url: "),
             (json!({"org_url": "https://example.okta.com/oauth2/default"}), "org_url: "),
-            (json!({"parameters": {"state": "x"}}), "parameters: "),
         ] {
             let error = Okta::begin(&call(config)).unwrap_err();
             assert!(matches!(&error, Error::Config(why) if why.starts_with(named)), "{error}");
-        }
-    }
-
-    #[test]
-    fn claims_become_an_identity_wherever_they_are() {
-        let claims = json!({"sub": "00u1", "name": "Ada L", "groups": ["Everyone", "Engineers"], "dept": "R&D"});
-        let userinfo = json!({"sub": "00u1", "email": "a@example.com", "email_verified": true, "groups": ["other"]});
-        let identity =
-            Okta::identify(&call(json!({"attributes": ["dept"]})), &grant(claims.clone(), userinfo)).unwrap();
-        assert_eq!(identity.subject, "00u1");
-        assert_eq!((identity.email.as_deref(), identity.email_verified), (Some("a@example.com"), true));
-        assert_eq!(identity.groups, ["Everyone", "Engineers"]);
-        assert_eq!(json!(identity.attributes), json!({"dept": "R&D"}));
-
-        // A thin ID token: the organization's own server leaves the rest to userinfo.
-        let thin = grant(json!({"sub": "00u1"}), json!({"sub": "00u1", "groups": ["Ops"], "email": "a@example.com"}));
-        let identity = Okta::identify(&call(json!({})), &thin).unwrap();
-        assert_eq!((identity.groups, identity.email_verified), (vec!["Ops".to_owned()], false));
-
-        let custom = call(json!({"groups_claim": "/teams/0/names", "trust_email": true}));
-        let claims = json!({"sub": "00u1", "email": "a@example.com", "teams": [{"names": ["t"]}]});
-        let identity = Okta::identify(&custom, &grant(claims, json!({}))).unwrap();
-        assert_eq!((identity.groups, identity.email_verified), (vec!["t".to_owned()], true));
-    }
-
-    #[test]
-    fn a_person_nobody_can_be_told_from_is_refused() {
-        for (claims, userinfo) in [(json!({}), json!({})), (json!({"sub": "1"}), json!({"sub": "2"}))] {
-            assert!(matches!(Okta::identify(&call(json!({})), &grant(claims, userinfo)), Err(Error::Rejected(_))));
         }
     }
 }

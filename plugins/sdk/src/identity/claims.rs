@@ -54,8 +54,20 @@ impl Grant {
 
     /// The groups in this claim: a list of texts, or one text. Anything else gives no group, and says so in the log:
     /// silence would look like a person without any.
-    pub fn groups(&self, claim: &str) -> Vec<String> {
-        match self.claim(claim) {
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] where the provider says that it left them out (`_claim_names`, OpenID Connect Core 1.0, section
+    /// 5.6.2): without them a person would have other rights.
+    pub fn groups(&self, claim: &str) -> Result<Vec<String>> {
+        let elsewhere =
+            |claims: &Map<String, Value>| claims.get("_claim_names").is_some_and(|names| names.get(claim).is_some());
+        Ok(match self.claim(claim) {
+            None if elsewhere(&self.claims) || elsewhere(&self.userinfo) => {
+                return Err(Error::Rejected(format!(
+                    "the provider left `{claim}` out of its answer, as it does where they are too many: let it send only those \
+                     assigned to this application (at Microsoft Entra ID the plugin `entra` fetches them all)"
+                )));
+            }
             None => Vec::new(),
             Some(Value::String(one)) => vec![one.clone()],
             Some(Value::Array(many)) => {
@@ -69,19 +81,22 @@ impl Grant {
                 log::warn!("`{claim}` is neither a list nor a text: no groups taken");
                 Vec::new()
             }
-        }
+        })
     }
 
     /// These claims, for [`Identity::attributes`](super::Identity::attributes). A JSON Pointer is called by its last
-    /// part.
+    /// part. One that the provider does not send (any more) is `null`: Microsoft Entra ID, for one, leaves `roles` out for
+    /// people without any.
     pub fn attributes(&self, claims: &[String]) -> BTreeMap<String, Value> {
-        claims
-            .iter()
-            .filter_map(|claim| {
-                let name = if claim.starts_with('/') { claim.rsplit('/').next().unwrap_or(claim) } else { claim };
-                Some((name.to_owned(), self.claim(claim)?.clone()))
-            })
-            .collect()
+        let mut attributes = BTreeMap::new();
+        for claim in claims {
+            let name = if claim.starts_with('/') { claim.rsplit('/').next().unwrap_or(claim) } else { claim };
+            let known = attributes.entry(name.to_owned()).or_default();
+            if let Some(value) = self.claim(claim) {
+                *known = value.clone();
+            }
+        }
+        attributes
     }
 }
 
@@ -128,6 +143,15 @@ mod tests {
             (json!({"sub": 7}), json!({})),
         ] {
             assert!(matches!(grant(claims, userinfo).subject(), Err(Error::Rejected(_))));
+        }
+    }
+
+    #[test]
+    fn groups_that_were_left_out_are_not_taken_for_none() {
+        let names = json!({"_claim_names": {"groups": "src1"}, "_claim_sources": {"src1": {"endpoint": "https://x/"}}});
+        for grant in [grant(names.clone(), json!({})), grant(json!({}), names)] {
+            assert!(matches!(grant.groups("groups"), Err(Error::Rejected(why)) if why.contains("`groups`")));
+            assert_eq!(grant.groups("roles"), Ok(Vec::new()));
         }
     }
 
