@@ -60,14 +60,17 @@ class Provider:
         """Who signed in. The claims are verified."""
         if grant.claims is None:
             raise rejected("the sign-in brought no ID token")
-        claims = {**json.loads(grant.userinfo or "{}"), **json.loads(grant.claims)}
+        token, userinfo = json.loads(grant.claims), json.loads(grant.userinfo or "{}")
+        claims = {**userinfo, **token}
+        # An address counts as verified only where the document that has it says so.
+        source = token if text(token.get("email")) else userinfo
         if not text(claims.get("sub")):
             raise rejected("the ID token has no `sub`")
         groups = claims.get(json.loads(call.config).get("groups_claim", "groups"))
         return Identity(
             subject=claims["sub"],
-            email=text(claims.get("email")),
-            email_verified=claims.get("email_verified") is True,
+            email=text(source.get("email")),
+            email_verified=source.get("email_verified") is True,
             name=text(claims.get("name")),
             groups=[group for group in groups if isinstance(group, str)] if isinstance(groups, list) else [],
             attributes=[],

@@ -41,7 +41,7 @@ class Answer:
         """The body as JSON."""
         try:
             return json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise rejected(f"the answer ({self.status} with {len(self.body)} bytes) is not JSON") from None
 
     def _retry_after(self) -> Optional[int]:
@@ -59,7 +59,7 @@ class Answer:
 def _date(text: str) -> Optional[datetime.datetime]:
     try:
         date = parsedate_to_datetime(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return date if date.tzinfo else date.replace(tzinfo=datetime.timezone.utc)
 

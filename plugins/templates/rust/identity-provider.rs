@@ -2,8 +2,7 @@
 
 use kaizen_plugin::identity::{Grant, Identity, Protocol};
 use kaizen_plugin::schemars::{self, JsonSchema};
-use kaizen_plugin::serde_json::Value;
-use kaizen_plugin::{Call, Error, IdentityProvider, Manifest, Plugin, Result, SecretSlot, Url};
+use kaizen_plugin::{Call, IdentityProvider, Manifest, Plugin, Result, SecretSlot, Url};
 
 /// What a connection has to fill in. Field names, types and documentation become the form.
 #[derive(serde::Deserialize, JsonSchema)]
@@ -58,14 +57,14 @@ impl IdentityProvider for Provider {
 
     /// Who signed in. The claims are verified.
     fn identify(call: &Call<Config>, grant: &Grant) -> Result<Identity> {
-        let text = |name: &str| grant.claim(name).and_then(Value::as_str).map(str::to_owned);
-        let groups = grant.claim(&call.config.groups_claim).and_then(Value::as_array);
+        // An address counts as verified only where the document that has it says so.
+        let (email, email_verified) = grant.email("email").unzip();
         Ok(Identity {
-            subject: text("sub").ok_or_else(|| Error::Rejected("the ID token has no `sub`".to_owned()))?,
-            email: text("email"),
-            email_verified: grant.claim("email_verified") == Some(&Value::Bool(true)),
-            name: text("name"),
-            groups: groups.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect(),
+            subject: grant.subject()?.to_owned(),
+            email,
+            email_verified: email_verified.unwrap_or_default(),
+            name: grant.name("name"),
+            groups: grant.groups(&call.config.groups_claim)?,
             attributes: Default::default(),
         })
     }
@@ -75,17 +74,20 @@ kaizen_plugin::identity_provider!(Provider);
 
 #[cfg(test)]
 mod tests {
-    use kaizen_plugin::{serde_json::json, testing};
+    use kaizen_plugin::serde_json::{Value, from_value, json};
+    use kaizen_plugin::testing;
 
     use super::*;
 
     #[test]
-    fn an_address_is_verified_only_where_the_claim_says_so() {
+    fn an_address_is_verified_only_where_its_own_document_says_so() {
         let call = testing::call::<Provider>(r#"{"issuer": "https://id.example.com", "client_id": "kaizen"}"#);
-        let Value::Object(claims) = json!({ "sub": "1", "email": "a@example.com", "email_verified": "true" }) else {
-            unreachable!()
+        let verified = |claims: Value, userinfo: Value| {
+            let grant = Grant { claims: from_value(claims).unwrap(), userinfo: from_value(userinfo).unwrap() };
+            Provider::identify(&call, &grant).unwrap().email_verified
         };
-        let identity = Provider::identify(&call, &Grant { claims, ..Grant::default() });
-        assert!(identity.is_ok_and(|identity| identity.subject == "1" && !identity.email_verified));
+        assert!(verified(json!({ "sub": "1", "email": "a@example.com", "email_verified": true }), json!({})));
+        let userinfo = json!({ "sub": "1", "email": "b@example.com", "email_verified": true });
+        assert!(!verified(json!({ "sub": "1", "email": "a@example.com" }), userinfo));
     }
 }

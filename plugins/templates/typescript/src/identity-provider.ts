@@ -43,14 +43,18 @@ export const provider = {
   /** Who signed in. The claims are verified. */
   identify(call: Call, grant: Grant): Identity {
     if (grant.claims === undefined) throw rejected("the sign-in brought no ID token");
-    const claims = { ...JSON.parse(grant.userinfo ?? "{}"), ...JSON.parse(grant.claims) } as Record<string, unknown>;
+    const token: Record<string, unknown> = JSON.parse(grant.claims);
+    const userinfo: Record<string, unknown> = JSON.parse(grant.userinfo ?? "{}");
+    const claims = { ...userinfo, ...token };
+    // An address counts as verified only where the document that has it says so.
+    const source = text(token.email) === undefined ? userinfo : token;
     if (typeof claims.sub !== "string" || claims.sub === "") throw rejected("the ID token has no `sub`");
     const { groups_claim = "groups" }: Config = JSON.parse(call.config);
     const groups = claims[groups_claim];
     return {
       subject: claims.sub,
-      email: text(claims.email),
-      emailVerified: claims.email_verified === true,
+      email: text(source.email),
+      emailVerified: source.email_verified === true,
       name: text(claims.name),
       groups: Array.isArray(groups) ? groups.filter((group) => typeof group === "string") : [],
       attributes: [],

@@ -91,7 +91,7 @@ export interface Identity {
   emailVerified: boolean;
   name?: string;
   groups: string[];
-  /** JSON values. */
+  /** JSON values; `null` takes one away that was there at an earlier sign-in. */
   attributes: [string, string][];
 }
 
@@ -187,7 +187,8 @@ export function json(answer: Answer): unknown {
 function retryAfter({ headers }: Answer): number | undefined {
   const value = headers.get("retry-after");
   if (value === null) return undefined;
-  if (/^\d+$/.test(value.trim())) return Number(value) * 1000;
+  // Nine digits are thirty years, and fit into what the server takes.
+  if (/^\d+$/.test(value.trim())) return Number(value.trim().slice(0, 9)) * 1000;
   const until = Date.parse(value);
   const now = Date.parse(headers.get("date") ?? "");
   const wait = until - (Number.isNaN(now) ? Date.now() : now);
