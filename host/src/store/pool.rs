@@ -67,6 +67,16 @@ pub struct Manager<D: Dialect> {
     lifetime: Duration,
 }
 
+/// Whatever goes wrong while a connection is being opened, the database is away: sqlx takes the end of a stream that is cut
+/// before PostgreSQL answered whether it speaks TLS for an answer that it does not know.
+fn unreachable(error: sqlx::Error) -> sqlx::Error {
+    match error {
+        sqlx::Error::Protocol(what) => sqlx::Error::Io(std::io::Error::other(what)),
+        sqlx::Error::Tls(what) => sqlx::Error::Io(std::io::Error::other(what)),
+        error => error,
+    }
+}
+
 /// A connection, and the last trouble that it survived.
 pub struct Kept<C> {
     connection: C,
@@ -80,7 +90,8 @@ impl<D: Dialect> managed::Manager for Manager<D> {
     async fn create(&self) -> Result<Self::Type, sqlx::Error> {
         let survived = TROUBLE.load(Ordering::Relaxed);
         // Boxed, as rarely needed and large: whoever awaits a connection holds this within its own future.
-        Ok(Kept { connection: Box::pin(D::Connection::connect_with(&self.options)).await?, survived })
+        let connection = Box::pin(D::Connection::connect_with(&self.options)).await.map_err(unreachable)?;
+        Ok(Kept { connection, survived })
     }
 
     async fn recycle(&self, kept: &mut Self::Type, metrics: &Metrics) -> RecycleResult<sqlx::Error> {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::io::AsyncReadExt as _;
+
 use crate::{
     jobs::fixture::Fixture,
     on,
@@ -92,5 +94,22 @@ async fn connections_that_the_server_ended_are_replaced() {
         }
         assert!(failed <= 1, "{failed} requests failed");
         drop(killer);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_up_when_asked_for_tls_is_away() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://kaizen@{}/kaizen", listener.local_addr().unwrap());
+    let hang_up = async {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            // The whole of an SSLRequest, so that what follows is an end and no reset.
+            socket.read_exact(&mut [0; 8]).await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = hang_up => panic!("it goes on for ever"),
+        connected = Store::connect(&url, 2) => assert!(matches!(connected, Err(StoreError::Unavailable(_)))),
     }
 }
