@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn, Optional
@@ -15,7 +16,8 @@ from wit_world.imports import wasi_http_types as http
 LARGEST = 1 << 20
 """More than this is not read from an answer."""
 
-SECOND = 1_000_000_000
+PATIENCE = 10
+"""Seconds that a whole exchange may take. The server ends the call at a limit of its own, and says less."""
 
 
 @dataclass
@@ -84,6 +86,7 @@ def send(method: str, url: str, headers: dict[str, str], body: bytes = b"") -> A
 
 
 def _send(method: str, url: str, headers: dict[str, str], body: bytes) -> Answer:
+    deadline = time.monotonic() + PATIENCE
     parts = urlsplit(url)
     fields = [(name, value.encode()) for name, value in headers.items()]
     fields.append(("content-length", str(len(body)).encode()))
@@ -94,9 +97,10 @@ def _send(method: str, url: str, headers: dict[str, str], body: bytes) -> Answer
     request.set_path_with_query((parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
     outgoing = request.body()
     options = http.RequestOptions()
-    options.set_connect_timeout(10 * SECOND)
-    options.set_first_byte_timeout(20 * SECOND)
-    options.set_between_bytes_timeout(20 * SECOND)
+    nanoseconds = PATIENCE * 1_000_000_000
+    options.set_connect_timeout(nanoseconds)
+    options.set_first_byte_timeout(nanoseconds)
+    options.set_between_bytes_timeout(nanoseconds)
     future = outgoing_handler.handle(request, options)
     with outgoing.write() as stream:
         for start in range(0, len(body), 4096):
@@ -110,12 +114,14 @@ def _send(method: str, url: str, headers: dict[str, str], body: bytes) -> Answer
     response = outcome.value.value
     received = {name.lower(): value.decode("latin-1") for name, value in response.headers().entries()}
     with response.consume() as incoming, incoming.stream() as stream:
-        return Answer(response.status(), received, _read(stream))
+        return Answer(response.status(), received, _read(stream, deadline))
 
 
-def _read(stream: streams.InputStream) -> bytes:
+def _read(stream: streams.InputStream, deadline: float) -> bytes:
     chunks, size = [], 0
     while size <= LARGEST:
+        if time.monotonic() > deadline:
+            raise Err(http.ErrorCode_HttpResponseTimeout())
         try:
             chunk = stream.blocking_read(64 << 10)
         except Err as error:

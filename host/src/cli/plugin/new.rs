@@ -64,7 +64,7 @@ impl PluginKind {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Language {
-    /// Small and quick: tens of kilobytes, microseconds
+    /// Small and quick: 0.3 MB, microseconds
     Rust,
     /// With componentize-js: 12 MB
     Typescript,
@@ -91,7 +91,9 @@ impl New {
             fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
         }
         // Nothing that is there already is written over.
-        fs::create_dir(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        fs::create_dir(&folder).with_context(|| {
+            format!("cannot make the folder {}: take another NAME or --path if it is there already", folder.display())
+        })?;
         let project = Project { new: self, folder: &folder };
         project.write()?;
         let shown = folder.display();
@@ -124,13 +126,22 @@ impl Project<'_> {
                 self.file(".gitignore", "/dist/\n/target/\n")?;
             }
             Language::Typescript => {
-                for file in ["package.json", "tsconfig.json", "build.mjs", "src/kaizen.ts", "src/host.d.ts"] {
+                for file in [
+                    "package.json",
+                    "package-lock.json",
+                    "tsconfig.json",
+                    "build.mjs",
+                    "test.mjs",
+                    "src/kaizen.ts",
+                    "src/host.d.ts",
+                ] {
                     self.template(&format!("typescript/{file}"), file)?;
                 }
                 if kind == PluginKind::DeploymentTarget {
                     self.template("typescript/src/progress.d.ts", "src/progress.d.ts")?;
                 }
                 self.template(&format!("typescript/src/{}.ts", kind.wit()), "src/plugin.ts")?;
+                self.template(&format!("typescript/test/{}.test.js", kind.wit()), "test/plugin.test.js")?;
                 self.interfaces(false)?;
                 self.file(".gitignore", "/dist/\n/node_modules/\n")?;
             }
@@ -141,8 +152,9 @@ impl Project<'_> {
                     self.template("python/kaizen_http.py", "kaizen_http.py")?;
                 }
                 self.template(&format!("python/{}.py", kind.wit()), "app.py")?;
+                self.template(&format!("python/test-{}.py", kind.wit()), "test_app.py")?;
                 self.interfaces(kind.http())?;
-                self.file(".gitignore", "/dist/\n/.venv/\n__pycache__/\n")?;
+                self.file(".gitignore", "/bindings/\n/dist/\n/.venv/\n__pycache__/\n")?;
             }
         }
         self.template("README.md", "README.md")
@@ -176,10 +188,15 @@ impl Project<'_> {
         if let Some(first) = title.get_mut(..1) {
             first.make_ascii_uppercase();
         }
-        let source = match self.new.language {
-            Language::Rust => "src/lib.rs",
-            Language::Typescript => "src/plugin.ts",
-            Language::Python => "app.py",
+        let (source, tests, run_tests) = match self.new.language {
+            Language::Rust => ("src/lib.rs", "src/lib.rs", "cargo test"),
+            Language::Typescript => ("src/plugin.ts", "test/plugin.test.js", "npm test"),
+            Language::Python => (
+                "app.py",
+                "test_app.py",
+                ".venv/bin/componentize-py -d wit -w plugin bindings bindings    # once: what `wit_world` is outside of a component\n\
+                 PYTHONPATH=bindings .venv/bin/python -m unittest",
+            ),
         };
         let disabled = if kind.http() { "\"fetch-event\"" } else { "\"http\", \"fetch-event\"" };
         let filled = text(&TEMPLATES, from)?
@@ -187,6 +204,8 @@ impl Project<'_> {
             .replace("{{title}}", &title)
             .replace("{{kind}}", &kind.wit().replace('-', " "))
             .replace("{{source}}", source)
+            .replace("{{tests}}", tests)
+            .replace("{{run_tests}}", run_tests)
             .replace("{{disabled}}", disabled);
         // componentize-py names a module after its interface, and after its package too where two interfaces share a name:
         // `types` is also one of `wasi:http`.

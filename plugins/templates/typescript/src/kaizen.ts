@@ -134,6 +134,9 @@ export interface Answer {
 /** More than this is not read from an answer. */
 const LARGEST = 1 << 20;
 
+/** Milliseconds that a whole exchange may take. The server ends the call at a limit of its own, and says less. */
+const PATIENCE = 10_000;
+
 /**
  * Sends a request and reads the answer, whatever its status. A connection that fails or breaks off is worth another attempt.
  * Redirects are not followed.
@@ -142,17 +145,23 @@ export async function send(url: string, init: RequestInit): Promise<Answer> {
   let response: Response;
   const parts: Uint8Array[] = [];
   let size = 0;
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`it is not complete within ${PATIENCE} ms`)), PATIENCE);
+  });
   try {
-    response = await fetch(url, init);
+    response = await Promise.race([fetch(url, init), late]);
     const reader = response.body?.getReader();
     while (reader && size <= LARGEST) {
-      const { done, value } = await reader.read();
+      const { done, value } = await Promise.race([reader.read(), late]);
       if (done) break;
       parts.push(value);
       size += value.length;
     }
   } catch (error) {
     throw unavailable(`no answer: ${error instanceof Error ? error.message : String(error)}`);
+  } finally {
+    clearTimeout(timer);
   }
   if (size > LARGEST) throw rejected(`the answer is larger than ${LARGEST} bytes`);
   const bytes = new Uint8Array(size);
