@@ -44,7 +44,7 @@ impl PluginCommand {
             PluginCommand::Test(test) => {
                 // Its `--config` is a connection's.
                 let config = quiet(settings.load_from(None)?)?;
-                super::runtime()?.block_on(test.run(&config.data_dir))
+                super::runtime()?.block_on(test.run(&config))
             }
         }
     }

@@ -70,14 +70,28 @@ impl Case {
     pub fn parse(text: &str) -> Result<Self, String> {
         let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let members = ["config", "secrets", "claims", "userinfo", "answers", "not_found"];
-        let whole = value.as_object().is_some_and(|object| {
-            object.keys().all(|key| members.contains(&key.as_str()))
-                && object.get("config").is_none_or(Value::is_object)
+        let whole = value.as_object().is_some_and(|object| match object.get("config") {
+            Some(config) => config.is_object(),
+            None => object.keys().all(|key| members.contains(&key.as_str())),
         });
         if whole {
             return serde_json::from_value(value).map_err(|error| error.to_string());
         }
         Ok(Self { config: Some(value), ..Self::default() })
+    }
+
+    /// With another's parts where this one has none.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        let answers = if self.answers.is_empty() { other.answers } else { self.answers };
+        Self {
+            config: self.config.or(other.config),
+            secrets: other.secrets.into_iter().chain(self.secrets).collect(),
+            claims: self.claims.or(other.claims),
+            userinfo: self.userinfo.or(other.userinfo),
+            answers,
+            not_found: self.not_found.or(other.not_found),
+        }
     }
 
     /// The case of a bundled plugin, where it has one.
@@ -205,7 +219,20 @@ mod tests {
         let whole = Case::parse(r#"{"config": {"a": 1}, "answers": [{"url": "/x", "body": {"id": "1"}}]}"#).unwrap();
         assert_eq!((whole.config, whole.answers.len()), (Some(json!({ "a": 1 })), 1));
         assert!(Case::parse(r#"{"answers": [{"path": "/x"}]}"#).is_err());
+        let why = Case::parse(r#"{"config": {"a": 1}, "anwsers": []}"#).unwrap_err();
+        assert!(why.contains("anwsers"), "{why}");
         assert!(Case::parse("{").is_err());
+    }
+
+    #[test]
+    fn what_a_case_leaves_out_comes_from_the_other() {
+        let own = Case::parse(r#"{"config": {"a": 1}, "secrets": {"s": "own"}}"#).unwrap();
+        let other =
+            r#"{"config": {"a": 2}, "secrets": {"s": "x", "t": "y"}, "claims": null, "answers": [{"url": "/x"}]}"#;
+        let both = own.or(Case::parse(other).unwrap());
+        assert_eq!((both.config, both.answers.len()), (Some(json!({ "a": 1 })), 1));
+        assert_eq!((both.secrets["s"].as_str(), both.secrets["t"].as_str()), ("own", "y"));
+        assert_eq!(both.claims, Some(Value::Null), "a provider without ID tokens stays one");
     }
 
     #[test]

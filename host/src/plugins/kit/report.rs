@@ -1,13 +1,13 @@
 //! What came of it: a table for people, JUnit XML for machines.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 use serde_json::Value;
 
 use super::{
     Row,
-    situation::{Outcome, Verdict},
+    verdict::{Outcome, Verdict},
 };
 use crate::{domain::connection::Kind, plugins::Manifest};
 
@@ -29,7 +29,7 @@ pub struct Report {
     pub made_up: bool,
     /// Each call.
     pub rows: Vec<Row>,
-    /// What could not be tested.
+    /// What else there is to know: what was moved, what cannot come about.
     pub notes: Vec<String>,
 }
 
@@ -88,17 +88,19 @@ impl Report {
                 let _ = writeln!(text, "{:situations$}  {:exports$}  `- {why}", "", "");
             }
         }
-        let untouched: Vec<String> = self
-            .rows
-            .iter()
-            .filter(|row| row.verdict == Verdict::Untouched)
-            .map(|row| format!("{} in `{}`", row.export, row.situation.name()))
-            .collect();
-        if !untouched.is_empty() {
-            let _ = writeln!(text, "\nAsks nothing of the far side, so nothing came about: {}", untouched.join(", "));
+        let mut untouched: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for row in self.rows.iter().filter(|row| row.verdict == Verdict::Untouched) {
+            untouched.entry(row.export).or_default().push(row.situation.name());
+        }
+        for (export, situations) in untouched {
+            let _ = writeln!(
+                text,
+                "\n{export} succeeded without asking the far side, so these did not come about: {}.",
+                situations.join("; ")
+            );
         }
         for note in &self.notes {
-            let _ = writeln!(text, "\nNot tested: {note}");
+            let _ = writeln!(text, "\n{note}");
         }
         let (calls, wrong) = (self.shown().count(), self.wrong());
         let _ = write!(text, "\n{calls} calls, {wrong} wrong");
@@ -121,6 +123,9 @@ impl Report {
                 Verdict::Untouched => TestCaseStatus::skipped(),
                 Verdict::Wrong(_) => TestCaseStatus::non_success(NonSuccessKind::Failure),
             };
+            if row.verdict == Verdict::Untouched {
+                status.set_message("it succeeded without asking the far side");
+            }
             if let Verdict::Wrong(why) = &row.verdict {
                 status.set_message(*why);
                 status.set_description(row.outcome.message());
@@ -147,8 +152,8 @@ impl Report {
 
 /// On one line of a screen.
 fn shortened(text: &str) -> String {
-    let mut short: String = text.chars().take(MESSAGE).collect();
-    if short.len() < text.len() {
+    let mut short: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MESSAGE).collect();
+    if text.chars().count() > MESSAGE {
         short.push('…');
     }
     short
