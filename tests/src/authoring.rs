@@ -108,6 +108,13 @@ fn with_packages(project: &Path) {
     std::os::unix::fs::symlink(from, to).expect("a link");
 }
 
+/// Runs a project's unit tests as its own page says.
+async fn unit_tests(project: &Path) {
+    let page = guide::blocks(&project.join("README.md"));
+    let block = page.iter().find(|block| !block.contains("kaizen plugin")).expect("how to run them");
+    shell(block, project, &[]).await;
+}
+
 /// A new project of a kind in a language builds, passes its check, and does well in the kit.
 async fn as_it_is(language: &str, kind: &str) {
     let folder = folder();
@@ -117,6 +124,7 @@ async fn as_it_is(language: &str, kind: &str) {
         with_packages(&folder.path().join(&name));
     }
     passes(folder.path(), &["plugin", "build", &name]).await;
+    unit_tests(&folder.path().join(&name)).await;
     let wasm = format!("{name}/dist/{name}.wasm");
     let checked: Value =
         serde_json::from_str(&passes(folder.path(), &["plugin", "check", "--json", &wasm]).await).expect("JSON");
@@ -126,6 +134,25 @@ async fn as_it_is(language: &str, kind: &str) {
     assert!(table.contains("0 wrong") && table.contains("good answers"), "{table}");
     let xml = std::fs::read_to_string(folder.path().join("out.xml")).expect("XML");
     assert!(xml.contains("<testsuite") && xml.contains("failures=\"0\""), "{xml}");
+}
+
+#[tokio::test]
+async fn build_says_what_is_missing_and_what_is_wrong() {
+    let folder = folder();
+    for (language, tool) in [("rust", "rustc"), ("typescript", "node"), ("python", "python3")] {
+        passes(folder.path(), &["plugin", "new", "--kind", "audit-sink", "--language", language, language]).await;
+        let mut command = command(binary(), folder.path());
+        command.args(["plugin", "build", language]).env("PATH", folder.path());
+        let ran = finish(command).await;
+        let expected = format!("`{tool}` is not here: install");
+        assert!(!ran.success && ran.stderr.contains(&expected), "{language}: {}", ran.stderr);
+    }
+    // A mistake of the author's is not told to be one of the machine's.
+    let project = folder.path().join("typescript");
+    with_packages(&project);
+    std::fs::write(project.join("src/plugin.ts"), "export const sink: number = 'x';\n").expect("written");
+    let why = fails(folder.path(), &["plugin", "build", "typescript"]).await;
+    assert!(why.contains("src/plugin.ts") && why.contains("stands above") && !why.contains("nodejs.org"), "{why}");
 }
 
 macro_rules! as_it_is {
@@ -200,6 +227,29 @@ async fn every_bundled_plugin_does_well_in_the_kit() {
     }
 }
 
+/// Nothing may leave the machine, and the port of the real thing is seldom free here.
+#[tokio::test]
+async fn a_far_side_named_by_address_is_played_here() {
+    let folder = folder();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("its address").port();
+    std::fs::write(folder.path().join("c.json"), format!(r#"{{"host": "192.0.2.7", "port": {port}}}"#))
+        .expect("written");
+    let table = passes(folder.path(), &["plugin", "test", "syslog", "--config", "c.json", "--patience", "3"]).await;
+    assert!(table.contains(&format!("tcp://192.0.2.7:{port} by 127.0.0.1:")), "it says so: {table}");
+    assert!(table.contains("3 of 3 events stored") && table.contains("refuses connections"), "{table}");
+}
+
+/// A connection's own configuration with the answers of the bundled case.
+#[tokio::test]
+async fn a_bundled_plugin_is_tested_with_a_configuration_of_ones_own() {
+    let folder = folder();
+    let config = r#"{"url": "https://splunk.example.net:8088"}"#;
+    std::fs::write(folder.path().join("c.json"), config).expect("written");
+    let table = passes(folder.path(), &["plugin", "test", "splunk-hec", "--config", "c.json", "--patience", "1"]).await;
+    assert!(table.contains("splunk.example.net") && table.contains("3 of 3 events stored"), "{table}");
+}
+
 #[tokio::test]
 async fn what_is_no_plugin_is_refused_and_still_shown() {
     let folder = folder();
@@ -212,6 +262,7 @@ async fn what_is_no_plugin_is_refused_and_still_shown() {
         let why = fails(folder.path(), &["plugin", "check", name]).await;
         assert!(why.contains(name), "it says which: {why}");
     }
+    assert!(fails(folder.path(), &["plugin", "check", "."]).await.contains("kaizen plugin build"));
     assert!(fails(folder.path(), &["plugin", "inspect", "text.wasm"]).await.contains("not WebAssembly"));
     assert!(passes(folder.path(), &["plugin", "inspect", "module.wasm"]).await.contains("core module"));
     assert!(passes(folder.path(), &["plugin", "inspect", "empty.wasm"]).await.contains("component, 8 bytes"));

@@ -35,7 +35,9 @@ impl Build {
     /// # Errors
     /// If a tool is missing, in words that say what to install, or fails.
     pub fn run(&self) -> anyhow::Result<()> {
-        let folder = self.folder.canonicalize().with_context(|| self.folder.display().to_string())?;
+        let folder = self.folder.canonicalize().with_context(|| {
+            format!("{}: expected a plugin's folder, as `kaizen plugin new` makes it", self.folder.display())
+        })?;
         let has = |name: &str| folder.join(name).is_file();
         let out = match &self.out {
             Some(out) => std::path::absolute(out)?,
@@ -116,10 +118,12 @@ fn typescript(folder: &Path, out: &Path) -> anyhow::Result<()> {
             "npm",
             folder,
             &[how, "--no-audit", "--no-fund", "--loglevel=error"],
-            &format!("npm is missing: {install}"),
+            &install,
+            "it could not install what package.json names, from the registry that `npm config get registry` shows",
         )?;
     }
-    run("node", folder, &[OsStr::new("build.mjs"), out.as_os_str()], &install)
+    let failed = "what is wrong stands above; if it is a tool itself, remove the folder node_modules and build again";
+    run("node", folder, &[OsStr::new("build.mjs"), out.as_os_str()], &install, failed)
 }
 
 fn python(folder: &Path, out: &Path) -> anyhow::Result<()> {
@@ -131,10 +135,10 @@ fn python(folder: &Path, out: &Path) -> anyhow::Result<()> {
         let found = version.trim().split_once(' ').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
         anyhow::ensure!(found.is_some_and(|found: (u32, u32)| found >= PYTHON), "this Python is too old: {install}");
         let venv = "`python3 -m venv` does not work here: install Python's venv (on Debian and Ubuntu `apt install python3-venv`)";
-        run("python3", folder, &["-m", "venv", ".venv"], venv)?;
+        run("python3", folder, &["-m", "venv", ".venv"], &install, venv)?;
         let pip = folder.join(".venv/bin/pip");
         let arguments = ["install", "--quiet", "--disable-pip-version-check", "-r", "requirements.txt"];
-        run(&pip, folder, &arguments, "pip could not install what requirements.txt names")?;
+        run(&pip, folder, &arguments, venv, "it could not install what requirements.txt names")?;
     }
     let arguments = ["--quiet", "-d", "wit", "-w", "plugin", "componentize", "app", "-o"].map(OsStr::new);
     let arguments = arguments.into_iter().chain([out.as_os_str()]).collect::<Vec<_>>();
@@ -142,6 +146,7 @@ fn python(folder: &Path, out: &Path) -> anyhow::Result<()> {
         &tool,
         folder,
         &arguments,
+        "remove the folder .venv and build again",
         "what is wrong stands above; if it is the tool itself, remove the folder .venv and build again",
     )
 }
@@ -155,8 +160,15 @@ fn said(tool: &str, folder: &Path, arguments: &[&str], install: &str) -> anyhow:
     }
 }
 
-/// Runs a tool that speaks to the person itself. Standard output is for this command's result, so it goes beside it.
-fn run<S: AsRef<OsStr>>(tool: impl AsRef<OsStr>, folder: &Path, arguments: &[S], hint: &str) -> anyhow::Result<()> {
+/// Runs a tool that speaks to the person itself; what to do if it is missing, and if it fails. Standard output is for this
+/// command's result, so it goes beside it.
+fn run<S: AsRef<OsStr>>(
+    tool: impl AsRef<OsStr>,
+    folder: &Path,
+    arguments: &[S],
+    missing: &str,
+    failed: &str,
+) -> anyhow::Result<()> {
     let tool = tool.as_ref();
     let shown = Path::new(tool).file_name().unwrap_or(tool).to_string_lossy();
     let mut command = Command::new(tool);
@@ -165,8 +177,8 @@ fn run<S: AsRef<OsStr>>(tool: impl AsRef<OsStr>, folder: &Path, arguments: &[S],
     command.env("VIRTUAL_ENV", folder.join(".venv"));
     match command.status() {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => anyhow::bail!("{shown} failed ({status}): {hint}"),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => anyhow::bail!("`{shown}` is not here: {hint}"),
+        Ok(status) => anyhow::bail!("{shown} failed ({status}): {failed}"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => anyhow::bail!("`{shown}` is not here: {missing}"),
         Err(error) => Err(error).with_context(|| shown.into_owned()),
     }
 }

@@ -113,7 +113,11 @@ fn parts(wasm: &[u8]) -> (Vec<Part>, Option<String>) {
     for payload in Parser::new(0).parse_all(wasm) {
         let payload = match payload {
             Ok(payload) => payload,
-            Err(error) => return (parts, Some(error.to_string())),
+            Err(error) => {
+                // Some are of several lines.
+                let why = error.to_string();
+                return (parts, Some(why.split_whitespace().collect::<Vec<_>>().join(" ")));
+            }
         };
         match &payload {
             Payload::Version { encoding, .. } => {

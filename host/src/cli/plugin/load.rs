@@ -68,7 +68,12 @@ pub fn bytes(name: &Path) -> anyhow::Result<(String, &'static [u8])> {
             plugins::bundled().map(|(kind, name, _)| format!("{}/{name}", kind.as_str())).collect();
         anyhow::bail!("{text}: no such file, and no bundled plugin of that name ({})", bundled.join(", "));
     }
-    let length = std::fs::metadata(name).with_context(|| text.clone())?.len();
+    let found = std::fs::metadata(name).with_context(|| text.clone())?;
+    anyhow::ensure!(
+        !found.is_dir(),
+        "{text} is a folder: name the component, which `kaizen plugin build` puts into its folder `dist`"
+    );
+    let length = found.len();
     anyhow::ensure!(length <= LARGEST, "{text}: larger than {} MB", LARGEST >> 20);
     // For as long as the command runs, which is about this one file.
     Ok((text.clone(), std::fs::read(name).context(text)?.leak()))

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::{cli::print, clock::Clock, plugins::signature::SecretKey};
 
-/// Where a new key goes.
+/// Make a key to sign plugins with: the secret one goes into a file, the public one is printed, for `plugins_trusted_keys`
 #[derive(Debug, Args)]
 pub struct Keygen {
     /// Where to write the secret key; must not be there yet
@@ -20,7 +20,7 @@ pub struct Keygen {
     out: PathBuf,
 }
 
-/// What is signed, with which key.
+/// Sign a plugin: writes FILE.wasm.sig beside it, which is uploaded with it
 #[derive(Debug, Args)]
 pub struct Sign {
     /// The secret key, as `kaizen plugin keygen` wrote it
