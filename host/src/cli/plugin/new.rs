@@ -86,6 +86,12 @@ impl New {
             "`{}` is no name for a plugin: lower-case words joined by hyphens, such as `our-collector`",
             self.name
         );
+        let crates = ["alloc", "core", "kaizen-plugin", "std"];
+        anyhow::ensure!(
+            self.language != Language::Rust || !crates.contains(&self.name.as_str()),
+            "`{}` is no name for a plugin in Rust: a crate that it uses is called so",
+            self.name
+        );
         let folder = self.path.clone().unwrap_or_default().join(&self.name);
         if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
@@ -300,7 +306,9 @@ mod tests {
 
     #[test]
     fn a_name_is_a_name() {
-        for name in ["", "Sink", "my--sink", "-sink", "../sink", "9sink", "my_sink", &"a".repeat(65)] {
+        for name in
+            ["", "std", "kaizen-plugin", "Sink", "my--sink", "-sink", "../sink", "9sink", "my_sink", &"a".repeat(65)]
+        {
             let new = New {
                 kind: PluginKind::AuditSink,
                 language: Language::Rust,
