@@ -246,7 +246,7 @@ async fn a_bundled_plugin_is_tested_with_a_configuration_of_ones_own() {
     let folder = folder();
     let config = r#"{"url": "https://splunk.example.net:8088"}"#;
     std::fs::write(folder.path().join("c.json"), config).expect("written");
-    let table = passes(folder.path(), &["plugin", "test", "splunk-hec", "--config", "c.json", "--patience", "1"]).await;
+    let table = passes(folder.path(), &["plugin", "test", "splunk-hec", "--config", "c.json", "--patience", "8"]).await;
     assert!(table.contains("splunk.example.net") && table.contains("3 of 3 events stored"), "{table}");
 }
 
