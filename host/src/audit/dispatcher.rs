@@ -37,12 +37,16 @@ const GATHER: Duration = Duration::from_millis(50);
 const MEASURE: Duration = Duration::from_secs(5);
 /// Sinks that one host delivers to at once.
 const SLOTS: usize = 8;
+/// Sinks of one organization that are delivered to at once, by all hosts.
+const SLOTS_EACH: i64 = 3;
 /// Events of one batch at the most.
 const BATCH_EVENTS: i64 = 100;
 /// Bytes of one batch at the most, unless a single event is larger.
 const BATCH_BYTES: usize = 512 * 1024;
 /// Batches in a row before another sink gets its turn.
 const BATCHES: usize = 20;
+/// How long a turn lasts, but for the batch that is under way.
+const TURN: Duration = Duration::from_secs(10);
 /// The longest pause after failures, unless the far side asks for more.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How long a stopping host waits for batches that are under way.
@@ -95,7 +99,7 @@ async fn round(
     if room == 0 {
         return Ok(());
     }
-    let due = store::delivery::due(&mut app.store.read().await?, app.clock.now(), room).await?;
+    let due = store::delivery::due(&mut app.store.read().await?, app.clock.now(), room, SLOTS_EACH).await?;
     for (organization, sink) in due {
         let Ok(permit) = slots.clone().try_acquire_owned() else { break };
         let (app, owner, ended) = (app.clone(), owner.clone(), ended.clone());
@@ -140,8 +144,9 @@ async fn deliver(app: &App, owner: &str, organization: OrganizationId, sink: Aud
     let claimed = store::delivery::claim(&mut tx, organization, sink, owner, now, now + app.config.job_lease).await?;
     let Some(mut cursor) = claimed else { return Ok(()) };
     tx.commit().await?;
+    let begun = Instant::now();
     for _ in 0..BATCHES {
-        if app.stopping.is_cancelled() {
+        if app.stopping.is_cancelled() || begun.elapsed() > TURN {
             break;
         }
         let batch = batch(app, &cursor).await?;

@@ -142,8 +142,10 @@ impl Fixture {
     async fn connection(&self, organization: OrganizationId, id: Uuid, sink: bool, now: DateTime<Utc>) {
         let mut tx = self.store.begin().await.unwrap();
         let columns = if sink {
-            "connections (id, organization_id, kind, name, plugin, config, secrets, secret_names, labels, active, created_at, updated_at)
-             VALUES ($1, $3, 'audit_sink', 'S', 'file', '{}', '', '[]', '{}', TRUE, $2, $2)"
+            &format!(
+                "connections (id, organization_id, kind, name, plugin, config, secrets, secret_names, labels, active, created_at, updated_at)
+             VALUES ($1, $3, 'audit_sink', '{id}', 'file', '{{}}', '', '[]', '{{}}', TRUE, $2, $2)"
+            )
         } else {
             "connections (id, organization_id, kind, name, plugin, config, secrets, secret_names, labels, active, created_at, updated_at)
              VALUES ($1, $3, 'deployment_target', 'G', 'nexus', '{}', '', '[]', '{}', FALSE, $2, $2)"
@@ -209,7 +211,7 @@ impl Fixture {
     }
 }
 
-async fn insert(tx: &mut Tx, into: &'static str, id: Uuid, now: DateTime<Utc>, more: &[Uuid]) {
+async fn insert(tx: &mut Tx, into: &str, id: Uuid, now: DateTime<Utc>, more: &[Uuid]) {
     let sql = format!("INSERT INTO {into}");
     on!(tx, |c| {
         let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).bind(now);

@@ -66,7 +66,9 @@ pub async fn state(
     Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(sink).fetch_optional(c).await)?)
 }
 
-/// Active sinks that have something to be delivered, whose time has come and which nobody holds; the longest waiting first.
+/// Active sinks that have something to be delivered, whose time has come and which nobody holds; the longest waiting first,
+/// and `each` of one organization at the most, with those that are delivered to already: slow sinks of one tenant are not to
+/// take the places of all others.
 ///
 /// # Errors
 /// As the database says.
@@ -74,15 +76,21 @@ pub async fn due(
     c: &mut impl Connection,
     now: DateTime<Utc>,
     limit: i64,
+    each: i64,
 ) -> Result<Vec<(OrganizationId, AuditSinkId)>, StoreError> {
-    let sql = "SELECT d.organization_id, d.sink_id
-               FROM audit_deliveries AS d
-               JOIN audit_heads AS h ON h.organization_id = d.organization_id
-               JOIN connections AS k ON k.organization_id = d.organization_id AND k.id = d.sink_id
-               WHERE k.active AND h.sequence > d.sequence AND d.next_at <= $1
-                 AND (d.lease_until IS NULL OR d.lease_until <= $1)
-               ORDER BY d.next_at LIMIT $2";
-    Ok(on!(c, |c| sqlx::query_as(sql).bind(now).bind(limit).fetch_all(c).await)?)
+    let sql = "SELECT organization_id, sink_id FROM (
+                   SELECT d.organization_id, d.sink_id, d.next_at,
+                          ROW_NUMBER() OVER (PARTITION BY d.organization_id ORDER BY d.next_at) AS place,
+                          (SELECT COUNT(*) FROM audit_deliveries AS o
+                           WHERE o.organization_id = d.organization_id AND o.lease_until > $1) AS held
+                   FROM audit_deliveries AS d
+                   JOIN audit_heads AS h ON h.organization_id = d.organization_id
+                   JOIN connections AS k ON k.organization_id = d.organization_id AND k.id = d.sink_id
+                   WHERE k.active AND h.sequence > d.sequence AND d.next_at <= $1
+                     AND (d.lease_until IS NULL OR d.lease_until <= $1)
+               ) AS waiting
+               WHERE place + held <= $3 ORDER BY next_at LIMIT $2";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(now).bind(limit).bind(each).fetch_all(c).await)?)
 }
 
 /// Takes a sink, unless somebody else holds it.

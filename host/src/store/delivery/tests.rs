@@ -45,13 +45,38 @@ async fn a_sink_begins_where_the_chain_ends_when_it_is_made() {
         events(&fixture, &tenant, 3).await;
         let sink = fixture.sink(&tenant).await;
         let later = Clock::system().now() + TimeDelta::seconds(1);
-        assert!(due(&mut fixture.store.read().await.unwrap(), later, 10).await.unwrap().is_empty());
+        assert!(due(&mut fixture.store.read().await.unwrap(), later, 10, 3).await.unwrap().is_empty());
         events(&fixture, &tenant, 2).await;
-        let waiting = due(&mut fixture.store.read().await.unwrap(), later, 10).await.unwrap();
+        let waiting = due(&mut fixture.store.read().await.unwrap(), later, 10, 3).await.unwrap();
         assert_eq!(waiting, [(tenant.organization, sink)]);
         let seen = state_of(&fixture, &tenant, sink).await;
         assert_eq!((seen.delivered_sequence, seen.head_sequence, seen.lag, seen.failures), (3, 5, 2, 0));
         assert_eq!(lag(&mut fixture.store.read().await.unwrap()).await.unwrap(), [("file".to_owned(), 2)]);
+    }
+}
+
+#[tokio::test]
+async fn one_tenant_does_not_take_the_places_of_others() {
+    for fixture in Fixture::each().await {
+        let (greedy, other) = (fixture.tenant().await, fixture.tenant().await);
+        let mut sinks = Vec::new();
+        for _ in 0..6 {
+            sinks.push(fixture.sink(&greedy).await);
+        }
+        let only = fixture.sink(&other).await;
+        events(&fixture, &greedy, 1).await;
+        events(&fixture, &other, 1).await;
+        let later = Clock::system().now() + TimeDelta::seconds(1);
+        let waiting = || async {
+            let found = due(&mut fixture.store.read().await.unwrap(), later, 10, 3).await.unwrap();
+            let own = found.iter().filter(|(organization, _)| *organization == greedy.organization).count();
+            (own, found.contains(&(other.organization, only)))
+        };
+        assert_eq!(waiting().await, (3, true));
+        for (sink, left) in sinks.iter().zip([2, 1, 0, 0]) {
+            claim_at(&fixture, &greedy, *sink, later).await.unwrap();
+            assert_eq!(waiting().await, (left, true));
+        }
     }
 }
 
@@ -64,7 +89,7 @@ async fn one_host_at_a_time_delivers_and_a_stalled_one_moves_nothing() {
         let now = Clock::system().now();
         let stalled = claim_at(&fixture, &tenant, sink, now).await.unwrap();
         assert!(claim_at(&fixture, &tenant, sink, now).await.is_none());
-        assert!(due(&mut fixture.store.read().await.unwrap(), now, 10).await.unwrap().is_empty());
+        assert!(due(&mut fixture.store.read().await.unwrap(), now, 10, 3).await.unwrap().is_empty());
         let successor = claim_at(&fixture, &tenant, sink, now + LEASE).await.unwrap();
         let mut tx = fixture.store.begin().await.unwrap();
         assert!(matches!(delivered(&mut tx, &stalled, 5, now, now).await, Err(StoreError::Stale)));
