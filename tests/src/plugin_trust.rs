@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     harness::{Backend, Chameleon, Setup, World, id},
     plugin_refusals::random,
-    plugins::{PLUGINS, activate, runs, sink, upload},
+    plugins::{PLUGINS, activate, installed, runs, sink, upload},
 };
 
 on_both!(
@@ -229,4 +229,33 @@ async fn a_compiled_component_that_was_tampered_with_is_compiled_again_and_never
     world.again().await;
     assert_eq!(runs(&admin, &sink).await, "chameleon 1.0.0");
     assert_eq!(std::fs::read(&own).expect("kept again"), good);
+}
+
+#[tokio::test]
+async fn nobody_gets_around_signatures_by_writing_that_a_plugin_came_with_the_server() {
+    let setup = Setup::new(Backend::Sqlite).await;
+    let public = key(&setup, "ours.key").await.1;
+    let mut world = World::with(setup).await;
+    let operator = world.operator().await;
+    let admin = operator.owner.client.clone();
+    let path = installed(&admin, &Chameleon::version("1.0.0")).await;
+    let sink = sink(&admin, "s", None, json!({})).await;
+    assert_eq!(runs(&admin, &sink).await, "chameleon 1.0.0");
+    world.server.stop().await;
+    // With the seal of one that did.
+    let mut database = world.setup.database.direct().await;
+    let forged = database.execute(
+        "UPDATE plugin_versions SET origin = 'bundled',
+                signature = (SELECT MAX(signature) FROM plugin_versions WHERE origin = 'bundled' AND signer IS NULL)
+         WHERE origin = 'uploaded'",
+    );
+    assert_eq!(forged.await, 1);
+    let server = world.setup.start_beside_with(&[("KAIZEN_PLUGINS_TRUSTED_KEYS", &public)]).await;
+    let admin = admin.at(&server.url);
+    let problem = admin.post(&format!("{sink}/check"), json!({})).await.problem(502, "upstream");
+    assert!(problem["detail"].as_str().expect("text").contains("not signed"), "{problem}");
+    assert!(admin.get(&path).await.ok(200)["versions"][0]["failure"].is_string());
+    // What did come with it needs no signature, also where a later server no longer has it in its binary.
+    let unsealed = "SELECT COUNT(*) FROM plugin_versions WHERE origin = 'bundled' AND signature IS NULL";
+    assert_eq!(database.number(unsealed).await, 0);
 }

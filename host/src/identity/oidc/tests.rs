@@ -170,3 +170,20 @@ fn userinfo_that_is_out_of_order_is_told_from_one_that_is_not_for_us() {
         assert!(matches!(answer(status, "application/json", body), Err(ProviderError::Provider(_))), "{status} {body}");
     }
 }
+
+/// Keys change while several people sign in: one fetches the new ones, and all are checked against them.
+#[tokio::test]
+async fn keys_are_fetched_once_for_all_who_miss_one() {
+    let provider = metadata(json!({})).unwrap();
+    // It may go nowhere, so that an attempt to fetch shows as an error.
+    let policy = egress::Policy { allow: Vec::new(), allow_private: Vec::new() };
+    let providers = Providers::new(egress::Client::new(policy, Arc::new(egress::SystemResolver)));
+    let now = DateTime::from_timestamp(NOW, 0).unwrap();
+    let used = provider.keys.load_full();
+    provider.keys.store(Arc::new(Key::new("2").set()));
+    assert!(providers.refetch(&provider, &used, now).await.unwrap(), "another sign-in has fetched them");
+    let used = provider.keys.load_full();
+    assert!(providers.refetch(&provider, &used, now).await.is_err());
+    assert!(!providers.refetch(&provider, &used, now + COOL_DOWN - TimeDelta::seconds(1)).await.unwrap());
+    assert!(providers.refetch(&provider, &used, now + COOL_DOWN).await.is_err());
+}
