@@ -215,7 +215,7 @@ async fn every_bundled_plugin_does_well_in_the_kit() {
     for few in names.chunks(4) {
         let tests = few.iter().map(|name| {
             let folder = folder.path();
-            async move { (*name, passes(folder, &["plugin", "test", name, "--patience", "3"]).await) }
+            async move { (*name, passes(folder, &["plugin", "test", name, "--patience", "12"]).await) }
         });
         for (name, table) in futures::future::join_all(tests).await {
             assert!(table.contains("good answers") && table.contains("0 wrong"), "{name}\n{table}");
@@ -235,7 +235,7 @@ async fn a_far_side_named_by_address_is_played_here() {
     let port = taken.local_addr().expect("its address").port();
     std::fs::write(folder.path().join("c.json"), format!(r#"{{"host": "192.0.2.7", "port": {port}}}"#))
         .expect("written");
-    let table = passes(folder.path(), &["plugin", "test", "syslog", "--config", "c.json", "--patience", "3"]).await;
+    let table = passes(folder.path(), &["plugin", "test", "syslog", "--config", "c.json", "--patience", "12"]).await;
     assert!(table.contains(&format!("tcp://192.0.2.7:{port} by 127.0.0.1:")), "it says so: {table}");
     assert!(table.contains("3 of 3 events stored") && table.contains("refuses connections"), "{table}");
 }

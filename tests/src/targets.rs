@@ -162,6 +162,8 @@ async fn what_is_wrong_with_a_cluster_is_named() {
     refused(&place.check(&place.gateway(body).await).await, "`token`");
     let namespace = place.gateway(cluster.body("namespace", json!({ "namespace": "not-there" }))).await;
     refused(&place.check(&namespace).await, "not-there");
+    let misnamed = place.gateway(cluster.body("misnamed", json!({ "env": { "a b=": "x" } }))).await;
+    refused(&place.check(&misnamed).await, "environment variable name");
     let portal = Stub::start(|_| Reply::Status(404)).await;
     let elsewhere = place.gateway(cluster.body("elsewhere", json!({ "api_url": portal.url }))).await;
     refused(&place.check(&elsewhere).await, "no Kubernetes API server");

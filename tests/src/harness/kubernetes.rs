@@ -236,6 +236,13 @@ fn invalid(kind: &str, name: &str, wanted: &Value, before: Option<&Value>) -> Op
             let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
             let volumes = list(&spec["template"]["spec"]["volumes"]);
             let containers = list(&spec["template"]["spec"]["containers"]);
+            let mut env = containers.iter().flat_map(|container| list(&container["env"]));
+            if env.any(|one| one["name"].as_str().is_none_or(|name| !inner(name, "-_.") || name.is_empty())) {
+                return Some((
+                    "spec.template.spec.containers[0].env[6].name",
+                    "a valid environment variable name must consist of",
+                ));
+            }
             let mounts = containers.iter().flat_map(|container| list(&container["volumeMounts"]));
             let lost = mounts.into_iter().any(|mount| !volumes.iter().any(|volume| volume["name"] == mount["name"]));
             if lost || containers.is_empty() {

@@ -164,7 +164,7 @@ impl<'a> Cluster<'a> {
     /// The cluster's version.
     pub fn version(&self) -> Result<String> {
         let response = Self::request(Method::Get, &self.config.api_url.join(&["version"])?).send()?;
-        let version: Value = self.understood(response, "its version")?.json()?;
+        let version: Value = self.understood(response, "asking for its version")?.json()?;
         match version.get("gitVersion").and_then(Value::as_str) {
             Some(version) => Ok(version.chars().filter(|c| c.is_ascii_graphic()).take(40).collect()),
             None => {

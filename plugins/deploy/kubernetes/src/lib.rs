@@ -163,7 +163,12 @@ impl DeploymentTarget for Kubernetes {
         let version = cluster.version()?;
         for kind in Kind::ALL {
             cluster.get(kind, CHECKED)?;
-            cluster.apply(kind, &objects::of(config, CHECKED, &objects::nothing(), kind)?, DryRun::Yes)?;
+            let object = objects::of(config, CHECKED, &objects::nothing(), kind)?;
+            cluster.apply(kind, &object, DryRun::Yes).map_err(|error| match error {
+                // All that the cluster can refuse of it comes from the configuration.
+                Error::Rejected(why) => Error::Config(why),
+                error => error,
+            })?;
             cluster.delete(kind, CHECKED, DryRun::Yes)?;
         }
         Ok(format!(
