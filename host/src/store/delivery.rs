@@ -5,7 +5,7 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{Connection, StoreError, Tx};
+use super::{Connection, StoreError, Tx, one};
 use crate::{
     domain::id::{AuditSinkId, OrganizationId},
     on,
@@ -236,10 +236,6 @@ pub async fn lag(c: &mut impl Connection) -> Result<Vec<(String, i64)>, StoreErr
                JOIN connections AS k ON k.organization_id = d.organization_id AND k.id = d.sink_id
                WHERE k.active GROUP BY k.plugin";
     Ok(on!(c, |c| sqlx::query_as(sql).fetch_all(c).await)?)
-}
-
-fn one(changed: u64) -> Result<(), StoreError> {
-    if changed == 1 { Ok(()) } else { Err(StoreError::Stale) }
 }
 
 #[cfg(test)]

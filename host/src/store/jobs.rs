@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, Tx};
+use super::{Connection, StoreError, Tx, one};
 use crate::{
     domain::{
         id::{JobId, OrganizationId, UserId, WorkspaceId},
@@ -251,15 +251,14 @@ pub async fn hold(tx: &mut Tx, held: &Job, now: DateTime<Utc>) -> Result<Job, St
 pub async fn renew(tx: &mut Tx, held: &Job, lease_until: DateTime<Utc>) -> Result<(), StoreError> {
     let sql = "UPDATE jobs SET lease_until = $4
                WHERE organization_id = $1 AND id = $2 AND fence = $3 AND state = 'running'";
-    let changed = on!(tx, |c| sqlx::query(sql)
+    one(on!(tx, |c| sqlx::query(sql)
         .bind(held.organization_id)
         .bind(held.id)
         .bind(held.fence)
         .bind(lease_until)
         .execute(c)
         .await
-        .map(|done| done.rows_affected()))?;
-    if changed == 1 { Ok(()) } else { Err(StoreError::Stale) }
+        .map(|done| done.rows_affected()))?)
 }
 
 /// Ends a held job.
@@ -276,7 +275,7 @@ pub async fn finish(
     let sql = "UPDATE jobs SET state = $4, last_error = $5, updated_at = $6, finished_at = $6, lease_owner = NULL,
                                lease_until = NULL
                WHERE organization_id = $1 AND id = $2 AND fence = $3 AND state = 'running'";
-    let changed = on!(tx, |c| sqlx::query(sql)
+    one(on!(tx, |c| sqlx::query(sql)
         .bind(held.organization_id)
         .bind(held.id)
         .bind(held.fence)
@@ -285,8 +284,7 @@ pub async fn finish(
         .bind(now)
         .execute(c)
         .await
-        .map(|done| done.rows_affected()))?;
-    if changed == 1 { Ok(()) } else { Err(StoreError::Stale) }
+        .map(|done| done.rows_affected()))?)
 }
 
 /// Puts a held job back, to be tried again from `run_at`; `uncertain` if the attempt may have reached the far side.
@@ -304,7 +302,7 @@ pub async fn later(
     let sql = "UPDATE jobs SET state = 'queued', run_at = $4, last_error = $5, updated_at = $6, lease_owner = NULL,
                                lease_until = NULL, uncertain = uncertain OR $7
                WHERE organization_id = $1 AND id = $2 AND fence = $3 AND state = 'running'";
-    let changed = on!(tx, |c| sqlx::query(sql)
+    one(on!(tx, |c| sqlx::query(sql)
         .bind(held.organization_id)
         .bind(held.id)
         .bind(held.fence)
@@ -314,8 +312,7 @@ pub async fn later(
         .bind(uncertain)
         .execute(c)
         .await
-        .map(|done| done.rows_affected()))?;
-    if changed == 1 { Ok(()) } else { Err(StoreError::Stale) }
+        .map(|done| done.rows_affected()))?)
 }
 
 /// Takes back that an attempt was counted when this held job was claimed: it did not come to one.
@@ -325,14 +322,13 @@ pub async fn later(
 pub async fn uncount(tx: &mut Tx, held: &Job) -> Result<(), StoreError> {
     let sql = "UPDATE jobs SET attempts = attempts - 1
                WHERE organization_id = $1 AND id = $2 AND fence = $3 AND state = 'running' AND attempts > 0";
-    let changed = on!(tx, |c| sqlx::query(sql)
+    one(on!(tx, |c| sqlx::query(sql)
         .bind(held.organization_id)
         .bind(held.id)
         .bind(held.fence)
         .execute(c)
         .await
-        .map(|done| done.rows_affected()))?;
-    if changed == 1 { Ok(()) } else { Err(StoreError::Stale) }
+        .map(|done| done.rows_affected()))?)
 }
 
 /// Gives back everything a stopping worker still holds. The attempts it cut short are not counted, and the fence moves on,

@@ -110,6 +110,11 @@ impl StoreError {
     }
 }
 
+/// What a statement that names one row must have changed, if nobody was there before.
+fn one(changed: u64) -> Result<(), StoreError> {
+    if changed == 1 { Ok(()) } else { Err(StoreError::Stale) }
+}
+
 /// The database, for everyone. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
