@@ -12,6 +12,7 @@ use wasmtime_wasi::{
     sockets::{SocketAddrUse, WasiSocketsCtxView, WasiSocketsView},
 };
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use wasmtime_wasi_io::bindings::wasi::io::error;
 
 use super::{
     Fault,
@@ -223,6 +224,27 @@ impl ip_name_lookup::HostResolveAddressStream for Lookup<'_> {
     }
 }
 
+/// What a guest may read of an error: its messages. The library's own way shows the host's backtrace too, where those are on.
+struct Errors<'a>(&'a mut ResourceTable);
+
+struct HasErrors;
+
+impl HasData for HasErrors {
+    type Data<'a> = Errors<'a>;
+}
+
+impl error::Host for Errors<'_> {}
+
+impl error::HostError for Errors<'_> {
+    fn to_debug_string(&mut self, error: Resource<error::Error>) -> wasmtime::Result<String> {
+        Ok(format!("{:#}", self.0.get(&error)?))
+    }
+
+    fn drop(&mut self, error: Resource<error::Error>) -> wasmtime::Result<()> {
+        error::HostError::drop(self.0, error)
+    }
+}
+
 /// Links WASI 0.2 without `wasi:http`.
 pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     wasmtime_wasi::p2::add_to_linker_async(linker)?;
@@ -231,6 +253,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
         let hosts = state.tcp.clone();
         Lookup { sockets: state.sockets(), hosts }
     })?;
+    error::add_to_linker::<_, HasErrors>(linker, |state| Errors(&mut state.table))?;
     linker.allow_shadowing(false);
     Ok(())
 }

@@ -64,8 +64,7 @@ impl Get<'_> {
                 Ok(chunk) => body.extend(chunk),
                 Err(StreamError::Closed) => break,
                 Err(StreamError::LastOperationFailed(error)) => {
-                    // What comes after the first line is a backtrace, where the host has them on.
-                    return Err(error.to_debug_string().lines().next().unwrap_or_default().to_owned());
+                    return Err(error.to_debug_string());
                 }
             }
         }

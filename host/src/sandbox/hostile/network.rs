@@ -20,6 +20,7 @@ async fn a_slow_drip_is_told_to_the_guest_before_the_call_ends() {
     let told = yard.main(&guest, limits).await;
     let timeout = "refused HTTP response timeout";
     assert_eq!(told.ended, Ok(()), "{told:?}");
+    // These words, and no backtrace of the host's: `tests/run` switches them on.
     assert_eq!(told.printed, format!("first: {timeout}\nsecond: {timeout}\n"), "{told:?}");
     // However much time a request is given: the call has less.
     let limits = Limits { http_exchange: Duration::from_secs(60), wall: Duration::from_secs(4), ..Limits::default() };
@@ -39,9 +40,9 @@ async fn requests_written_at_once_hold_no_more_than_one_call_may_send() {
         let begun = futures::stream::iter([Ok(hyper::body::Frame::data(bytes::Bytes::from_static(&[0; 600])))]);
         StreamBody::new(futures::StreamExt::chain(begun, futures::stream::pending())).boxed_unsync()
     };
-    let mut first = std::pin::pin!(super::hooks::collect(&context, body(), &none));
+    let mut first = std::pin::pin!(super::super::hooks::collect(&context, body(), &none));
     assert!(futures::poll!(&mut first).is_pending());
-    let second = super::hooks::collect(&context, body(), &none).await;
+    let second = super::super::hooks::collect(&context, body(), &none).await;
     assert_eq!(second.unwrap_err().to_string(), "the request is larger than allowed");
 }
 

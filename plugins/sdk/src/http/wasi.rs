@@ -143,7 +143,12 @@ fn read(sent: &Sent, body: &IncomingBody, deadline: &Deadline) -> Result<Vec<u8>
             Err(StreamError::LastOperationFailed(error)) => {
                 return Err(match raw::http_error_code(&error) {
                     Some(code) => from_code(sent, &code),
-                    None => Error::Connect(format!("the answer of {} broke off", sent.url.authority())),
+                    // wasmtime's host has no code for what ends an answer under way, only words.
+                    None => {
+                        let why: String =
+                            error.to_debug_string().lines().next().unwrap_or_default().chars().take(200).collect();
+                        Error::Connect(format!("the answer of {} broke off: {why}", sent.url.authority()))
+                    }
                 });
             }
         }
