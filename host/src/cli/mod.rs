@@ -109,7 +109,7 @@ enum Command {
 /// # Errors
 /// What to tell the person, in one line.
 pub fn run() -> anyhow::Result<()> {
-    let matches = Cli::command().after_long_help(settings_help()).get_matches();
+    let matches = command().get_matches();
     let cli = Cli::from_arg_matches(&matches)?;
     if matches!(cli.command, Command::Openapi) {
         return print(&crate::api::openapi::document().to_pretty_json()?);
@@ -138,6 +138,20 @@ pub fn run() -> anyhow::Result<()> {
             Command::Migrate => migrate(&config).await,
             Command::Policy(_) | Command::Plugin(_) | Command::Openapi | Command::DemoGateway(_) => Ok(()),
         }
+    })
+}
+
+/// The command line, in which the help of what has no use for a server's settings does not list them.
+fn command() -> clap::Command {
+    fn without_settings(command: clap::Command) -> clap::Command {
+        command.mut_args(|argument| if argument.is_global_set() { argument.hide(true) } else { argument })
+    }
+    let mut command = Cli::command().after_long_help(settings_help());
+    // Only then do the commands have what all of them take.
+    command.build();
+    command.mut_subcommand("openapi", without_settings).mut_subcommand("plugin", |plugin| {
+        let alone = ["new", "build", "inspect", "keygen", "sign"];
+        alone.into_iter().fold(without_settings(plugin), |plugin, name| plugin.mut_subcommand(name, without_settings))
     })
 }
 

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `api_url` | needed | The gateway's address, e.g. `https://nexus.example.com`. |
 //! | `agent_type` | `workflow` | What kind of agent the gateway is to register. |
-//! | `ready_seconds` | `5` | How long to wait, after registering, for an agent that the gateway still starts. |
+//! | `ready_seconds` | `5` | How long to wait, after registering, for an agent that the gateway still starts. After that the deployment counts as active, and its last message says that the gateway still starts it. |
 //!
 //! Secret `api-key`: the gateway's API key.
 //!
@@ -94,13 +94,11 @@ impl DeploymentTarget for Nexus {
         progress(30, &format!("Registering {} version {}", release.agent_name, release.version));
         let registered = gateway.register(call, release)?;
         progress(70, &format!("Registered as {}", registered.id));
-        await_active(
-            &gateway,
-            &registered.id,
-            registered.state,
-            Duration::from_secs(call.config.ready_seconds.into()),
-        )?;
-        progress(100, &format!("{far} serves the agent"));
+        let patience = Duration::from_secs(call.config.ready_seconds.into());
+        match await_active(&gateway, &registered.id, registered.state, patience)? {
+            None => progress(100, &format!("{far} serves the agent")),
+            Some(what) => progress(100, &format!("{far} has the agent and still starts it: {what}")),
+        }
         let endpoint =
             registered.endpoint.or_else(|| gateway.agent_url(&registered.id).ok().map(|url| url.to_string()));
         Ok(Registration { id: registered.id, endpoint })
@@ -115,19 +113,17 @@ impl DeploymentTarget for Nexus {
     }
 }
 
-/// Waits for an agent that the gateway said it still starts. It is registered already, so only its failure is ours.
-fn await_active(gateway: &Gateway<'_>, id: &str, mut state: State, patience: Duration) -> Result<()> {
+/// Waits for an agent that the gateway said it still starts, and returns how it is if it still does after `patience`. It is
+/// registered already, so only its failure is ours.
+fn await_active(gateway: &Gateway<'_>, id: &str, mut state: State, patience: Duration) -> Result<Option<String>> {
     let began = Instant::now();
     let mut pause = Duration::from_millis(100);
     loop {
         match state {
-            State::Active => return Ok(()),
+            State::Active => return Ok(None),
             State::Failed(why) => return Err(Error::Rejected(format!("the gateway could not start the agent: {why}"))),
             State::Gone => return Err(Error::unavailable("the gateway lost the registration it had just made")),
-            State::Pending(what) if began.elapsed() + pause > patience => {
-                log::info!("{id} is still `{what}`");
-                return Ok(());
-            }
+            State::Pending(what) if began.elapsed() + pause > patience => return Ok(Some(what)),
             State::Pending(what) => progress(80, &format!("The gateway starts the agent: {what}")),
         }
         std::thread::sleep(pause);
