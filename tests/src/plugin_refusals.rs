@@ -127,6 +127,9 @@ async fn what_is_large_arrives_and_what_is_cut_short_does_not(backend: Backend) 
     refused(form, [head.as_slice(), &whole].concat()).await.problem(400, "malformed");
     refused(form, b"--b\r\ncontent-disposition: form-data; na".to_vec()).await.problem(400, "malformed");
     refused(form, Vec::new()).await.problem(400, "malformed");
+    // What is refused in its middle is read to its end, so that the client learns why.
+    let askew = [b"--b\r\nno header\r\n\r\n".as_slice(), &vec![b'a'; 6 << 20]].concat();
+    refused(form, askew).await.problem(400, "malformed");
     refused("multipart/form-data", whole.clone()).await.problem(415, "unsupported_media_type");
     refused("application/octet-stream", whole.clone()).await.problem(415, "unsupported_media_type");
     // A header without an end is not collected for ever: whoever goes on sending may find the connection closed before the answer.

@@ -1,6 +1,11 @@
 //! `POST /api/v1/plugins`: a component arrives, is checked exactly as at a start, and is kept. Nothing runs it yet.
 
-use std::time::Duration;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{
     Json,
@@ -14,6 +19,8 @@ use axum::{
 };
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
+use hyper::body::{Body as HttpBody, Frame};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -149,28 +156,26 @@ async fn after(body: Body, problem: Problem) -> Problem {
         }
         true
     });
-    finished(whole.await.unwrap_or(false), problem)
+    if whole.await.unwrap_or(false) {
+        return problem;
+    }
+    problem.with_header(header::CONNECTION, HeaderValue::from_static("close"))
 }
 
-fn finished(whole: bool, problem: Problem) -> Problem {
-    if whole { problem } else { problem.with_header(header::CONNECTION, HeaderValue::from_static("close")) }
-}
+/// A body of which the rest can still be read when whoever read it has stopped in the middle.
+#[derive(Clone)]
+struct Lent(Arc<Mutex<Body>>);
 
-/// The same where parts of the body were read already.
-async fn after_parts(multipart: &mut Multipart, problem: Problem) -> Problem {
-    let whole = tokio::time::timeout(PATIENCE, async {
-        let mut length = 0;
-        while let Ok(Some(mut field)) = multipart.next_field().await {
-            while let Ok(Some(chunk)) = field.chunk().await {
-                length += chunk.len();
-                if length > DRAINED {
-                    return false;
-                }
-            }
-        }
-        matches!(multipart.next_field().await, Ok(None))
-    });
-    finished(whole.await.unwrap_or(false), problem)
+impl HttpBody for Lent {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut *self.0.lock()).poll_frame(cx)
+    }
 }
 
 /// Reads the parts, each within its limit.
@@ -182,16 +187,21 @@ async fn receive(app: &App, request: Request) -> Result<Received> {
                       the text of its .sig file.";
         Problem::new(ProblemType::MediaType, detail)
     };
-    if !media.to_ascii_lowercase().starts_with("multipart/form-data") {
-        return Err(after(request.into_body(), shape()).await);
+    let (head, body) = request.into_parts();
+    let body = Lent(Arc::new(Mutex::new(body)));
+    if multer::parse_boundary(media).is_err() {
+        return Err(after(Body::new(body), shape()).await);
     }
-    let mut request = request;
+    let mut request = Request::from_parts(head, Body::new(body.clone()));
     // Each part has its own limit, below. This one is for what is around them, and for what is read only to be dropped.
     DefaultBodyLimit::max(app.plugins.max_bytes() + SIGNATURE + AROUND + DRAINED).apply(&mut request);
     let mut multipart = Multipart::from_request(request, app).await.map_err(|_| shape())?;
     let (component, signature) = match parts(app, &mut multipart).await {
         Ok(parts) => parts,
-        Err(problem) => return Err(after_parts(&mut multipart, problem).await),
+        Err(problem) => {
+            drop(multipart);
+            return Err(after(Body::new(body), problem).await);
+        }
     };
     // Of each part its digest: that is shorter than a second copy of the component.
     let digested = [&component, signature.as_ref().unwrap_or(&Bytes::new())].map(Sha256::digest).concat();
