@@ -221,7 +221,7 @@ struct Taken {
     activated: bool,
 }
 
-/// Takes in what is part of the server; nothing if something else has its place.
+/// Takes in what is part of the server; nothing if it was here before, or if something else has its place.
 async fn bundled_one(tx: &mut Tx, clock: &Clock, candidate: &Candidate) -> Result<Option<Taken>, StoreError> {
     let registered = match install::register(tx, clock, candidate, None).await {
         Ok(registered) => registered,
@@ -232,29 +232,30 @@ async fn bundled_one(tx: &mut Tx, clock: &Clock, candidate: &Candidate) -> Resul
         }
     };
     let Registered { mut plugin, mut version, fresh, .. } = registered;
-    let mut activated = false;
-    if fresh {
-        let active = install::active(tx, &plugin).await?;
-        if active.is_none() {
-            // Connections of before there were versions were made for what came with the server.
-            rows::adopt(tx, &plugin, &version.line).await?;
-        }
-        let older = |active: &rows::Version| {
-            active.origin == Origin::Bundled && plugin::is_newer(&version.version, &active.version)
-        };
-        let goes = active.as_ref().is_none_or(older);
-        let misfits = if goes { fit::misfits(tx, &candidate.plugin, &plugin, &version).await? } else { None };
-        if let Some(misfits) = &misfits {
-            let (name, version) = (&plugin.name, &version.version);
-            tracing::warn!(plugin = name, version, "a bundled plugin is not activated: {}", misfits.summary());
-        }
-        activated = goes && misfits.is_none();
-        if activated {
-            install::set(tx, clock, &mut plugin, &mut version).await?;
-        } else {
-            version.enabled = true;
-            rows::put_version(tx, &version).await?;
-        }
+    if !fresh {
+        // It was here before; only its seal is new.
+        return Ok(None);
+    }
+    let active = install::active(tx, &plugin).await?;
+    if active.is_none() {
+        // Connections of before there were versions were made for what came with the server.
+        rows::adopt(tx, &plugin, &version.line).await?;
+    }
+    let older = |active: &rows::Version| {
+        active.origin == Origin::Bundled && plugin::is_newer(&version.version, &active.version)
+    };
+    let goes = active.as_ref().is_none_or(older);
+    let misfits = if goes { fit::misfits(tx, &candidate.plugin, &plugin, &version).await? } else { None };
+    if let Some(misfits) = &misfits {
+        let (name, version) = (&plugin.name, &version.version);
+        tracing::warn!(plugin = name, version, "a bundled plugin is not activated: {}", misfits.summary());
+    }
+    let activated = goes && misfits.is_none();
+    if activated {
+        install::set(tx, clock, &mut plugin, &mut version).await?;
+    } else {
+        version.enabled = true;
+        rows::put_version(tx, &version).await?;
     }
     Ok(Some(Taken { name: format!("{}/{}", plugin.kind.as_str(), plugin.name), version, activated }))
 }
