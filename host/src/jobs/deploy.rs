@@ -2,8 +2,8 @@
 //!
 //! Cancelling wins: a deployment that was cancelled while the gateway was asked stays cancelled, and what the gateway
 //! registered is removed again by a job. Where the end of an earlier attempt is not known (`uncertain`: its worker died, it
-//! ran into a limit, the connection broke, the gateway was not done yet), the gateway is asked once more, with the same idempotency key, to learn the
-//! registration that is to be removed.
+//! ran into a limit, the connection broke, the gateway was not done yet), the gateway is asked once more, with the same
+//! idempotency key, to learn the registration that is to be removed.
 
 use std::time::Duration;
 
