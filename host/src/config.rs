@@ -1,6 +1,7 @@
 //! Every setting, validated once: `kaizen.toml`, then `KAIZEN_…` environment variables, then flags.
 
 mod layers;
+pub mod limits;
 mod plugins;
 
 use std::{
@@ -28,13 +29,16 @@ pub struct Setting {
     pub help: &'static str,
 }
 
-/// All settings.
-pub const SETTINGS: &[Setting] = &[
+/// All settings: these, and a bound each of [`limits`].
+pub fn settings() -> impl Iterator<Item = &'static Setting> {
+    SETTINGS.iter().chain(limits::SETTINGS)
+}
+
+const SETTINGS: &[Setting] = &[
     Setting { name: "listen", help: "address of the API, IP:PORT (127.0.0.1:8080)" },
     Setting { name: "ops_listen", help: "address of /metrics, /healthz and /readyz (127.0.0.1:9090)" },
     Setting { name: "data_dir", help: "folder for the SQLite file, generated keys and caches ($XDG_DATA_HOME/kaizen)" },
     Setting { name: "database_url", help: "sqlite:PATH or postgres://… (sqlite:DATA_DIR/kaizen.db)" },
-    Setting { name: "database_connections", help: "connections to the database at the most (20)" },
     Setting { name: "redis_url", help: "redis://…; needed for quick canvas fan-out between several hosts (none)" },
     Setting { name: "public_url", help: "where browsers reach this server (http://LISTEN)" },
     Setting {
@@ -62,32 +66,6 @@ pub const SETTINGS: &[Setting] = &[
         help: "comma-separated keys, ed25519:… as `kaizen plugin keygen` prints them: only plugins signed with one of them, \
                and those that come with the server, are installed and run (none: signatures are not asked for)",
     },
-    Setting { name: "plugins_max_bytes", help: "bytes that an installed plugin may have (67108864)" },
-    Setting {
-        name: "job_lease_seconds",
-        help: "how long a host that died keeps its jobs and sinks before another takes them over (30)",
-    },
-    Setting { name: "plugin_memory_mib", help: "memory of one plugin call, all memories together, MiB (128)" },
-    Setting { name: "plugin_table_elements", help: "elements of tables of one call, all tables together (200000)" },
-    Setting { name: "plugin_instances", help: "core instances of one plugin's component (20)" },
-    Setting { name: "plugin_stack_kib", help: "stack of one call, KiB (1024)" },
-    Setting { name: "plugin_cpu_ms", help: "processor time of one call, milliseconds (5000)" },
-    Setting { name: "plugin_call_seconds", help: "time of one call, waiting for far sides included (30)" },
-    Setting { name: "plugin_deploy_seconds", help: "the same for a deployment, which may take longer (120)" },
-    Setting { name: "plugin_http_requests", help: "HTTP requests of one call (64)" },
-    Setting { name: "plugin_http_seconds", help: "time of one request with its whole answer (20)" },
-    Setting { name: "plugin_http_out_kib", help: "headers and bodies of one call's requests, KiB (16384)" },
-    Setting { name: "plugin_http_in_kib", help: "bodies of the answers to one call, KiB (16384)" },
-    Setting { name: "plugin_result_kib", help: "one result, or one argument to a host function, KiB (4096)" },
-    Setting { name: "plugin_log_lines_per_second", help: "log lines of one connection in a second (50)" },
-    Setting { name: "plugin_calls", help: "calls at once of all plugins together (64)" },
-    Setting { name: "plugin_calls_per_plugin", help: "calls at once of one plugin (32)" },
-    Setting { name: "plugin_calls_per_connection", help: "calls at once of one connection (8)" },
-    Setting { name: "plugin_trip_failures", help: "failures in a row that suspend a connection's calls (5)" },
-    Setting {
-        name: "plugin_trip_seconds",
-        help: "how long they are suspended at first; each time in a row twice as long, up to 300 (10)",
-    },
     Setting { name: "log", help: "what is logged, as in tracing's EnvFilter (info)" },
     Setting { name: "log_format", help: "text or json (text on a terminal, otherwise json)" },
 ];
@@ -103,8 +81,6 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// `sqlite:` or `postgres:`; may hold a password, so never log it.
     pub database_url: String,
-    /// At the most, for each pool.
-    pub database_connections: u32,
     /// Redis for fan-out between hosts.
     pub redis_url: Option<String>,
     /// Where browsers reach this server; decides whether the cookie is `Secure`.
@@ -125,10 +101,8 @@ pub struct Config {
     pub plugins_dir: Option<PathBuf>,
     /// Whose plugins may be installed; empty: anybody's.
     pub plugins_trusted_keys: Vec<PublicKey>,
-    /// Bytes that an installed plugin may have.
-    pub plugins_max_bytes: usize,
-    /// How long a job or an audit sink stays with the host that took it, unless renewed.
-    pub job_lease: std::time::Duration,
+    /// What each caller, tenant, plugin and far side may take.
+    pub limits: limits::Limits,
     /// What plugins may take.
     pub plugin_bounds: Bounds,
     /// tracing's `EnvFilter`.
@@ -245,20 +219,8 @@ impl Config {
         let plugins_trusted_keys = layers.parse("plugins_trusted_keys", Vec::new(), |text| {
             list(text).map(|item| item.parse::<PublicKey>().map_err(|error| error.to_string())).collect()
         })?;
-        let plugins_max_bytes = layers.parse("plugins_max_bytes", 64 << 20, |text| match text.parse() {
-            Ok(bytes @ 1024..=1_073_741_824) => Ok(bytes),
-            _ => Err("expected a whole number from 1024 to 1073741824".to_owned()),
-        })?;
-        let database_connections = layers.parse("database_connections", 20, |text| match text.parse() {
-            Ok(n @ 2..=1000) => Ok(n),
-            _ => Err("expected a whole number from 2 to 1000".to_owned()),
-        })?;
-        let job_lease =
-            layers.parse("job_lease_seconds", std::time::Duration::from_secs(30), |text| match text.parse() {
-                Ok(seconds @ 1..=3600) => Ok(std::time::Duration::from_secs(seconds)),
-                _ => Err("expected a whole number from 1 to 3600".to_owned()),
-            })?;
-        let plugin_bounds = plugins::bounds(layers)?;
+        let limits = limits::Limits::parse(layers)?;
+        let plugin_bounds = plugins::bounds(layers, &limits)?;
         let log = layers.parse("log", "info,sqlx::postgres::notice=warn".to_owned(), |text| {
             tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
         })?;
@@ -272,7 +234,6 @@ impl Config {
             ops_listen,
             data_dir,
             database_url,
-            database_connections,
             redis_url,
             public_url,
             egress_allow,
@@ -283,8 +244,7 @@ impl Config {
             audit_dir,
             plugins_dir,
             plugins_trusted_keys,
-            plugins_max_bytes,
-            job_lease,
+            limits,
             plugin_bounds,
             log,
             log_json,

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{Config, ConfigError, SETTINGS};
+use crate::config::{Config, ConfigError, settings};
 
 /// Kaizen Studio's control plane: agents drawn together, permitted in Cedar, deployed through sandboxed plugins.
 #[derive(Debug, Parser)]
@@ -159,8 +159,8 @@ fn command() -> clap::Command {
 fn settings_help() -> String {
     let head = "Settings, as keys of kaizen.toml or as KAIZEN_… variables (KAIZEN_DATABASE_URL).\n\
                 A flag goes before a variable, and a variable before the file:\n";
-    let column = SETTINGS.iter().map(|setting| setting.name.len()).max().unwrap_or_default();
-    let lines = SETTINGS.iter().flat_map(|setting| {
+    let column = settings().map(|setting| setting.name.len()).max().unwrap_or_default();
+    let lines = settings().flat_map(|setting| {
         let names = std::iter::once(setting.name).chain(std::iter::repeat(""));
         names.zip(wrapped(setting.help, 76 - column)).map(move |(name, line)| format!("  {name:<column$}  {line}\n"))
     });

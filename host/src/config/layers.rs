@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use super::SETTINGS;
+use super::settings;
 
 /// A setting that cannot be used: names it, where it was set, and what to change.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ pub(super) struct Layers(BTreeMap<&'static str, (String, String)>);
 
 impl Layers {
     pub(super) fn set(&mut self, name: &str, value: String, source: String) -> Result<(), ConfigError> {
-        match SETTINGS.iter().find(|s| s.name == name) {
+        match settings().find(|s| s.name == name) {
             Some(setting) => {
                 self.0.insert(setting.name, (value, source));
                 Ok(())
@@ -64,8 +64,7 @@ fn shown<'a>(name: &str, value: &'a str) -> &'a str {
 }
 
 fn nearest(name: &str) -> String {
-    SETTINGS
-        .iter()
+    settings()
         .map(|s| (strsim::damerau_levenshtein(s.name, name), s.name))
         .min()
         .filter(|(distance, _)| *distance <= 4)

@@ -139,7 +139,7 @@ async fn guarded<T: Send + 'static>(
 
 /// Renews the lease three times in its length; gives up when it is somebody else's, or when it has ended meanwhile.
 async fn keep(app: App, job: Job, lost: CancellationToken) {
-    let lease = app.config.job_lease;
+    let lease = app.config.limits.job_lease();
     let mut until = Instant::now() + lease;
     loop {
         tokio::time::sleep(lease / 3).await;

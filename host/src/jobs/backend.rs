@@ -60,7 +60,7 @@ async fn claim(app: &App, owner: &str) -> Result<Option<Claimed>, StoreError> {
         return Ok(None);
     }
     let mut tx = app.store.begin().await?;
-    let claimed = store::jobs::claim(&mut tx, owner, now, now + app.config.job_lease).await?;
+    let claimed = store::jobs::claim(&mut tx, owner, now, now + app.config.limits.job_lease()).await?;
     if claimed.is_some() {
         tx.commit().await?;
     }

@@ -79,7 +79,7 @@ impl Plugins {
             bus: from.bus.clone(),
             trust: Trust::new(config.plugins_trusted_keys.clone()),
             secrets: from.secrets.clone(),
-            max_bytes: config.plugins_max_bytes,
+            max_bytes: config.limits.plugins_max_bytes,
             turn: Mutex::new(None),
         };
         let sandbox = Sandbox::within(config.plugin_bounds.clone(), cache, from.egress, from.clock.clone())

@@ -22,7 +22,7 @@ async fn begun(fixture: &Fixture, app: &App) -> (Tenant, crate::domain::deployme
     let (mut deployment, _) = fixture.deployment(&tenant, DeploymentState::Queued, JobKind::Deploy).await;
     let now = app.clock.now();
     let mut tx = fixture.store.begin().await.unwrap();
-    let claimed = store::jobs::claim(&mut tx, "w", now, now + app.config.job_lease).await.unwrap().unwrap();
+    let claimed = store::jobs::claim(&mut tx, "w", now, now + app.config.limits.job_lease()).await.unwrap().unwrap();
     store::deployments::advance(&mut tx, &mut deployment, DeploymentState::Running, Change::default(), now)
         .await
         .unwrap();

@@ -1,0 +1,162 @@
+//! How much a caller, a tenant, a plugin or a server elsewhere may take: every bound in one table, each a setting.
+//!
+//! A bound is one line of [`limits!`] below. The settings, `kaizen --help`, [`ServerLimits`] and `host/docs/limits.md` come
+//! from it; a test writes that page anew when it is out of date.
+
+use std::{
+    fmt::{Display, Write},
+    ops::RangeInclusive,
+    str::FromStr,
+    time::Duration,
+};
+
+use super::{ConfigError, Layers, Setting, fault};
+
+/// One line of the table, as documentation shows it.
+struct Bound {
+    section: &'static str,
+    name: &'static str,
+    help: &'static str,
+    default: &'static str,
+    range: &'static str,
+}
+
+/// `"Section" { name: type = default, smallest..=largest, "what it bounds, with its unit"; … }`
+macro_rules! limits {
+    ($($section:literal { $($name:ident: $kind:ty = $default:literal, $min:literal..=$max:literal, $help:literal;)* })*) => {
+        /// What each caller, tenant, plugin and server elsewhere may take; in the unit that a name ends in, otherwise a count.
+        #[derive(Debug, Clone)]
+        pub struct ServerLimits { $($(#[doc = $help] pub $name: $kind,)*)* }
+
+        impl Default for ServerLimits {
+            fn default() -> Self {
+                Self { $($($name: $default,)*)* }
+            }
+        }
+
+        impl ServerLimits {
+            pub(super) fn parse(layers: &Layers) -> Result<Self, ConfigError> {
+                Ok(Self { $($($name: number(layers, stringify!($name), $default, $min..=$max)?,)*)* })
+            }
+        }
+
+        /// A setting for each bound.
+        pub(super) const SETTINGS: &[Setting] = &[
+            $($(Setting { name: stringify!($name), help: concat!($help, " (", $default, ")") },)*)*
+        ];
+
+        const BOUNDS: &[Bound] = &[
+            $($(Bound {
+                section: $section,
+                name: stringify!($name),
+                help: $help,
+                default: concat!($default),
+                range: concat!($min, " to ", $max),
+            },)*)*
+        ];
+    };
+}
+
+limits! {
+    "Database and jobs" {
+        database_connections: u32 = 20, 2..=1000, "connections to the database at the most";
+        job_lease_seconds: u64 = 30, 1..=3600, "how long a host that died keeps its jobs and sinks before another takes them over, seconds";
+    }
+    "Plugins" {
+        plugins_max_bytes: usize = 67_108_864, 1_024..=1_073_741_824, "bytes that an installed plugin may have";
+        plugin_memory_mib: usize = 128, 2..=4096, "memory of one plugin call, all memories together, MiB";
+        plugin_table_elements: usize = 200_000, 100..=10_000_000, "elements of tables of one call, all tables together";
+        plugin_instances: u32 = 20, 1..=100, "core instances of one plugin's component";
+        plugin_stack_kib: usize = 1024, 64..=16_384, "stack of one call, KiB";
+        plugin_cpu_ms: u64 = 5000, 10..=600_000, "processor time of one call, milliseconds";
+        plugin_call_seconds: u64 = 30, 1..=600, "time of one call, waiting for servers elsewhere included, seconds";
+        plugin_deploy_seconds: u64 = 120, 1..=3600, "the same for a deployment, which may take longer, seconds";
+        plugin_http_requests: u64 = 64, 0..=100_000, "HTTP requests of one call";
+        plugin_http_seconds: u64 = 20, 1..=600, "time of one request with its whole answer, seconds";
+        plugin_http_out_kib: u64 = 16_384, 0..=1_048_576, "headers and bodies of one call's requests, KiB";
+        plugin_http_in_kib: u64 = 16_384, 0..=1_048_576, "bodies of the answers to one call, KiB";
+        plugin_result_kib: usize = 4096, 64..=1_048_576, "one result, or one argument to a host function, KiB";
+        plugin_log_lines_per_second: u32 = 50, 0..=10_000, "log lines of one connection in a second";
+        plugin_calls: u32 = 64, 1..=1000, "calls at once of all plugins together";
+        plugin_calls_per_plugin: u32 = 32, 1..=1000, "calls at once of one plugin";
+        plugin_calls_per_connection: u32 = 8, 1..=1000, "calls at once of one connection";
+        plugin_trip_failures: u32 = 5, 1..=1000, "failures in a row that suspend a connection's calls";
+        plugin_trip_seconds: u64 = 10, 1..=300, "how long they are suspended at first; each time in a row twice as long, up to 300, seconds";
+    }
+}
+
+impl ServerLimits {
+    /// How long a job or an audit sink stays with the host that took it, unless renewed.
+    pub fn job_lease(&self) -> Duration {
+        Duration::from_secs(self.job_lease_seconds)
+    }
+}
+
+fn number<T: FromStr + Display + PartialOrd>(
+    layers: &Layers,
+    name: &str,
+    default: T,
+    range: RangeInclusive<T>,
+) -> Result<T, ConfigError> {
+    layers.parse(name, default, |text| match text.parse() {
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ => Err(format!("expected a whole number from {} to {}", range.start(), range.end())),
+    })
+}
+
+/// A bound that lies within another: its default gives way to a smaller outer one, a value that was set does not.
+///
+/// # Errors
+/// The value that was set and is larger than the outer bound.
+pub(super) fn within(layers: &Layers, inner: (&str, u32), outer: (&str, u32)) -> Result<u32, ConfigError> {
+    let ((name, value), (outer_name, most)) = (inner, outer);
+    if value <= most {
+        return Ok(value);
+    }
+    if !layers.given().contains(name) {
+        return Ok(most);
+    }
+    let why = format!("`{name}` is {value}, but `{outer_name}` allows {most}: lower it, or raise that");
+    Err(fault(layers.source(name), why))
+}
+
+/// The page `host/docs/limits.md`.
+pub fn page() -> String {
+    let mut page = String::from(
+        "# Limits\n\nWhat one caller, tenant, plugin or server elsewhere may take. Each is a setting: a key of `kaizen.toml`, or a variable\n\
+         with `KAIZEN_` before its name in capitals. This page is written by a test from `host/src/config/limits.rs`.\n",
+    );
+    let mut section = "";
+    for bound in BOUNDS {
+        if section != bound.section {
+            section = bound.section;
+            let _ = write!(page, "\n## {section}\n\n| setting | bounds | default | may be |\n|---|---|---:|---|\n");
+        }
+        let Bound { name, help, default, range, .. } = bound;
+        let _ = writeln!(page, "| `{name}` | {help} | {default} | {range} |");
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_page_of_limits_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/limits.md");
+        let page = super::page();
+        if std::fs::read_to_string(path).unwrap_or_default() != page {
+            std::fs::write(path, page).unwrap();
+            panic!("{path} was out of date and has been written anew: commit it");
+        }
+    }
+
+    #[test]
+    fn each_default_lies_within_its_range() {
+        assert!(super::ServerLimits::parse(&super::Layers::default()).is_ok());
+        for bound in super::BOUNDS {
+            let plain = |text: &str| text.parse::<u64>().unwrap();
+            let (min, max) = bound.range.split_once(" to ").unwrap();
+            assert!((plain(min)..=plain(max)).contains(&plain(bound.default)), "{}", bound.name);
+        }
+    }
+}
