@@ -102,7 +102,7 @@ pub struct Config {
     /// Whose plugins may be installed; empty: anybody's.
     pub plugins_trusted_keys: Vec<PublicKey>,
     /// What each caller, tenant, plugin and far side may take.
-    pub limits: limits::Limits,
+    pub limits: limits::ServerLimits,
     /// What plugins may take.
     pub plugin_bounds: Bounds,
     /// tracing's `EnvFilter`.
@@ -219,7 +219,7 @@ impl Config {
         let plugins_trusted_keys = layers.parse("plugins_trusted_keys", Vec::new(), |text| {
             list(text).map(|item| item.parse::<PublicKey>().map_err(|error| error.to_string())).collect()
         })?;
-        let limits = limits::Limits::parse(layers)?;
+        let limits = limits::ServerLimits::parse(layers)?;
         let plugin_bounds = plugins::bounds(layers, &limits)?;
         let log = layers.parse("log", "info,sqlx::postgres::notice=warn".to_owned(), |text| {
             tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
