@@ -106,22 +106,22 @@ pub async fn find(app: &App, caller: &Principal, id: AgentId, action: Action) ->
 #[utoipa::path(post, path = "/api/v1/agents", tag = "Agents", request_body = NewAgent,
     responses((status = CREATED, body = Agent)))]
 async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<NewAgent>) -> Result<Response> {
-    let new = input.body;
-    let mut faults = Vec::new();
-    fault::name("/name", &new.name, &mut faults);
-    fault::description("/description", &new.description, &mut faults);
-    fault::labels("/labels", &new.labels, &mut faults);
-    new.settings.check("/settings", &mut faults);
-    Problem::check(faults)?;
+    let mut new = input.body;
     let workspace = workspaces::get(&mut app.store.read().await?, caller.organization_id, new.workspace_id).await?;
     let workspace = workspace.ok_or_else(|| Problem::not_found("workspace"))?;
     app.require(&caller, Action::AgentCreate, &workspace.resource(), &Context::default()).await?;
+    let mut faults = Vec::new();
+    let name = fault::name("/name", new.name, &mut faults);
+    fault::description("/description", &new.description, &mut faults);
+    fault::labels("/labels", &mut new.labels, &mut faults);
+    new.settings.check("/settings", &mut faults);
+    Problem::check(faults)?;
     let now = app.clock.now();
     let agent = Agent {
         id: app.clock.id(),
         organization_id: caller.organization_id,
         workspace_id: new.workspace_id,
-        name: new.name,
+        name,
         description: new.description,
         labels: sqlx::types::Json(new.labels),
         settings: raw(&new.settings)?,
@@ -182,13 +182,16 @@ async fn update(
     let AgentChange { name, description, labels, settings } = input.body;
     let mut after = before.clone();
     after.updated_at = app.clock.now();
-    after.name = name.unwrap_or(after.name);
     after.description = description.unwrap_or(after.description);
-    after.labels.0 = labels.unwrap_or(after.labels.0);
     let mut faults = Vec::new();
-    fault::name("/name", &after.name, &mut faults);
+    if let Some(name) = name {
+        after.name = fault::name("/name", name, &mut faults);
+    }
     fault::description("/description", &after.description, &mut faults);
-    fault::labels("/labels", &after.labels.0, &mut faults);
+    if let Some(mut labels) = labels {
+        fault::labels("/labels", &mut labels, &mut faults);
+        after.labels.0 = labels;
+    }
     if let Some(patch) = settings {
         let merged = merged(&before, patch)?;
         merged.check("/settings", &mut faults);

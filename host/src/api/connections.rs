@@ -16,7 +16,7 @@ use sqlx::types::Json as Column;
 use utoipa_axum::router::OpenApiRouter;
 use uuid::Uuid;
 
-use self::body::{Checked, ConnectionChange, NewConnection, Shown, faults_of, merge};
+use self::body::{Checked, ConnectionChange, Described, NewConnection, Shown, describe, merge};
 use super::{
     extract::{IfMatch, Input, etag},
     guard::change,
@@ -183,21 +183,22 @@ async fn create(app: App, caller: Principal, kind: Kind, input: Input<NewConnect
         id: app.clock.id(),
         organization_id: organization,
         kind,
-        name: new.name,
+        name: String::new(),
         plugin: new.plugin,
         plugin_version: None,
         plugin_line: None,
         config: Column(Value::Object(new.config)),
         secrets: Vec::new(),
         secret_names: Column(new.secrets.keys().cloned().collect()),
-        environment: new.environment,
-        labels: Column(new.labels),
+        environment: None,
+        labels: Column(BTreeMap::new()),
         active: new.active,
         created_at: now,
         updated_at: now,
         revision: 1,
     };
-    Problem::check(faults_of(&connection))?;
+    let said = Described { name: Some(new.name), environment: new.environment, labels: Some(new.labels) };
+    Problem::check(describe(&mut connection, said))?;
     app.plugins.look().await?;
     settle(&app, &mut connection, new.plugin_version.as_deref()).await?;
     let version = try_out(&app, &connection, &new.secrets).await?;
@@ -242,10 +243,9 @@ async fn update(
     let stored = plugins::unseal(&app.secrets, &before)?;
     let mut after = before.clone();
     after.updated_at = app.clock.now();
-    after.name = patch.name.unwrap_or(after.name);
     after.active = patch.active.unwrap_or(after.active);
-    after.environment = patch.environment.or(after.environment);
-    after.labels.0 = patch.labels.unwrap_or(after.labels.0);
+    let said = Described { name: patch.name, environment: patch.environment, labels: patch.labels };
+    let mut faults = describe(&mut after, said);
     app.plugins.look().await?;
     if let Some(pin) = &patch.plugin_version {
         settle(&app, &mut after, pin.as_deref()).await?;
@@ -260,7 +260,6 @@ async fn update(
         };
     }
     let supplied = |name: &str| changed.contains_key(name);
-    let mut faults = faults_of(&after);
     let (runs, will_run) = (plugins::wanted(&before), plugins::wanted(&after));
     let (from, to) = ((&before.config.0, &runs), (&after.config.0, &will_run));
     faults.extend(app.plugins.redirected(kind, &after.plugin, from, to, &stored, supplied));

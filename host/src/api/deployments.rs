@@ -6,7 +6,8 @@ use axum::{Json, extract::State, http::StatusCode, response::Response};
 use serde::{Deserialize, Serialize};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use self::order::{Order, details, environment_of, find_gateway, may_deploy, no_version};
+pub(super) use self::order::Destination;
+use self::order::{Order, details};
 use super::{
     extract::{Bodyless, Caller, Input, Parameters, PathId},
     guard::change,
@@ -25,11 +26,7 @@ use crate::{
         principal::Principal,
     },
     jobs,
-    store::{
-        agents,
-        deployments::{self, Change},
-        versions,
-    },
+    store::deployments::{self, Change},
 };
 
 /// The routes of this file.
@@ -52,7 +49,8 @@ pub struct NewDeployment {
     gateway_id: GatewayId,
     /// A version's number; the newest if absent.
     version: Option<i64>,
-    /// The gateway's own if absent; another one only for a gateway that has none.
+    /// The gateway's own if absent; another one only for a gateway that has none. Case and white space around it do not matter.
+    #[schema(max_length = 63)]
     environment: Option<String>,
 }
 
@@ -129,16 +127,10 @@ async fn deploy(
     input: Input<NewDeployment>,
 ) -> Result<Response> {
     let NewDeployment { gateway_id, version, environment } = input.body;
-    let mut conn = app.store.read().await?;
-    let agent = agents::get(&mut conn, caller.organization_id, id).await?;
-    let agent = agent.ok_or_else(|| Problem::not_found("agent"))?;
-    let gateway = find_gateway(&mut conn, caller.organization_id, gateway_id).await?;
-    let environment = environment_of(&gateway, environment)?;
-    may_deploy(&app, &caller, &agent, &gateway, &environment).await?;
-    let found = versions::get(&mut conn, caller.organization_id, id, version).await?;
-    drop(conn);
-    let (version, _) = found.ok_or_else(|| no_version(id, version))?;
-    let order = Order { agent, version, gateway, environment, rollback_of: None };
+    let to = Destination::find(&app, caller.organization_id, id, gateway_id, environment.as_deref()).await?;
+    to.allow(&app, &caller).await?;
+    let version = to.version(&app, version).await?;
+    let order = Order { to, version, rollback_of: None };
     order.place(&app, &caller, input.idempotency, Action::AgentDeploy, format!("agent/{id}")).await
 }
 
@@ -190,6 +182,24 @@ async fn read(
     PathId(id): PathId<DeploymentId>,
 ) -> Result<Json<Deployment>> {
     Ok(Json(find(&app, &caller, id, Action::DeploymentRead).await?))
+}
+
+/// Refuses unless the caller may do what this job of the deployment does: what was asked when it was ordered is asked again
+/// of whoever has it done again.
+///
+/// # Errors
+/// 403, 409.
+pub(super) async fn allow_again(app: &App, caller: &Principal, this: &Deployment, kind: JobKind) -> Result<()> {
+    match kind {
+        JobKind::Deploy => Destination::of(app, this).await?.allow(app, caller).await,
+        // Stopped, or cancelled too late.
+        JobKind::Undeploy => app.require(caller, removal(this), &this.resource(), &Context::default()).await,
+    }
+}
+
+/// By what a deployment is taken off its gateway.
+pub(super) fn removal(this: &Deployment) -> Action {
+    if this.status == DeploymentState::Cancelled { Action::DeploymentCancel } else { Action::DeploymentStop }
 }
 
 /// Cancel a deployment that is not active yet
@@ -269,9 +279,10 @@ async fn stop(
     Ok(response)
 }
 
-/// Deploy the version that was active on the same gateway before this one
+/// Deploy the version that was active on the same gateway, in the same environment, before this one
 ///
-/// It is a deployment of its own, and takes the permission to deploy as well.
+/// It is a deployment of its own, and takes the permission to deploy there as well. Only what was active can be rolled back:
+/// a deployment that failed or was cancelled replaced nothing.
 #[utoipa::path(post, path = "/api/v1/deployments/{id}/rollback", tag = "Deployments", params(("id" = DeploymentId, Path)),
     responses((status = ACCEPTED, body = Accepted)))]
 async fn rollback(
@@ -281,25 +292,31 @@ async fn rollback(
     input: Bodyless,
 ) -> Result<Response> {
     let this = find(&app, &caller, id, Action::DeploymentRollback).await?;
-    if matches!(this.status, DeploymentState::Queued | DeploymentState::Running) {
-        return Err(Problem::conflict(format!("The deployment is {}; cancel it instead.", this.status.as_str())));
+    let to = Destination::of(&app, &this).await?;
+    to.allow(&app, &caller).await?;
+    let instead = match this.status {
+        DeploymentState::Queued | DeploymentState::Running => Some("cancel it instead".to_owned()),
+        DeploymentState::Failed => Some(format!(
+            "it replaced nothing, so there is nothing to take back. Retry its job {} once the cause is mended, or deploy \
+             another version",
+            this.job_id
+        )),
+        DeploymentState::Cancelled => {
+            Some("it replaced nothing, so there is nothing to take back. Deploy the version you want".to_owned())
+        }
+        DeploymentState::Active | DeploymentState::Stopping | DeploymentState::Stopped => None,
+    };
+    if let Some(instead) = instead {
+        return Err(Problem::conflict(format!("The deployment is {}: {instead}.", this.status.as_str())));
     }
-    let organization = caller.organization_id;
-    let mut conn = app.store.read().await?;
-    let before = deployments::active_before(&mut conn, &this).await?;
+    let before = deployments::active_before(&mut app.store.read().await?, &this).await?;
     let before = before.ok_or_else(|| {
         Problem::conflict(
-            "No other version of this agent was active on this gateway before: there is nothing to go back to.",
+            "No other version of this agent was active on this gateway, in this environment, before: there is nothing to \
+             go back to. Deploy the version you want.",
         )
     })?;
-    let agent = agents::get(&mut conn, organization, this.agent_id).await?;
-    let agent = agent.ok_or_else(|| Problem::not_found("agent"))?;
-    let gateway = find_gateway(&mut conn, organization, this.gateway_id).await?;
-    let environment = environment_of(&gateway, None)?;
-    may_deploy(&app, &caller, &agent, &gateway, &environment).await?;
-    let found = versions::get(&mut conn, organization, this.agent_id, Some(before.version)).await?;
-    drop(conn);
-    let (version, _) = found.ok_or_else(|| no_version(this.agent_id, Some(before.version)))?;
-    let order = Order { agent, version, gateway, environment, rollback_of: Some(id) };
+    let version = to.version(&app, Some(before.version)).await?;
+    let order = Order { to, version, rollback_of: Some(id) };
     order.place(&app, &caller, input.idempotency, Action::DeploymentRollback, format!("deployment/{id}")).await
 }

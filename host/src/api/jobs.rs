@@ -6,7 +6,7 @@ use serde_json::json;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    deployments::call_off,
+    deployments::{allow_again, call_off},
     extract::{Caller, Parameters, PathId},
     guard::change,
     page::{Item, Listed, Page, visible},
@@ -17,7 +17,7 @@ use crate::{
     authz::{Action, Context, Kind, Resource},
     bus::Hint,
     domain::{
-        deployment::DeploymentState,
+        deployment::{Deployment, DeploymentState},
         id::JobId,
         job::{JobKind, JobState},
         principal::Principal,
@@ -66,6 +66,12 @@ async fn find(app: &App, caller: &Principal, id: JobId, action: Action) -> Resul
     Ok(shown)
 }
 
+async fn deployment_of(app: &App, shown: &Shown) -> Result<Deployment> {
+    let (organization, id) = (shown.job.organization_id, shown.job.payload.deployment_id);
+    let found = deployments::get(&mut app.store.read().await?, organization, id).await?;
+    found.ok_or_else(|| Problem::not_found("deployment"))
+}
+
 /// List jobs
 #[utoipa::path(get, path = "/api/v1/jobs", tag = "Jobs", params(Page, Filter),
     responses((status = OK, body = Listed<Shown>)))]
@@ -90,10 +96,14 @@ async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId
 }
 
 /// Try a failed job again, or a waiting one at once
+///
+/// Takes the permission to do what the job does as well: to deploy there, or to stop or cancel the deployment.
 #[utoipa::path(post, path = "/api/v1/jobs/{id}/retry", tag = "Jobs", params(("id" = JobId, Path)),
     responses((status = OK, body = Shown)))]
 async fn retry(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<JobId>) -> Result<Json<Shown>> {
     let mut shown = find(&app, &caller, id, Action::JobRetry).await?;
+    let deployment = deployment_of(&app, &shown).await?;
+    allow_again(&app, &caller, &deployment, shown.job.kind).await?;
     let now = app.clock.now();
     let mut tx = app.store.begin().await?;
     let Some(job) = jobs::retry(&mut tx, caller.organization_id, id, now).await? else {
@@ -119,6 +129,8 @@ async fn retry(State(app): State<App>, Caller(caller): Caller, PathId(id): PathI
 }
 
 /// Cancel a job, and the deployment it is for
+///
+/// Takes the permission to cancel the deployment as well.
 #[utoipa::path(post, path = "/api/v1/jobs/{id}/cancel", tag = "Jobs", params(("id" = JobId, Path)),
     responses((status = OK, body = Shown)))]
 async fn cancel(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<JobId>) -> Result<Json<Shown>> {
@@ -129,8 +141,8 @@ async fn cancel(State(app): State<App>, Caller(caller): Caller, PathId(id): Path
         ));
     }
     let organization = caller.organization_id;
-    let seen = deployments::get(&mut app.store.read().await?, organization, shown.job.payload.deployment_id).await?;
-    let seen = seen.ok_or_else(|| Problem::not_found("deployment"))?;
+    let seen = deployment_of(&app, &shown).await?;
+    app.require(&caller, Action::DeploymentCancel, &seen.resource(), &Context::default()).await?;
     if shown.job.state.over() || seen.job_id != id {
         return Err(Problem::conflict(format!("The job is {} already.", shown.job.state.as_str())));
     }

@@ -16,7 +16,7 @@ use super::{
     guard::{actor, change},
     idempotency::{Claimed, Once},
     page::{Listed, Page, cursor},
-    problem::{Problem, Result, request_id},
+    problem::{Fault, Problem, Result, request_id},
 };
 use crate::{
     app::App,
@@ -24,10 +24,11 @@ use crate::{
     bus::Hint,
     domain::{
         email::Email,
-        fault,
         id::{OrganizationId, UserId},
+        name::Name,
         principal::Principal,
         tenancy::Organization,
+        text::TextFault,
     },
     identity::organization::{self, OrganizationError},
     store::organizations,
@@ -54,8 +55,7 @@ pub struct NewOrganization {
 pub struct NewOwner {
     email: Email,
     /// What stands before the `@` if absent.
-    #[serde(default)]
-    name: String,
+    name: Option<String>,
     /// Absent for one who will sign in elsewhere.
     #[schema(value_type = Option<String>, format = Password)]
     password: Option<SecretString>,
@@ -75,6 +75,11 @@ pub struct CreatedOrganization {
 #[serde(deny_unknown_fields)]
 pub struct OrganizationChange {
     name: Option<String>,
+}
+
+/// The problem of a name at this place.
+fn at(pointer: &str) -> impl Fn(TextFault) -> Problem {
+    move |fault| Problem::invalid(vec![Fault::new(pointer, fault.to_string())])
 }
 
 async fn find(app: &App, caller: &Principal, id: OrganizationId, action: Action) -> Result<Organization> {
@@ -97,10 +102,13 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
     let within = Resource::organization(caller.organization_id);
     app.require(&caller, Action::OrganizationCreate, &within, &Context::default()).await?;
     let NewOrganization { name, owner } = input.body;
+    let name = Name::parse(&name).map_err(at("/name"))?;
+    let owner_name = owner.name.filter(|name| !name.is_empty());
+    let owner_name = owner_name.map(|name| Name::parse(&name)).transpose().map_err(at("/owner/name"))?;
     let new = organization::NewOrganization {
         name: &name,
         owner: &owner.email,
-        owner_name: &owner.name,
+        owner_name: owner_name.as_ref(),
         password: owner.password.as_ref(),
         platform_administrator: false,
         actor: &actor(&caller),
@@ -174,11 +182,10 @@ async fn update(
     let before = find(&app, &caller, id, Action::OrganizationUpdate).await?;
     if_match.check(before.revision)?;
     let mut after = before.clone();
-    after.name = input.body.name.unwrap_or(after.name);
+    if let Some(name) = input.body.name {
+        after.name = Name::parse(&name).map_err(at("/name"))?.into();
+    }
     after.updated_at = app.clock.now();
-    let mut faults = Vec::new();
-    fault::name("/name", &after.name, &mut faults);
-    Problem::check(faults)?;
     let mut tx = app.store.begin().await?;
     let organization = organizations::update(&mut tx, &after).await?;
     let details = json!({ "before": before, "after": organization });

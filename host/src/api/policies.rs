@@ -133,10 +133,16 @@ async fn current(app: &App, caller: &Principal, id: PolicySetId) -> Result<Respo
     Ok(([etag(set.revision)], Json(set)).into_response())
 }
 
-fn check(set: &PolicySet) -> Result<()> {
+/// Takes over what is wanted, in its one spelling.
+fn put(set: &mut PolicySet, name: Option<String>, description: Option<String>) -> Result<()> {
     let mut faults = Vec::new();
-    fault::name("/name", &set.name, &mut faults);
-    fault::description("/description", &set.description, &mut faults);
+    if let Some(name) = name {
+        set.name = fault::name("/name", name, &mut faults);
+    }
+    if let Some(description) = description {
+        fault::description("/description", &description, &mut faults);
+        set.description = description;
+    }
     Problem::check(faults)
 }
 
@@ -157,11 +163,11 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
     let within = Resource::organization(caller.organization_id);
     app.require(&caller, Action::PolicyCreate, &within, &Context::default()).await?;
     let now = app.clock.now();
-    let set = PolicySet {
+    let mut set = PolicySet {
         id: app.clock.id(),
         organization_id: caller.organization_id,
-        name: input.body.name,
-        description: input.body.description,
+        name: String::new(),
+        description: String::new(),
         active_version: None,
         latest_version: None,
         created_by: caller.user_id,
@@ -169,7 +175,7 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
         updated_at: now,
         revision: 1,
     };
-    check(&set)?;
+    put(&mut set, Some(input.body.name), Some(input.body.description))?;
     let mut tx = app.store.begin().await?;
     let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {
         Claimed::Fresh(once) => once,
@@ -220,10 +226,8 @@ async fn update(
     let before = find(&app, &caller, id, Action::PolicyUpdate).await?;
     if_match.check(before.revision)?;
     let mut after = before.clone();
-    after.name = input.body.name.unwrap_or(after.name);
-    after.description = input.body.description.unwrap_or(after.description);
     after.updated_at = app.clock.now();
-    check(&after)?;
+    put(&mut after, input.body.name, input.body.description)?;
     let mut tx = app.store.begin().await?;
     policies::update(&mut tx, &after).await?;
     let details = json!({ "before": before, "after": after });

@@ -125,19 +125,19 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
     let mut new = input.body;
     new.roles.sort();
     new.roles.dedup();
-    let mut faults = Vec::new();
-    fault::name("/name", &new.name, &mut faults);
-    user::attributes("/attributes", &new.attributes, &mut faults);
-    if let Some(password) = &new.password {
-        password::check("/password", password, &new.email, &mut faults);
-    }
-    Problem::check(faults)?;
     let organization = Resource::organization(caller.organization_id);
     app.require(&caller, Action::UserCreate, &organization, &Context::default()).await?;
     for role in &new.roles {
         let context = Context { role: Some(*role), ..Context::default() };
         app.require(&caller, Action::MembershipCreate, &organization, &context).await?;
     }
+    let mut faults = Vec::new();
+    let name = fault::name("/name", new.name, &mut faults);
+    user::attributes("/attributes", &mut new.attributes, &mut faults);
+    if let Some(password) = &new.password {
+        password::check("/password", password, &new.email, &mut faults);
+    }
+    Problem::check(faults)?;
     let hash = match &new.password {
         Some(password) => Some(app.identity.passwords.hash(&app.clock, password).await?),
         None => None,
@@ -147,7 +147,7 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
         id: app.clock.id(),
         organization_id: caller.organization_id,
         email: new.email.into(),
-        name: new.name,
+        name,
         active: true,
         platform_administrator: false,
         has_password: hash.is_some(),
@@ -231,12 +231,15 @@ async fn update(
     if_match.check(before.revision)?;
     let mut after = before.clone();
     after.updated_at = app.clock.now();
-    after.name = wanted.name.unwrap_or(after.name);
     after.active = wanted.active.unwrap_or(after.active);
-    after.attributes.0 = wanted.attributes.unwrap_or(after.attributes.0);
     let mut faults = Vec::new();
-    fault::name("/name", &after.name, &mut faults);
-    user::attributes("/attributes", &after.attributes.0, &mut faults);
+    if let Some(name) = wanted.name {
+        after.name = fault::name("/name", name, &mut faults);
+    }
+    if let Some(mut attributes) = wanted.attributes {
+        user::attributes("/attributes", &mut attributes, &mut faults);
+        after.attributes.0 = attributes;
+    }
     let email = Email::parse(&before.email).map_err(Problem::internal)?;
     if let Some(password) = &wanted.password {
         password::check("/password", password, &email, &mut faults);

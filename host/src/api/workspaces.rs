@@ -65,10 +65,16 @@ async fn find(app: &App, caller: &Principal, id: WorkspaceId, action: Action) ->
     Ok(workspace)
 }
 
-fn check(workspace: &Workspace) -> Result<()> {
+/// Takes over what is wanted, in its one spelling.
+fn put(workspace: &mut Workspace, name: Option<String>, description: Option<String>) -> Result<()> {
     let mut faults = Vec::new();
-    fault::name("/name", &workspace.name, &mut faults);
-    fault::description("/description", &workspace.description, &mut faults);
+    if let Some(name) = name {
+        workspace.name = fault::name("/name", name, &mut faults);
+    }
+    if let Some(description) = description {
+        fault::description("/description", &description, &mut faults);
+        workspace.description = description;
+    }
     Problem::check(faults)
 }
 
@@ -79,16 +85,16 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
     let within = Resource::organization(caller.organization_id);
     app.require(&caller, Action::WorkspaceCreate, &within, &Context::default()).await?;
     let now = app.clock.now();
-    let workspace = Workspace {
+    let mut workspace = Workspace {
         id: app.clock.id(),
         organization_id: caller.organization_id,
-        name: input.body.name,
-        description: input.body.description,
+        name: String::new(),
+        description: String::new(),
         created_at: now,
         updated_at: now,
         revision: 1,
     };
-    check(&workspace)?;
+    put(&mut workspace, Some(input.body.name), Some(input.body.description))?;
     let mut tx = app.store.begin().await?;
     let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {
         Claimed::Fresh(once) => once,
@@ -137,10 +143,8 @@ async fn update(
     let before = find(&app, &caller, id, Action::WorkspaceUpdate).await?;
     if_match.check(before.revision)?;
     let mut after = before.clone();
-    after.name = input.body.name.unwrap_or(after.name);
-    after.description = input.body.description.unwrap_or(after.description);
     after.updated_at = app.clock.now();
-    check(&after)?;
+    put(&mut after, input.body.name, input.body.description)?;
     let mut tx = app.store.begin().await?;
     let workspace = workspaces::update(&mut tx, &after).await?;
     let details = json!({ "before": before, "after": workspace });

@@ -15,7 +15,7 @@ use crate::{
     audit::{self, Record},
     clock::Clock,
     config::Config,
-    domain::{audit::Outcome, email::Email, fault::Fault, id::OrganizationId},
+    domain::{audit::Outcome, email::Email, fault::Fault, id::OrganizationId, name::Name},
     identity::{
         organization::{NewOrganization, create_organization},
         password::{self, Passwords},
@@ -43,13 +43,13 @@ enum Admin {
 struct CreateOrganization {
     /// The organization's name
     #[arg(long)]
-    name: String,
+    name: Name,
     /// E-mail address of the first owner
     #[arg(long, value_name = "EMAIL")]
     owner: Email,
     /// Name of the first owner [default: what stands before the @]
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
-    owner_name: String,
+    #[arg(long, value_name = "NAME")]
+    owner_name: Option<Name>,
     /// Read the owner's password from standard input
     #[arg(long, required = true)]
     password_stdin: bool,
@@ -113,7 +113,7 @@ impl CreateOrganization {
         let new = NewOrganization {
             name: &self.name,
             owner: &self.owner,
-            owner_name: &self.owner_name,
+            owner_name: self.owner_name.as_ref(),
             password: Some(password),
             platform_administrator: self.platform_administrator,
             actor: "system",

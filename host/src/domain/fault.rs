@@ -4,6 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::{
+    environment::Environment,
+    name::Name,
+    text::{self, TextFault},
+};
+
 /// One fault of the input.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Fault {
@@ -20,12 +26,31 @@ impl Fault {
     }
 }
 
-/// A name that people read: 1 to 200 characters, no control characters, no white space around it.
-pub fn name(pointer: &str, text: &str, faults: &mut Vec<Fault>) {
-    let length = text.chars().count();
-    if length == 0 || length > 200 || text.trim() != text || text.chars().any(char::is_control) {
-        faults.push(Fault::new(pointer, "1 to 200 characters, without control characters or white space around them"));
-    }
+/// A name in its one spelling; as it was sent where it has a fault.
+#[must_use]
+pub fn name(pointer: &str, text: String, faults: &mut Vec<Fault>) -> String {
+    spelled(pointer, Name::parse(&text), text, faults)
+}
+
+/// An environment in its one spelling; as it was sent where it has a fault.
+#[must_use]
+pub fn environment(pointer: &str, text: String, faults: &mut Vec<Fault>) -> String {
+    spelled(pointer, Environment::parse(&text), text, faults)
+}
+
+fn spelled(
+    pointer: &str,
+    parsed: Result<impl Into<String>, TextFault>,
+    sent: String,
+    faults: &mut Vec<Fault>,
+) -> String {
+    parsed.map_or_else(
+        |fault| {
+            faults.push(Fault::new(pointer, fault.to_string()));
+            sent
+        },
+        Into::into,
+    )
 }
 
 /// A text that people read: at most 4,000 characters.
@@ -35,8 +60,9 @@ pub fn description(pointer: &str, text: &str, faults: &mut Vec<Fault>) {
     }
 }
 
-/// Labels: at most 64, keys of 1 to 63 letters, digits and `-_./`, values of at most 255 characters.
-pub fn labels(pointer: &str, labels: &BTreeMap<String, String>, faults: &mut Vec<Fault>) {
+/// Brings labels into their one spelling: at most 64, keys of 1 to 63 letters, digits and `-_./`, values of at most 255
+/// characters that can be seen ([`text::comparable`]).
+pub fn labels(pointer: &str, labels: &mut BTreeMap<String, String>, faults: &mut Vec<Fault>) {
     if labels.len() > 64 {
         faults.push(Fault::new(pointer, "at most 64 labels"));
     }
@@ -46,9 +72,26 @@ pub fn labels(pointer: &str, labels: &BTreeMap<String, String>, faults: &mut Vec
         if key.is_empty() || key.len() > 63 || !key.chars().all(good) {
             faults.push(Fault::new(format!("{pointer}/{escaped}"), "a key has 1 to 63 letters, digits, or - _ . /"));
         }
-        if value.chars().count() > 255 || value.chars().any(char::is_control) {
-            faults
-                .push(Fault::new(format!("{pointer}/{escaped}"), "at most 255 characters, without control characters"));
+        match text::comparable(value) {
+            Ok(spelled) if spelled.chars().count() <= 255 => *value = spelled,
+            Ok(_) => faults.push(Fault::new(format!("{pointer}/{escaped}"), "at most 255 characters")),
+            Err(fault) => faults.push(Fault::new(format!("{pointer}/{escaped}"), fault.to_string())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_have_one_spelling() {
+        let of = |value: &str| BTreeMap::from([("a/b".to_owned(), value.to_owned())]);
+        let mut faults = Vec::new();
+        let mut good = of(" Zoe\u{308}  1 ");
+        labels("/labels", &mut good, &mut faults);
+        assert_eq!((good, faults.len()), (of("Zoë 1"), 0));
+        labels("/labels", &mut of("sup\u{200B}port"), &mut faults);
+        assert!(faults[0].pointer == "/labels/a~1b" && faults[0].message.contains("U+200B"), "{faults:?}");
     }
 }

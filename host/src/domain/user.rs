@@ -9,6 +9,7 @@ use super::{
     fault::Fault,
     id::{MembershipId, OrganizationId, UserId, WorkspaceId},
     role::Role,
+    text::{self, TextFault},
 };
 
 /// A person within one organization, as stored and as shown; the password's hash is never among it.
@@ -69,30 +70,41 @@ pub struct Membership {
 /// Bytes of attributes, as JSON, at the most: they are read with every request.
 const ATTRIBUTES_BYTES: usize = 8 * 1024;
 
-/// Checks attributes: at most 64 with names of letters, digits and `_` (Cedar's identifiers), 8 KiB in all.
-pub fn attributes(pointer: &str, attributes: &Map<String, Value>, faults: &mut Vec<Fault>) {
+/// Brings attributes into their one spelling: at most 64 with names of letters, digits and `_` (Cedar's identifiers), 8 KiB in
+/// all. Policies compare them, so nothing in a text is invisible ([`text::comparable_lines`]).
+pub fn attributes(pointer: &str, attributes: &mut Map<String, Value>, faults: &mut Vec<Fault>) {
     if attributes.len() > 64 {
         faults.push(Fault::new(pointer, "at most 64 attributes"));
     }
-    for (name, value) in attributes {
+    for (name, value) in attributes.iter_mut() {
         let at = || format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1"));
         let first = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
         if !first || name.len() > 63 || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
             faults
                 .push(Fault::new(at(), "a name has 1 to 63 letters, digits or _, and begins with none of the digits"));
         }
-        let good = match value {
-            Value::String(_) | Value::Bool(_) | Value::Number(_) => true,
-            Value::Array(items) => items.iter().all(Value::is_string),
-            Value::Null | Value::Object(_) => false,
+        let spelled = match value {
+            Value::Array(items) if items.iter().all(Value::is_string) => items.iter_mut().try_for_each(spell),
+            Value::Array(_) | Value::Null | Value::Object(_) => {
+                faults.push(Fault::new(at(), "a string, a number, true, false or a list of strings"));
+                Ok(())
+            }
+            value => spell(value),
         };
-        if !good {
-            faults.push(Fault::new(at(), "a string, a number, true, false or a list of strings"));
+        if let Err(fault) = spelled {
+            faults.push(Fault::new(at(), fault.to_string()));
         }
     }
     if serde_json::to_string(attributes).map_or(usize::MAX, |text| text.len()) > ATTRIBUTES_BYTES {
         faults.push(Fault::new(pointer, "at most 8 KiB of JSON"));
     }
+}
+
+fn spell(value: &mut Value) -> Result<(), TextFault> {
+    if let Value::String(text) = value {
+        *text = text::comparable_lines(text)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -102,9 +114,20 @@ mod tests {
     use super::*;
 
     fn faults(value: Value) -> Vec<Fault> {
-        let mut faults = Vec::new();
-        attributes("/attributes", value.as_object().unwrap(), &mut faults);
+        let (mut faults, mut map) = (Vec::new(), value.as_object().unwrap().clone());
+        attributes("/attributes", &mut map, &mut faults);
         faults
+    }
+
+    #[test]
+    fn attributes_have_one_spelling() {
+        let mut map = json!({ "team": " Cafe\u{301} ", "teams": ["a  b"], "address": "1 Main St\nSpringfield" });
+        let (map, mut found) = (map.as_object_mut().unwrap(), Vec::new());
+        attributes("", map, &mut found);
+        let spelled = json!({ "team": "Café", "teams": ["a b"], "address": "1 Main St\nSpringfield" });
+        assert_eq!((Value::Object(map.clone()), found.len()), (spelled, 0));
+        let invisible = faults(json!({ "team": "co\u{200B}re", "teams": ["\u{202E}a"] }));
+        assert!(invisible[0].message.contains("U+200B") && invisible[1].message.contains("U+202E"), "{invisible:?}");
     }
 
     #[test]

@@ -11,8 +11,9 @@ use crate::{
     domain::{
         audit::Outcome,
         email::Email,
-        fault::{self, Fault},
+        fault::Fault,
         id::{OrganizationId, UserId},
+        name::Name,
         role::Role,
         tenancy::{Organization, Workspace},
         user::{Membership, User},
@@ -23,11 +24,11 @@ use crate::{
 /// What an organization begins with.
 pub struct NewOrganization<'a> {
     /// Its name.
-    pub name: &'a str,
+    pub name: &'a Name,
     /// The first owner's address.
     pub owner: &'a Email,
-    /// The first owner's name; what stands before the `@` if empty.
-    pub owner_name: &'a str,
+    /// The first owner's name; what stands before the `@` if absent.
+    pub owner_name: Option<&'a Name>,
     /// The first owner's password; absent for one who will sign in elsewhere.
     pub password: Option<&'a SecretString>,
     /// Whether the owner may create organizations and manage what all tenants share.
@@ -62,10 +63,6 @@ pub async fn prepare(
     new: &NewOrganization<'_>,
 ) -> Result<Option<String>, OrganizationError> {
     let mut faults = Vec::new();
-    fault::name("/name", new.name, &mut faults);
-    if !new.owner_name.is_empty() {
-        fault::name("/owner/name", new.owner_name, &mut faults);
-    }
     if let Some(password) = new.password {
         password::check("/owner/password", password, new.owner, &mut faults);
     }
@@ -94,7 +91,7 @@ pub async fn create(
     let user_id: UserId = clock.id();
     let organization = Organization {
         id: organization_id,
-        name: new.name.to_owned(),
+        name: new.name.to_string(),
         policy_version_id: None,
         created_at: now,
         updated_at: now,
@@ -111,7 +108,7 @@ pub async fn create(
         revision: 1,
     };
     workspaces::insert(tx, &workspace).await?;
-    let name = if new.owner_name.is_empty() { new.owner.local() } else { new.owner_name };
+    let name = new.owner_name.map_or(new.owner.local(), Name::as_str);
     let user = User {
         id: user_id,
         organization_id,

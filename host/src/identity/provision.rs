@@ -12,8 +12,8 @@ use crate::{
     domain::{
         audit::Outcome,
         email::Email,
-        fault,
         id::UserId,
+        name::Name,
         role::Role,
         user::{self, Membership, User},
     },
@@ -189,31 +189,29 @@ async fn refresh(
 /// What was known of somebody, with what their provider says now. What it names and cannot be kept (`null` among it) does not
 /// hold any more either: it goes, and so does all that it names where that is too much together.
 fn renewed(known: &Map<String, Value>, said: &Map<String, Value>) -> Map<String, Value> {
-    let good = |attributes: &Map<String, Value>| {
+    let faults_of = |attributes: &mut Map<String, Value>| {
         let mut faults = Vec::new();
         user::attributes("", attributes, &mut faults);
-        faults.is_empty()
+        faults
     };
     let others = known.iter().filter(|(name, _)| !said.contains_key(*name)).map(|(n, v)| (n.clone(), v.clone()));
     let others: Map<String, Value> = others.collect();
     let mut renewed = others.clone();
     for (name, value) in said {
-        let one = Map::from_iter([(name.clone(), value.clone())]);
-        if good(&one) {
+        let mut one = Map::from_iter([(name.clone(), value.clone())]);
+        if faults_of(&mut one).is_empty() {
             renewed.extend(one);
         }
     }
-    if good(&renewed) { renewed } else { others }
+    // Of all together only what is said of no single one: what somebody else gave is theirs to mend.
+    let too_much = faults_of(&mut renewed.clone()).iter().any(|fault| fault.pointer.is_empty());
+    if too_much { others } else { renewed }
 }
 
 /// A name to show, whatever the provider sent.
 fn name(identity: &ProviderIdentity, email: &Email) -> String {
-    let text: String =
-        identity.name.as_deref().unwrap_or_default().chars().filter(|c| !c.is_control()).take(200).collect();
-    let text = text.trim().to_owned();
-    let mut faults = Vec::new();
-    fault::name("", &text, &mut faults);
-    if faults.is_empty() { text } else { email.local().to_owned() }
+    let name = identity.name.as_deref().and_then(Name::fitting);
+    name.map_or_else(|| email.local().to_owned(), Into::into)
 }
 
 async fn note(

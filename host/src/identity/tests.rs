@@ -13,7 +13,10 @@ use super::{
     organization::{NewOrganization, create_organization},
     session::Refreshed,
 };
-use crate::store::{memberships, sessions, users};
+use crate::{
+    domain::name::Name,
+    store::{memberships, sessions, users},
+};
 
 #[tokio::test]
 async fn a_refresh_token_is_good_once_and_for_tabs_at_the_same_time() {
@@ -111,9 +114,9 @@ async fn an_address_of_several_organizations_chooses() {
         // They are offered in the order in which they were made.
         fixture.clock.advance(TimeDelta::seconds(1));
         let new = NewOrganization {
-            name: "Beta",
+            name: &Name::parse("Beta").unwrap(),
             owner: &fixture.email,
-            owner_name: "",
+            owner_name: None,
             password: Some(&password),
             platform_administrator: false,
             actor: "system",

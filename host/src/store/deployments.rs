@@ -120,14 +120,15 @@ pub async fn list(
         .await)?)
 }
 
-/// The deployment of the same agent that was active on the same gateway before this one, with another version.
+/// The deployment of the same agent that was active on the same gateway, in the same environment, before this one, with
+/// another version.
 ///
 /// # Errors
 /// As the database says.
 pub async fn active_before(c: &mut impl Connection, this: &Deployment) -> Result<Option<Deployment>, StoreError> {
     let sql = select!(
         "WHERE d.organization_id = $1 AND d.agent_id = $2 AND d.gateway_id = $3 AND d.id <> $4 AND d.version <> $5
-           AND d.activated_at IS NOT NULL AND d.activated_at < $6
+           AND d.environment = $7 AND d.activated_at IS NOT NULL AND d.activated_at < $6
          ORDER BY d.activated_at DESC LIMIT 1"
     );
     Ok(on!(c, |c| sqlx::query_as(sql)
@@ -137,6 +138,7 @@ pub async fn active_before(c: &mut impl Connection, this: &Deployment) -> Result
         .bind(this.id)
         .bind(this.version)
         .bind(this.activated_at.unwrap_or(this.created_at))
+        .bind(&this.environment)
         .fetch_optional(c)
         .await)?)
 }

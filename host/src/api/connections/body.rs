@@ -36,6 +36,7 @@ pub struct NewConnection {
     #[serde(default = "yes")]
     pub(super) active: bool,
     /// For gateways: what agents deployed there are for, e.g. `production`.
+    #[schema(max_length = 63)]
     pub(super) environment: Option<String>,
     /// For gateways: key and value; policies see them.
     #[serde(default)]
@@ -62,6 +63,7 @@ pub struct ConnectionChange {
     #[schema(value_type = Option<BTreeMap<String, Option<String>>>)]
     pub(super) secrets: Option<BTreeMap<String, Option<SecretString>>>,
     pub(super) active: Option<bool>,
+    #[schema(max_length = 63)]
     pub(super) environment: Option<String>,
     /// Replaces all labels.
     pub(super) labels: Option<BTreeMap<String, String>>,
@@ -130,13 +132,25 @@ impl Shown {
     }
 }
 
-/// Faults of what does not depend on the plugin.
-pub(super) fn faults_of(connection: &Connection) -> Vec<Fault> {
+/// What people and policies read of a connection, as it comes in.
+pub(super) struct Described {
+    pub(super) name: Option<String>,
+    pub(super) environment: Option<String>,
+    pub(super) labels: Option<BTreeMap<String, String>>,
+}
+
+/// Takes over what is said of a connection, in its one spelling. Returns the faults of what does not depend on the plugin.
+pub(super) fn describe(connection: &mut Connection, said: Described) -> Vec<Fault> {
     let mut faults = Vec::new();
-    fault::name("/name", &connection.name, &mut faults);
-    fault::labels("/labels", &connection.labels.0, &mut faults);
-    if let Some(environment) = &connection.environment {
-        fault::name("/environment", environment, &mut faults);
+    if let Some(name) = said.name {
+        connection.name = fault::name("/name", name, &mut faults);
+    }
+    if let Some(environment) = said.environment {
+        connection.environment = Some(fault::environment("/environment", environment, &mut faults));
+    }
+    if let Some(mut labels) = said.labels {
+        fault::labels("/labels", &mut labels, &mut faults);
+        connection.labels.0 = labels;
     }
     if connection.kind != Kind::DeploymentTarget {
         if connection.environment.is_some() {

@@ -13,24 +13,26 @@ use crate::{
         problem::{Fault, Problem, Result},
     },
     app::App,
-    authz::{Action, Context, Kind, Resource},
+    authz::{Action, Context, Resource},
     bus::Hint,
     domain::{
         agent::{Agent, Version},
         connection::Kind as ConnectionKind,
         deployment::{Deployment, DeploymentState, Progress},
+        environment::Environment,
         id::{AgentId, DeploymentId, GatewayId, OrganizationId},
         job::{JobKind, Payload},
         principal::Principal,
     },
     jobs,
     store::{
+        agents,
         connections::{self, Connection},
-        deployments,
+        deployments, versions,
     },
 };
 
-pub(super) fn no_version(agent: AgentId, asked: Option<i64>) -> Problem {
+fn no_version(agent: AgentId, asked: Option<i64>) -> Problem {
     match asked {
         Some(number) => Problem::not_found(&format!("version: this agent has no version {number}")),
         None => Problem::conflict(format!(
@@ -39,58 +41,145 @@ pub(super) fn no_version(agent: AgentId, asked: Option<i64>) -> Problem {
     }
 }
 
-pub(super) async fn find_gateway(
+async fn find_gateway(
     conn: &mut crate::store::Conn,
     organization: OrganizationId,
     id: GatewayId,
 ) -> Result<Connection> {
     let found = connections::get(conn, organization, ConnectionKind::DeploymentTarget, id.0).await?;
-    let gateway = found.ok_or_else(|| Problem::not_found("gateway"))?;
-    if gateway.active {
-        Ok(gateway)
-    } else {
-        Err(Problem::conflict("This gateway is switched off: set `active` to true first."))
-    }
+    found.ok_or_else(|| Problem::not_found("gateway"))
 }
 
-/// The gateway's environment. It cannot be called another one: policies decide by it.
-pub(super) fn environment_of(gateway: &Connection, asked: Option<String>) -> Result<String> {
-    let fixed = gateway.environment.clone().unwrap_or_default();
-    match asked {
-        Some(asked) if !fixed.is_empty() && asked != fixed => Err(Problem::invalid(vec![Fault::new(
-            "/environment",
-            format!("this gateway is for `{fixed}`: leave it out, or choose a gateway for `{asked}`"),
-        )])),
-        Some(asked) if asked.len() > 63 || asked.chars().any(char::is_control) => {
-            Err(Problem::invalid(vec![Fault::new("/environment", "at most 63 characters, without control characters")]))
-        }
-        Some(asked) => Ok(asked),
-        None => Ok(fixed),
-    }
+/// Why a deployment has no environment that policies could compare.
+#[derive(Debug, PartialEq)]
+pub(in crate::api) enum NoEnvironment {
+    /// What was asked for is at fault.
+    Asked(String),
+    /// What is stored is, by a server that did not look so closely yet: it has to be written anew.
+    Stored(String),
 }
 
-pub(super) async fn may_deploy(
-    app: &App,
-    caller: &Principal,
-    agent: &Agent,
+/// The environment of a deployment to this gateway: the gateway's own, which cannot be called another one, since policies
+/// decide by it; otherwise the one asked for. Empty where there is neither.
+pub(in crate::api) fn environment_of(
     gateway: &Connection,
-    environment: &str,
-) -> Result<()> {
-    let seen = Resource {
-        environment: gateway.environment.clone(),
-        labels: gateway.labels.0.clone(),
-        ..Resource::new(Kind::Gateway, gateway.id, gateway.organization_id, gateway.name.clone())
-    };
-    let context = Context { gateway: Some(seen), environment: Some(environment.to_owned()), ..Context::default() };
-    app.require(caller, Action::AgentDeploy, &agent.resource(), &context).await
+    asked: Option<&str>,
+) -> std::result::Result<String, NoEnvironment> {
+    let parse = |text: &str| Environment::parse(text).map(String::from);
+    let written = |text: Option<&str>| text.map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
+    let fixed = written(gateway.environment.as_deref()).map(|stored| {
+        parse(&stored).map_err(|fault| {
+            NoEnvironment::Stored(format!(
+                "The environment of this gateway, `{stored}`, has to be written anew: {fault}. \
+                 Send PATCH /api/v1/gateways/{} with `environment`.",
+                gateway.id
+            ))
+        })
+    });
+    let asked = written(asked).map(|asked| parse(&asked).map_err(|fault| NoEnvironment::Asked(fault.to_string())));
+    match (fixed.transpose()?, asked.transpose()?) {
+        (Some(fixed), Some(asked)) if asked != fixed => Err(NoEnvironment::Asked(format!(
+            "this gateway is for `{fixed}`: leave it out, or choose a gateway for `{asked}`"
+        ))),
+        (fixed, asked) => Ok(fixed.or(asked).unwrap_or_default()),
+    }
+}
+
+impl NoEnvironment {
+    /// The answer, with the place in the body where the environment was asked for.
+    pub(in crate::api) fn at(self, pointer: &str) -> Problem {
+        match self {
+            Self::Asked(message) => Problem::invalid(vec![Fault::new(pointer, message)]),
+            Self::Stored(detail) => Problem::conflict(detail),
+        }
+    }
+}
+
+/// An agent on its way to a gateway.
+pub(in crate::api) struct Destination {
+    agent: Agent,
+    gateway: Connection,
+    environment: String,
+}
+
+impl Destination {
+    /// This agent to this gateway, into the environment asked for or the gateway's own.
+    ///
+    /// # Errors
+    /// 404 if either is none of the organization's; 422 for an environment that is not the gateway's.
+    pub(super) async fn find(
+        app: &App,
+        organization: OrganizationId,
+        agent: AgentId,
+        gateway: GatewayId,
+        environment: Option<&str>,
+    ) -> Result<Self> {
+        let mut conn = app.store.read().await?;
+        let agent = agents::get(&mut conn, organization, agent).await?.ok_or_else(|| Problem::not_found("agent"))?;
+        let gateway = find_gateway(&mut conn, organization, gateway).await?;
+        let environment = environment_of(&gateway, environment).map_err(|fault| fault.at("/environment"))?;
+        Ok(Self { agent, gateway, environment })
+    }
+
+    /// Where a deployment went, as its agent and gateway are now: what is brought there again is asked about as if it were
+    /// deployed now.
+    ///
+    /// # Errors
+    /// 409 if the gateway is for another environment meanwhile.
+    pub(in crate::api) async fn of(app: &App, this: &Deployment) -> Result<Self> {
+        let mut conn = app.store.read().await?;
+        let agent = agents::get(&mut conn, this.organization_id, this.agent_id).await?;
+        let agent = agent.ok_or_else(|| Problem::not_found("agent"))?;
+        let gateway = find_gateway(&mut conn, this.organization_id, this.gateway_id).await?;
+        let environment = environment_of(&gateway, Some(&this.environment)).map_err(|fault| match fault {
+            NoEnvironment::Stored(detail) => Problem::conflict(detail),
+            NoEnvironment::Asked(why) => Problem::conflict(format!(
+                "The deployment was for the environment `{}`: {why}. Deploy the agent anew.",
+                this.environment
+            )),
+        })?;
+        Ok(Self { agent, gateway, environment })
+    }
+
+    /// What is asked of policies before anything is deployed there.
+    pub(in crate::api) fn question(&self) -> (Action, Resource, Context) {
+        let context = Context {
+            gateway: Some(self.gateway.resource()),
+            environment: Some(self.environment.clone()),
+            ..Context::default()
+        };
+        (Action::AgentDeploy, self.agent.resource(), context)
+    }
+
+    /// Refuses unless the caller may deploy there, and the gateway takes deployments.
+    ///
+    /// # Errors
+    /// 403, 409.
+    pub(in crate::api) async fn allow(&self, app: &App, caller: &Principal) -> Result<()> {
+        let (action, resource, context) = self.question();
+        app.require(caller, action, &resource, &context).await?;
+        if self.gateway.active {
+            Ok(())
+        } else {
+            Err(Problem::conflict("This gateway is switched off: set `active` to true first."))
+        }
+    }
+
+    /// One version of the agent; the newest if no number is given.
+    ///
+    /// # Errors
+    /// 404, or 409 if it has none yet.
+    pub(super) async fn version(&self, app: &App, number: Option<i64>) -> Result<Version> {
+        let (organization, agent) = (self.agent.organization_id, self.agent.id);
+        let found = versions::get(&mut app.store.read().await?, organization, agent, number).await?;
+        found.map(|(version, _)| version).ok_or_else(|| no_version(agent, number))
+    }
 }
 
 /// A deployment to be made.
 pub(super) struct Order {
-    pub(super) agent: Agent,
+    pub(super) to: Destination,
     pub(super) version: Version,
-    pub(super) gateway: Connection,
-    pub(super) environment: String,
     pub(super) rollback_of: Option<DeploymentId>,
 }
 
@@ -116,13 +205,13 @@ impl Order {
         let deployment = Deployment {
             id,
             organization_id: caller.organization_id,
-            agent_id: self.agent.id,
-            agent_name: self.agent.name,
-            workspace_id: self.agent.workspace_id,
+            agent_id: self.to.agent.id,
+            agent_name: self.to.agent.name,
+            workspace_id: self.to.agent.workspace_id,
             version: self.version.number,
             version_id: self.version.id,
-            gateway_id: GatewayId(self.gateway.id),
-            environment: self.environment,
+            gateway_id: GatewayId(self.to.gateway.id),
+            environment: self.to.environment,
             status: DeploymentState::Queued,
             job_id,
             registration_id: None,

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     app::App,
-    domain::email::Email,
+    domain::{email::Email, name::Name},
     identity::organization::{NewOrganization, create_organization},
 };
 
@@ -81,9 +81,9 @@ impl Story<'_> {
         let (owner, developer) = (sign_in("Ada", "owner"), sign_in("Ben", "developer"));
         let (store, clock, passwords) = (&self.app.store, &self.app.clock, &self.app.identity.passwords);
         let new = NewOrganization {
-            name: &format!("Aurora Labs {tag}"),
+            name: &Name::parse(&format!("Aurora Labs {tag}"))?,
             owner: &Email::parse(&owner.email)?,
-            owner_name: owner.name,
+            owner_name: Some(&Name::parse(owner.name)?),
             password: Some(&SecretString::from(owner.password.clone())),
             platform_administrator: false,
             actor: "system",

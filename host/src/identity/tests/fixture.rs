@@ -12,6 +12,7 @@ use crate::{
     domain::{
         email::Email,
         id::{OrganizationId, UserId},
+        name::Name,
         principal::Principal,
     },
     identity::{
@@ -56,9 +57,9 @@ impl Fixture {
         let (email, password) = (Email::parse("ada@example.com").unwrap(), SecretString::from(PASSWORD));
         let (organization, user) = {
             let new = NewOrganization {
-                name: "Acme",
+                name: &Name::parse("Acme").unwrap(),
                 owner: &email,
-                owner_name: "Ada",
+                owner_name: Some(&Name::parse("Ada").unwrap()),
                 password: Some(&password),
                 platform_administrator: false,
                 actor: "system",

@@ -1,0 +1,367 @@
+//! Text that people and policies compare: one spelling for what looks the same.
+//!
+//! Two names that look alike and differ in their bytes are two names for a policy and one for whoever reads it. So names are
+//! brought into one spelling (NFC of UAX 15, no white space around, one space between words), and what cannot be seen, turns
+//! the direction of text or imitates another letter (UTS 39, Unicode Security Mechanisms) is refused by its code point.
+//!
+//! [`Name`](super::name::Name) is what people read, [`Environment`](super::environment::Environment) what policies compare
+//! most; labels and attributes use [`comparable`] by itself.
+
+use unicode_normalization::UnicodeNormalization;
+use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
+use unicode_script::{Script, UnicodeScript};
+use unicode_security::{
+    GeneralSecurityProfile, RestrictionLevel, RestrictionLevelDetection, is_potential_mixed_script_confusable_char,
+    skeleton,
+};
+
+/// Why a text is refused: names the character by code point and class, and says what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TextFault {
+    /// Too short or too long.
+    #[error("{least} to {most} characters")]
+    Length {
+        /// Characters at least.
+        least: usize,
+        /// Characters at most.
+        most: usize,
+    },
+    /// A character that names do not have.
+    #[error("character {place} is {}: {instead}", describe(*character))]
+    Character {
+        /// Its position, from 1, in the text without the white space around it.
+        place: usize,
+        /// The character.
+        character: char,
+        /// What to write.
+        instead: &'static str,
+    },
+    /// One word in letters of several scripts.
+    #[error("`{word}` mixes scripts, and {} looks like another letter: write the word in one script", describe(*character))]
+    Mixed {
+        /// The word.
+        word: String,
+        /// A letter of it that looks like one of another script.
+        character: char,
+    },
+    /// A word that looks like one in plain letters.
+    #[error("`{word}` has {}, which looks like another character: write `{plain}`", describe(*character))]
+    Confusable {
+        /// The word.
+        word: String,
+        /// The character that imitates another one.
+        character: char,
+        /// What it looks like.
+        plain: String,
+    },
+}
+
+/// The one spelling of a text: NFC, without white space around it, with one space between words, and without the selectors
+/// of an emoji's presentation (U+FE0E, U+FE0F), which change its look and not what it says.
+pub(super) fn canonical(text: &str) -> String {
+    let composed: String = text.chars().filter(|c| !matches!(c, '\u{FE0E}' | '\u{FE0F}')).nfc().collect();
+    let mut canonical = String::with_capacity(composed.len());
+    let mut space = false;
+    for c in composed.trim().chars() {
+        if c != ' ' || !space {
+            canonical.push(c);
+        }
+        space = c == ' ';
+    }
+    canonical
+}
+
+/// A text in its one spelling, if everything in it can be seen and no word of it imitates letters of another script.
+///
+/// # Errors
+/// [`TextFault::Character`] and [`TextFault::Mixed`].
+pub fn comparable(text: &str) -> Result<String, TextFault> {
+    let text = canonical(text);
+    visible(&text)?;
+    for word in words(&text) {
+        unmixed(word)?;
+    }
+    Ok(text)
+}
+
+/// As [`comparable`] for text of several lines: line feeds, carriage returns and tabs stay.
+///
+/// # Errors
+/// As [`comparable`].
+pub fn comparable_lines(text: &str) -> Result<String, TextFault> {
+    let breaks = |c: char| matches!(c, '\n' | '\r' | '\t');
+    if !text.contains(breaks) {
+        return comparable(text);
+    }
+    let mut lines = String::with_capacity(text.len());
+    for line in text.trim().split_inclusive(breaks) {
+        let end = line.chars().next_back().filter(|c| breaks(*c));
+        lines.push_str(&comparable(line.trim_end_matches(breaks))?);
+        lines.extend(end);
+    }
+    Ok(lines)
+}
+
+/// Drops what [`comparable`] refuses by its character alone; the words that are left may still mix scripts.
+pub(super) fn without_invisible(text: &str) -> String {
+    let mut kept = text.to_owned();
+    // Each pass removes one character, or all is well: a text that a provider sends is short.
+    for _ in 0..kept.chars().count() {
+        kept = canonical(&kept);
+        match visible(&kept) {
+            Err(TextFault::Character { place, .. }) => {
+                kept = kept.chars().enumerate().filter(|(at, _)| at + 1 != place).map(|(_, c)| c).collect();
+            }
+            _ => break,
+        }
+    }
+    kept
+}
+
+fn visible(text: &str) -> Result<(), TextFault> {
+    let mut before = None;
+    let mut rest = text.chars().enumerate().peekable();
+    while let Some((at, character)) = rest.next() {
+        let after = rest.peek().map(|(_, c)| *c);
+        if let Some(instead) = unfit(character, before, after) {
+            return Err(TextFault::Character { place: at + 1, character, instead });
+        }
+        before = Some(character);
+    }
+    Ok(())
+}
+
+/// What to write instead of a character that cannot be told by looking at it.
+fn unfit(c: char, before: Option<char>, after: Option<char>) -> Option<&'static str> {
+    use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator, PrivateUse, SpaceSeparator, Unassigned};
+    if c.is_ascii_graphic() || c == ' ' {
+        return None;
+    }
+    if matches!(c, '\u{200C}' | '\u{200D}') && joins(c, before, after) {
+        return None;
+    }
+    match c.general_category() {
+        Control | LineSeparator | ParagraphSeparator => Some("leave it out, or write a space"),
+        SpaceSeparator => Some("write an ordinary space (U+0020)"),
+        Format => Some("leave it out"),
+        PrivateUse | Unassigned => Some("leave it out: it means nothing outside of one font or program"),
+        // Fillers and selectors, which are no format characters and cannot be seen either (Default_Ignorable_Code_Point).
+        _ if skeleton(c.encode_utf8(&mut [0; 4])).next().is_none() => Some("leave it out"),
+        _ => None,
+    }
+}
+
+/// Whether a joiner is seen here: between letters of a script that is written with joiners (UAX 31, section 2.3), or
+/// between the parts of one emoji.
+fn joins(joiner: char, before: Option<char>, after: Option<char>) -> bool {
+    use Script::{
+        Arabic, Bengali, Devanagari, Gujarati, Gurmukhi, Kannada, Malayalam, Mongolian, Oriya, Sinhala, Syriac, Tamil,
+        Telugu,
+    };
+    let (Some(before), Some(after)) = (before, after) else { return false };
+    let written_with_joiners = |c: char| {
+        matches!(
+            c.script(),
+            Arabic
+                | Bengali
+                | Devanagari
+                | Gujarati
+                | Gurmukhi
+                | Kannada
+                | Malayalam
+                | Mongolian
+                | Oriya
+                | Sinhala
+                | Syriac
+                | Tamil
+                | Telugu
+        )
+    };
+    let emoji =
+        |c: char| matches!(c.general_category(), GeneralCategory::OtherSymbol | GeneralCategory::ModifierSymbol);
+    (written_with_joiners(before) && written_with_joiners(after))
+        || (joiner == '\u{200D}' && emoji(before) && emoji(after))
+}
+
+/// The words of a text: runs of letters, marks and digits.
+pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
+    use unicode_properties::GeneralCategoryGroup::{Letter, Mark, Number};
+    let within =
+        |c: char| matches!(c.general_category_group(), Letter | Mark | Number) || matches!(c, '\u{200C}' | '\u{200D}');
+    text.split(move |c| !within(c)).filter(|word| !word.is_empty())
+}
+
+/// Refuses a word in letters of scripts that are not written together, if one of them looks like a letter of another.
+pub(super) fn unmixed(word: &str) -> Result<(), TextFault> {
+    if word.is_ascii() {
+        return Ok(());
+    }
+    let letters: String = word.chars().filter(|c| c.identifier_allowed()).collect();
+    if letters.check_restriction_level(RestrictionLevel::ModeratelyRestrictive) {
+        return Ok(());
+    }
+    let imitates = |c: &char| c.script() != Script::Latin && is_potential_mixed_script_confusable_char(*c);
+    match letters.chars().find(imitates) {
+        Some(character) => Err(TextFault::Mixed { word: word.to_owned(), character }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a word that has other characters than ASCII's and looks as if it had not.
+pub(super) fn plain(word: &str) -> Result<(), TextFault> {
+    let Some(character) = word.chars().find(|c| !c.is_ascii()) else { return Ok(()) };
+    // A dot above `i` or `j` lies on the one that these have.
+    let dotted = word.replace("i\u{307}", "i").replace("j\u{307}", "j");
+    if !dotted.is_ascii() && !skeleton(&dotted).all(|c| c.is_ascii()) {
+        return Ok(());
+    }
+    let plain = dotted.chars().flat_map(look).collect();
+    Err(TextFault::Confusable { word: word.to_owned(), character, plain })
+}
+
+/// What a character looks like; ASCII's stay as they are, where UTS 39 would write `rn` for `m`.
+fn look(c: char) -> Vec<char> {
+    if c.is_ascii() { vec![c] } else { skeleton(c.encode_utf8(&mut [0; 4])).collect() }
+}
+
+/// A character by code point and by what kind it is, for people.
+fn describe(c: char) -> String {
+    use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator, PrivateUse, SpaceSeparator, Unassigned};
+    let named = match c {
+        '\u{00A0}' => "no-break space",
+        '\u{00AD}' => "soft hyphen",
+        '\u{200B}' => "zero width space",
+        '\u{200C}' => "zero width non-joiner",
+        '\u{200D}' => "zero width joiner",
+        '\u{2028}' => "line separator",
+        '\u{2029}' => "paragraph separator",
+        '\u{2060}' => "word joiner",
+        '\u{FEFF}' => "byte order mark, or zero width no-break space",
+        '\u{200E}' | '\u{200F}' | '\u{061C}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => {
+            "a control of text direction"
+        }
+        '\u{E0000}'..='\u{E007F}' => "an invisible tag",
+        _ => match c.general_category() {
+            Control => "a control character",
+            Format => "an invisible format character",
+            LineSeparator | ParagraphSeparator => "a line break",
+            SpaceSeparator => "a space of another width",
+            PrivateUse => "a private-use character",
+            Unassigned => "not a character of Unicode",
+            _ if skeleton(c.encode_utf8(&mut [0; 4])).next().is_none() => "an invisible character",
+            _ => return format!("`{c}` (U+{:04X}, {})", u32::from(c), c.script().full_name()),
+        },
+    };
+    format!("U+{:04X} ({named})", u32::from(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn one_look_has_one_spelling() {
+        for (written, canonical) in [
+            ("Zoe\u{308}", "Zoë"),
+            ("  Support \t\n", "Support"),
+            ("two   words", "two words"),
+            ("\u{2764}\u{FE0F} team", "\u{2764} team"),
+            ("\u{212A}im", "Kim"),
+        ] {
+            assert_eq!(comparable(written).as_deref(), Ok(canonical), "{written:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_refused_by_its_code_point() {
+        for c in [
+            '\u{0}',
+            '\u{7}',
+            '\u{AD}',
+            '\u{34F}',
+            '\u{61C}',
+            '\u{115F}',
+            '\u{180E}',
+            '\u{200B}',
+            '\u{200D}',
+            '\u{200E}',
+            '\u{2028}',
+            '\u{2029}',
+            '\u{202E}',
+            '\u{2060}',
+            '\u{2066}',
+            '\u{3164}',
+            '\u{FEFF}',
+            '\u{FFFE}',
+            '\u{E0041}',
+            '\u{E0100}',
+            '\u{E000}',
+            '\u{A0}',
+            '\u{2003}',
+            '\u{3000}',
+        ] {
+            let fault = comparable(&format!("a{c}b")).unwrap_err();
+            assert!(matches!(fault, TextFault::Character { place: 2, character, .. } if character == c), "{fault:?}");
+            assert!(fault.to_string().contains(&format!("U+{:04X}", u32::from(c))), "{fault}");
+        }
+        let text = comparable("de\u{200B}v").unwrap_err().to_string();
+        assert_eq!(text, "character 3 is U+200B (zero width space): leave it out");
+    }
+
+    #[test]
+    fn people_keep_their_names() {
+        for name in [
+            "Ada Lovelace",
+            "Владимир Кузнецов",
+            "Ελένη Παπαδοπούλου",
+            "王小明",
+            "髙橋 花子",
+            "김민수",
+            "محمد علی",
+            "نیم\u{200C}روز",
+            "क्\u{200D}ष",
+            "Nguyễn Thị Ánh",
+            "Þórður O’Brien-Smith",
+            "IT-отдел",
+            "Tシャツ",
+            "\u{1F469}\u{200D}\u{1F4BB} platform",
+            "Ω lab",
+        ] {
+            assert!(comparable(name).is_ok(), "{name}: {:?}", comparable(name));
+        }
+    }
+
+    #[test]
+    fn a_word_in_letters_of_two_scripts_is_refused() {
+        for word in ["pr\u{43E}duction", "\u{410}da", "s\u{3BF}lo", "\u{415}U west"] {
+            let fault = comparable(word).unwrap_err();
+            assert!(matches!(fault, TextFault::Mixed { .. }), "{word}: {fault:?}");
+            assert!(fault.to_string().contains("U+0"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn lines_stay_lines() {
+        assert_eq!(comparable_lines(" 1 Main St \r\nSpringfield\n").as_deref(), Ok("1 Main St\r\nSpringfield"));
+        assert!(comparable_lines("a\nb\u{200B}").is_err());
+    }
+
+    #[test]
+    fn what_may_not_be_there_can_be_dropped() {
+        assert_eq!(without_invisible(" Ada\u{7} \u{202E}Love\u{200B}lace\u{0} "), "Ada Lovelace");
+        assert_eq!(without_invisible("\u{200B}\u{200B}"), "");
+    }
+
+    proptest! {
+        #[test]
+        fn the_one_spelling_is_its_own(text in "\\PC{0,40}|[a-z\u{300}-\u{30F} \u{FE0F}\u{200D}\u{410}-\u{44F}]{0,20}") {
+            if let Ok(once) = comparable(&text) {
+                prop_assert_eq!(comparable(&once), Ok(once));
+            }
+            let kept = without_invisible(&text);
+            prop_assert!(visible(&canonical(&kept)).is_ok(), "{:?}", kept);
+        }
+    }
+}
