@@ -141,7 +141,8 @@ async fn wait(hints: &mut Receiver<Hint>, ended: &Notify) {
 async fn deliver(app: &App, owner: &str, organization: OrganizationId, sink: AuditSinkId) -> Result<(), StoreError> {
     let now = app.clock.now();
     let mut tx = app.store.begin().await?;
-    let claimed = store::delivery::claim(&mut tx, organization, sink, owner, now, now + app.config.limits.job_lease()).await?;
+    let claimed =
+        store::delivery::claim(&mut tx, organization, sink, owner, now, now + app.config.limits.job_lease()).await?;
     let Some(mut cursor) = claimed else { return Ok(()) };
     tx.commit().await?;
     let begun = Instant::now();
@@ -159,7 +160,8 @@ async fn deliver(app: &App, owner: &str, organization: OrganizationId, sink: Aud
                 let stored = sequence.abs_diff(cursor.sequence);
                 let now = app.clock.now();
                 let mut tx = app.store.begin().await?;
-                store::delivery::delivered(&mut tx, &cursor, sequence, now, now + app.config.limits.job_lease()).await?;
+                store::delivery::delivered(&mut tx, &cursor, sequence, now, now + app.config.limits.job_lease())
+                    .await?;
                 tx.commit().await?;
                 (cursor.sequence, cursor.attempt) = (sequence, 0);
                 metrics::counter!("kaizen_audit_delivered_events_total").increment(stored);
