@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
+    deployments::removal,
     extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
     guard::change,
     idempotency::{Claimed, Once},
@@ -28,7 +29,7 @@ use crate::{
         id::{AgentId, WorkspaceId},
         principal::Principal,
     },
-    store::{agents, deployments, workspaces},
+    store::{agents, deployments::Of, workspaces},
 };
 
 /// The routes of this file.
@@ -206,6 +207,9 @@ async fn update(
 }
 
 /// Delete an agent
+///
+/// With its canvas, its versions and its deployments; the audit trail still tells of them. Refused while it is deployed, or on
+/// its way: the answer names what has to be stopped or cancelled first.
 #[utoipa::path(delete, path = "/api/v1/agents/{id}", tag = "Agents", params(("id" = AgentId, Path)),
     responses((status = NO_CONTENT)))]
 async fn remove(
@@ -217,7 +221,7 @@ async fn remove(
     let agent = find(&app, &caller, id, Action::AgentDelete).await?;
     if_match.check(agent.revision)?;
     let mut tx = app.store.begin().await?;
-    deployments::forget_agent(&mut tx, caller.organization_id, id).await?;
+    removal::forget(&mut tx, caller.organization_id, Of::Agent(id)).await?;
     agents::delete(&mut tx, &agent).await?;
     change(&app, tx, &caller, Action::AgentDelete, format!("agent/{id}"), json!({ "before": agent })).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use self::body::{Checked, ConnectionChange, Described, NewConnection, Shown, describe, merge};
 use super::{
+    deployments::removal,
     extract::{IfMatch, Input, etag},
     guard::change,
     idempotency::{Claimed, Once},
@@ -34,7 +35,8 @@ use crate::{
     store::{
         Tx,
         connections::{self, Connection},
-        deployments, plugins as stored,
+        deployments::Of,
+        plugins as stored,
     },
 };
 
@@ -288,7 +290,7 @@ async fn remove(app: App, caller: Principal, (kind, id): (Kind, Uuid), if_match:
     let mut tx = app.store.begin().await?;
     if kind == Kind::DeploymentTarget {
         // What is over does not keep a gateway; what still runs does.
-        deployments::forget_gateway(&mut tx, caller.organization_id, id.into()).await?;
+        removal::forget(&mut tx, caller.organization_id, Of::Gateway(id.into())).await?;
     }
     connections::delete(&mut tx, &connection).await?;
     change(&app, tx, &caller, action, target(&connection), json!({ "before": Shown::of(&connection) })).await?;

@@ -1,6 +1,7 @@
 //! `/api/v1/deployments`, and deploying an agent.
 
 mod order;
+pub mod removal;
 
 use axum::{Json, extract::State, http::StatusCode, response::Response};
 use serde::{Deserialize, Serialize};

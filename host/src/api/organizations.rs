@@ -12,6 +12,7 @@ use serde_json::json;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
+    deployments::removal,
     extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
     guard::{actor, change},
     idempotency::{Claimed, Once},
@@ -31,7 +32,7 @@ use crate::{
         text::TextFault,
     },
     identity::organization::{self, OrganizationError},
-    store::organizations,
+    store::{deployments::Of, organizations},
 };
 
 /// The routes of this file.
@@ -195,7 +196,8 @@ async fn update(
 
 /// Delete one's organization
 ///
-/// With everything in it, but for its audit trail. Refused while agents are deployed.
+/// With everything in it, but for its audit trail. Refused while agents are deployed, or on their way: the answer names what
+/// has to be stopped or cancelled first.
 #[utoipa::path(delete, path = "/api/v1/organizations/{id}", tag = "Organizations", params(("id" = OrganizationId, Path)),
     responses((status = NO_CONTENT)))]
 async fn remove(
@@ -207,6 +209,7 @@ async fn remove(
     let organization = find(&app, &caller, id, Action::OrganizationDelete).await?;
     if_match.check(organization.revision)?;
     let mut tx = app.store.begin().await?;
+    removal::forget(&mut tx, id, Of::Organization).await?;
     organizations::delete(&mut tx, &organization).await?;
     let details = json!({ "before": organization });
     change(&app, tx, &caller, Action::OrganizationDelete, format!("organization/{id}"), details).await?;

@@ -82,7 +82,7 @@ async fn create(
     PathId(id): PathId<AgentId>,
     input: Input<NewVersion>,
 ) -> Result<Response> {
-    let agent = find(&app, &caller, id, Action::AgentVersion).await?;
+    find(&app, &caller, id, Action::AgentVersion).await?;
     let mut faults = Vec::new();
     fault::description("/note", &input.body.note, &mut faults);
     Problem::check(faults)?;
@@ -91,8 +91,10 @@ async fn create(
         Claimed::Fresh(once) => once,
         Claimed::Answered(response) => return Ok(response),
     };
-    let number = versions::next_number(&mut tx, caller.organization_id, id).await?;
-    let number = number.ok_or_else(|| Problem::not_found("agent"))?;
+    // The agent as it is under the lock: one that was read before may be another by now, with settings from before and a
+    // canvas from after somebody's change.
+    let locked = versions::next(&mut tx, caller.organization_id, id).await?;
+    let (agent, number) = locked.ok_or_else(|| Problem::not_found("agent"))?;
     let (sequence, graph) = canvas::graph(&mut tx, caller.organization_id, agent.canvas_id).await?;
     let text = workflow(&agent, sequence, &graph)?;
     let version = Version {

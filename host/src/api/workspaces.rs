@@ -21,7 +21,7 @@ use crate::{
     app::App,
     authz::{Action, Context, Kind, Resource},
     domain::{fault, id::WorkspaceId, principal::Principal, tenancy::Workspace},
-    store::workspaces,
+    store::{agents, workspaces},
 };
 
 /// The routes of this file.
@@ -164,6 +164,12 @@ async fn remove(
     let workspace = find(&app, &caller, id, Action::WorkspaceDelete).await?;
     if_match.check(workspace.revision)?;
     let mut tx = app.store.begin().await?;
+    if !agents::list(&mut tx, caller.organization_id, Some(id), uuid::Uuid::nil(), 1).await?.is_empty() {
+        return Err(Problem::conflict(format!(
+            "There are agents in this workspace: delete them first. GET /api/v1/agents?workspace_id={id} lists those you may \
+             read."
+        )));
+    }
     workspaces::delete(&mut tx, &workspace).await?;
     let details = json!({ "before": workspace });
     change(&app, tx, &caller, Action::WorkspaceDelete, format!("workspace/{id}"), details).await?;

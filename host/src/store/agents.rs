@@ -58,6 +58,18 @@ pub async fn get(
     Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(id).fetch_optional(c).await)?)
 }
 
+/// One agent, locked against changes until the transaction ends; deployments of it may be made meanwhile.
+///
+/// # Errors
+/// As the database says.
+pub async fn lock(tx: &mut Tx, organization: OrganizationId, id: AgentId) -> Result<Option<Agent>, StoreError> {
+    let sql = match tx {
+        Tx::Sqlite(_) => columns!("SELECT", "FROM agents WHERE organization_id = $1 AND id = $2"),
+        Tx::Postgres(_) => columns!("SELECT", "FROM agents WHERE organization_id = $1 AND id = $2 FOR NO KEY UPDATE"),
+    };
+    Ok(on!(tx, |c| sqlx::query_as(sql).bind(organization).bind(id).fetch_optional(c).await)?)
+}
+
 /// The agent that a canvas belongs to.
 ///
 /// # Errors

@@ -1,31 +1,27 @@
 //! Agent versions: immutable, numbered, each with its digest.
 
-use super::{Connection, StoreError, Tx};
+use super::{Connection, StoreError, Tx, agents};
 use crate::{
     domain::{
-        agent::Version,
+        agent::{Agent, Version},
         id::{AgentId, OrganizationId},
     },
     on,
 };
 
-/// Locks the agent until the transaction ends, and returns the number that its next version has.
+/// Locks the agent until the transaction ends, and returns it as it is then, with the number that its next version has.
 ///
 /// # Errors
 /// As the database says.
-pub async fn next_number(tx: &mut Tx, organization: OrganizationId, agent: AgentId) -> Result<Option<i64>, StoreError> {
-    let lock = match tx {
-        Tx::Sqlite(_) => "SELECT id FROM agents WHERE organization_id = $1 AND id = $2",
-        Tx::Postgres(_) => "SELECT id FROM agents WHERE organization_id = $1 AND id = $2 FOR UPDATE",
-    };
-    let locked: Option<(AgentId,)> =
-        on!(tx, |c| sqlx::query_as(lock).bind(organization).bind(agent).fetch_optional(c).await)?;
-    if locked.is_none() {
-        return Ok(None);
-    }
+pub async fn next(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    agent: AgentId,
+) -> Result<Option<(Agent, i64)>, StoreError> {
+    let Some(locked) = agents::lock(tx, organization, agent).await? else { return Ok(None) };
     let sql = "SELECT COALESCE(MAX(number), 0) + 1 FROM agent_versions WHERE organization_id = $1 AND agent_id = $2";
     let (next,) = on!(tx, |c| sqlx::query_as(sql).bind(organization).bind(agent).fetch_one(c).await)?;
-    Ok(Some(next))
+    Ok(Some((locked, next)))
 }
 
 /// Adds a version with its workflow.

@@ -72,6 +72,8 @@ macro_rules! routes_of {
             }
 
             /// Delete one
+            ///
+            /// A gateway with its deployments that are over, of which the audit trail still tells; refused while one is not.
             #[utoipa::path(delete, path = $one, tag = $tag, params(("id" = Uuid, Path)), responses((status = NO_CONTENT)))]
             async fn remove(
                 State(app): State<App>,
