@@ -13,6 +13,7 @@ mod index;
 mod kind;
 mod reads;
 mod schema;
+mod spelling;
 mod tenant;
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ use super::{
     attributes::Uses,
     reads::Reads,
     schema::Vocabulary,
+    spelling::misspelt,
     text::{Parsed, PolicyFault, deep, fault, from_diagnostic},
 };
 
@@ -42,6 +43,7 @@ fn strictly(vocabulary: &Vocabulary, text: &str, parsed: &Parsed) -> Result<Vali
             .map_err(|error| vec![fault(text, 0, error.to_string())])
     };
     let mut faults = hidden(text, parsed);
+    faults.extend(misspelt(text, parsed));
     let guarded = Validator::new(schema(false)?);
     let result = guarded.validate_with_level(&parsed.set, ValidationMode::Strict, LEVEL);
     let mut warnings: Vec<_> =
