@@ -2,12 +2,13 @@
 
 mod order;
 pub mod removal;
+mod summary;
 
 use axum::{Json, extract::State, http::StatusCode, response::Response};
 use serde::{Deserialize, Serialize};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-pub(super) use self::order::Destination;
+pub(super) use self::order::{Destination, NoEnvironment, environment_asked};
 use self::order::{Order, details};
 use super::{
     extract::{Bodyless, Caller, Input, Parameters, PathId},
@@ -35,7 +36,7 @@ pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(deploy))
         .routes(routes!(list))
-        .routes(routes!(summary))
+        .routes(routes!(summary::summary))
         .routes(routes!(read))
         .routes(routes!(cancel))
         .routes(routes!(stop))
@@ -76,20 +77,6 @@ pub struct Filter {
     gateway_id: Option<GatewayId>,
     /// Only in this state.
     status: Option<DeploymentState>,
-}
-
-/// How many deployments there are in each state.
-#[derive(Debug, Default, Serialize, utoipa::ToSchema)]
-pub struct Summary {
-    queued: i64,
-    running: i64,
-    active: i64,
-    failed: i64,
-    cancelled: i64,
-    stopping: i64,
-    stopped: i64,
-    /// All of them.
-    total: i64,
 }
 
 impl Item for Deployment {
@@ -151,27 +138,6 @@ async fn list(
         async move { deployments::list(&mut store.read().await?, organization, &filter, after, limit).await }
     });
     Ok(Json(listed.await?))
-}
-
-/// Count the organization's deployments by state
-#[utoipa::path(get, path = "/api/v1/deployments/summary", tag = "Deployments", responses((status = OK, body = Summary)))]
-async fn summary(State(app): State<App>, Caller(caller): Caller) -> Result<Json<Summary>> {
-    let organization = Resource::organization(caller.organization_id);
-    app.require(&caller, Action::OrganizationRead, &organization, &Context::default()).await?;
-    let mut summary = Summary::default();
-    for (state, count) in deployments::counts(&mut app.store.read().await?, caller.organization_id).await? {
-        summary.total += count;
-        *match state {
-            DeploymentState::Queued => &mut summary.queued,
-            DeploymentState::Running => &mut summary.running,
-            DeploymentState::Active => &mut summary.active,
-            DeploymentState::Failed => &mut summary.failed,
-            DeploymentState::Cancelled => &mut summary.cancelled,
-            DeploymentState::Stopping => &mut summary.stopping,
-            DeploymentState::Stopped => &mut summary.stopped,
-        } = count;
-    }
-    Ok(Json(summary))
 }
 
 /// Read a deployment

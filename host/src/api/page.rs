@@ -31,10 +31,53 @@ pub struct Listed<T> {
     pub next_cursor: Option<String>,
 }
 
-/// Rows read from the database at once while looking for what the caller may see.
-const BATCH: i64 = 201;
-/// Rows looked at for one page at the most; the page then ends early, with a cursor.
-const SCAN: usize = 10_000;
+/// Rows read from the database at once, at the most, while looking for what the caller may see.
+const BATCH: usize = 201;
+
+/// How many rows to read next. A short page of somebody who may see little would take a statement for every few rows, so
+/// batches double as long as rows are missed.
+struct Batches {
+    rows: usize,
+    scanned: usize,
+    most: usize,
+}
+
+impl Batches {
+    /// For a page of `limit`, looking at `most` rows. One row more than wanted tells whether there is a next page.
+    fn new(limit: usize, most: usize) -> Self {
+        Self { rows: (limit + 1).min(BATCH), scanned: 0, most }
+    }
+
+    /// Rows of the next batch.
+    fn next(&self) -> i64 {
+        i64::try_from(self.rows).unwrap_or(i64::MAX)
+    }
+
+    /// So many were read, of which the caller may see so many. Whether there are more to read, and whether it is time to.
+    fn read(&mut self, rows: usize, visible: usize) -> Progress {
+        let last = rows < self.rows;
+        self.scanned += rows;
+        if visible < rows {
+            self.rows = (self.rows * 2).min(BATCH);
+        }
+        match (last, self.scanned >= self.most) {
+            (true, _) => Progress::End,
+            (false, true) => Progress::Enough,
+            (false, false) => Progress::More,
+        }
+    }
+}
+
+/// What comes after a batch.
+#[derive(Debug, PartialEq)]
+enum Progress {
+    /// Another one.
+    More,
+    /// Nothing now: as many rows as one request may look at; the page ends early, with a cursor.
+    Enough,
+    /// Nothing: there are no more rows.
+    End,
+}
 
 impl Page {
     /// How many.
@@ -95,15 +138,12 @@ where
     let limit = page.limit()?;
     let mut after = page.after()?;
     let mut items: Vec<T> = Vec::with_capacity(limit.min(64));
-    let mut scanned = 0;
-    // One row more than wanted tells whether there is a next page.
-    let batch = i64::try_from(limit + 1).unwrap_or(BATCH).min(BATCH);
+    let mut batches = Batches::new(limit, app.config.limits.list_rows);
     loop {
-        let rows = fetch(app.store.clone(), after, batch).await?;
-        let last_batch = rows.len() < usize::try_from(batch).unwrap_or(usize::MAX);
-        scanned += rows.len();
+        let rows = fetch(app.store.clone(), after, batches.next()).await?;
         let resources: Vec<Resource> = rows.iter().map(Item::resource).collect();
         let allowed = app.authz.filter(&app.store, caller, action, &resources).await?;
+        let progress = batches.read(rows.len(), allowed.iter().filter(|allowed| **allowed).count());
         for (row, allowed) in rows.into_iter().zip(allowed) {
             if allowed {
                 if items.len() == limit {
@@ -116,11 +156,55 @@ where
                 after = row.id();
             }
         }
-        if last_batch {
-            return Ok(Listed { items, next_cursor: None });
+        match progress {
+            Progress::More => {}
+            Progress::Enough => return Ok(Listed { items, next_cursor: Some(cursor(after)) }),
+            Progress::End => return Ok(Listed { items, next_cursor: None }),
         }
-        if scanned >= SCAN {
-            return Ok(Listed { items, next_cursor: Some(cursor(after)) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BATCH, Batches, Progress};
+
+    /// The statements that one page takes of somebody who may see one row in `sees`, of `rows`.
+    fn statements(limit: usize, rows: usize, sees: usize) -> (usize, Progress) {
+        let (mut batches, mut statements, mut at, mut seen) = (Batches::new(limit, 10_000), 0, 0, 0);
+        loop {
+            let read = usize::try_from(batches.next()).unwrap().min(rows - at);
+            let visible = (at..at + read).filter(|row| (row + 1) % sees == 0).count();
+            (statements, at, seen) = (statements + 1, at + read, seen + visible);
+            match batches.read(read, visible) {
+                Progress::More if seen <= limit => {}
+                progress => return (statements, progress),
+            }
+        }
+    }
+
+    #[test]
+    fn a_short_page_of_who_may_see_nothing_takes_few_statements() {
+        assert_eq!(statements(1, 10_000, usize::MAX), (56, Progress::End));
+        assert_eq!(statements(1, 1_000_000, usize::MAX), (56, Progress::Enough));
+        assert_eq!(statements(50, 1_000_000, usize::MAX), (51, Progress::Enough));
+        assert_eq!(statements(200, 1_000_000, usize::MAX), (50, Progress::Enough));
+    }
+
+    #[test]
+    fn who_sees_everything_reads_one_row_more_than_the_page_has() {
+        assert_eq!((Batches::new(1, 10_000).next(), Batches::new(200, 10_000).next()), (2, 201));
+        for limit in [1, 50, 200] {
+            assert_eq!(statements(limit, 10_000, 1), (1, Progress::More));
+        }
+        assert_eq!(statements(50, 10, 1), (1, Progress::End));
+        assert_eq!(statements(10, 10_000, 100).1, Progress::More);
+    }
+
+    #[test]
+    fn no_batch_is_larger_than_a_page_can_be() {
+        let mut batches = Batches::new(1, 10_000);
+        while batches.read(batches.rows, 0) == Progress::More {
+            assert!(batches.rows <= BATCH);
         }
     }
 }

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    Action, Context, Resource,
+    Action, Context, Kind, Resource,
     engine::{Engine, Tenant},
     kind::Roles,
     reads::{self, Reads},
@@ -45,6 +45,32 @@ impl<'a> Class<'a> {
             own: tells
                 .has(reads::R_OWN)
                 .then_some((resource.owner.is_some(), resource.owner == Some(principal.user_id))),
+        }
+    }
+}
+
+/// By what the resources of one kind are decided differently, for one principal and action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Distinction {
+    /// By nothing: all are decided alike.
+    None,
+    /// By workspace, name, environment, labels or owner.
+    Attributes,
+    /// By which one it is, too.
+    Identity,
+}
+
+impl Distinction {
+    pub(super) fn of(engine: &Engine, tenant: Tenant<'_>, principal: &Principal, action: Action, kind: Kind) -> Self {
+        let tells = engine.tells(tenant, action, kind);
+        let attributes =
+            reads::R_WORKSPACE | reads::R_NAME | reads::R_ENVIRONMENT | reads::R_LABELS | reads::R_OWNER | reads::R_OWN;
+        if tells.has(reads::R_IDENTITY) || !tells.ids.is_empty() {
+            Self::Identity
+        } else if tells.has(attributes) || principal.grants.iter().any(|grant| grant.workspace.is_some()) {
+            Self::Attributes
+        } else {
+            Self::None
         }
     }
 }

@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 pub use action::Action;
 pub use explain::{Deciding, Decision, Reason};
+pub use filter::Distinction;
 pub use index::{About, Origin};
 pub use kind::{Context, Kind, Resource};
 pub use schema::TEXT as SCHEMA;
@@ -92,6 +93,21 @@ impl Authz {
         let compiled = self.tenant(store, principal).await?;
         let now = self.0.clock.now();
         Ok(filter::filter(&self.0.engine, tenant(compiled.as_deref()), principal, action, resources, now))
+    }
+
+    /// By what resources of one kind are decided differently: those that agree in it can be counted together.
+    ///
+    /// # Errors
+    /// As [`Authz::check`].
+    pub async fn distinction(
+        &self,
+        store: &Store,
+        principal: &Principal,
+        action: Action,
+        kind: Kind,
+    ) -> Result<Distinction, StoreError> {
+        let compiled = self.tenant(store, principal).await?;
+        Ok(Distinction::of(&self.0.engine, tenant(compiled.as_deref()), principal, action, kind))
     }
 
     /// Whether an action can be asked of this kind of thing at all.

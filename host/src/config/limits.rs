@@ -62,6 +62,13 @@ limits! {
         database_connections: u32 = 20, 2..=1000, "connections to the database at the most";
         job_lease_seconds: u64 = 30, 1..=3600, "how long a host that died keeps its jobs and sinks before another takes them over, seconds";
     }
+    "Lists, checks and denials" {
+        list_rows: usize = 10_000, 201..=1_000_000, "rows looked at for one page of a list, or one count, in search of what the caller may see";
+        authz_check_questions: usize = 100, 1..=1000, "questions in one request to /api/v1/authz/check";
+        denial_window_seconds: u64 = 60, 1..=3600, "time within which one person's repeated denials of one action on one target become one event of the audit trail, seconds";
+        denials_per_person: usize = 20, 1..=10_000, "targets and actions of one person whose denials are recorded one by one within that time; further ones are counted by action";
+        denials_per_organization: usize = 500, 1..=100_000, "the same of all people of an organization together";
+    }
     "Plugins" {
         plugins_max_bytes: usize = 67_108_864, 1_024..=1_073_741_824, "bytes that an installed plugin may have";
         plugin_memory_mib: usize = 128, 2..=4096, "memory of one plugin call, all memories together, MiB";

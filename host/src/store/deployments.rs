@@ -7,7 +7,7 @@ use super::{Connection, StoreError, Tx};
 use crate::{
     domain::{
         deployment::{Deployment, DeploymentEvent, DeploymentState, EventKind, Progress},
-        id::{AgentId, DeploymentId, GatewayId, JobId, OrganizationId},
+        id::{AgentId, DeploymentId, GatewayId, JobId, OrganizationId, UserId, WorkspaceId},
     },
     on,
 };
@@ -153,6 +153,40 @@ pub async fn counts(
 ) -> Result<Vec<(DeploymentState, i64)>, StoreError> {
     let sql = "SELECT status, COUNT(*) FROM deployments WHERE organization_id = $1 GROUP BY status";
     Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).fetch_all(c).await)?)
+}
+
+/// Deployments that policies cannot tell apart but by which one each is, counted.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Group {
+    /// Where they stand.
+    pub status: DeploymentState,
+    /// The agent's workspace.
+    pub workspace_id: WorkspaceId,
+    /// The agent's name.
+    pub agent_name: String,
+    /// Into which environment.
+    pub environment: String,
+    /// Who asked for them.
+    pub created_by: UserId,
+    /// How many there are.
+    pub count: i64,
+}
+
+/// The organization's deployments in groups, at most `limit` of these.
+///
+/// # Errors
+/// As the database says.
+pub async fn groups(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    limit: i64,
+) -> Result<Vec<Group>, StoreError> {
+    let sql = "SELECT d.status, a.workspace_id, a.name AS agent_name, d.environment, d.created_by, COUNT(*) AS count
+               FROM deployments AS d JOIN agents AS a ON a.organization_id = d.organization_id AND a.id = d.agent_id
+               WHERE d.organization_id = $1
+               GROUP BY d.status, a.workspace_id, a.name, d.environment, d.created_by
+               ORDER BY d.status, a.workspace_id, a.name, d.environment, d.created_by LIMIT $2";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(limit).fetch_all(c).await)?)
 }
 
 /// What changes with a deployment's state; what is absent stays, but for the error.
