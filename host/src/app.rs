@@ -6,6 +6,7 @@ use anyhow::{Context, anyhow};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    audit::denials::Denials,
     authz::Authz,
     bus::Bus,
     canvas::{self, Canvases},
@@ -37,6 +38,8 @@ pub struct Parts {
     pub secrets: Secrets,
     /// Policies.
     pub authz: Authz,
+    /// Denials that repeat.
+    pub denials: Denials,
     /// Sign-in, sessions and tokens.
     pub identity: Identity,
     /// HTTP to wherever a tenant's configuration points: checked against the operator's settings.
@@ -96,6 +99,7 @@ impl App {
         };
         let plugins = plugins(ingredients).await?;
         let identity = Identity::new(&config, &clock, &store, &egress).await?;
+        let denials = Denials::new(&config.limits);
         let jobs = Jobs::new();
         let stopping = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -115,6 +119,7 @@ impl App {
             bus,
             secrets,
             authz,
+            denials,
             identity,
             egress,
             plugins,
@@ -130,6 +135,7 @@ impl App {
         self.bus.start(&self.stopping, &self.tasks);
         self.canvases.start();
         self.plugins.start(&self.stopping, &self.tasks);
+        crate::audit::denials::start(self);
         if work {
             crate::jobs::start(self);
             crate::audit::start(self);

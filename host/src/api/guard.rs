@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 use super::problem::{Problem, ProblemType, Result, request_id};
 use crate::{
     app::App,
-    audit::{self, Record},
+    audit::{
+        self, Record,
+        denials::{self, Denial},
+    },
     authz::{Action, Context, Decision, Resource},
     bus::Hint,
     domain::{audit::Outcome, principal::Principal},
@@ -13,7 +16,8 @@ use crate::{
 };
 
 impl App {
-    /// Refuses unless policies allow it. A refused change is recorded; a refused read is only counted.
+    /// Refuses unless policies allow it. A refused change is recorded, where it does not repeat one that was
+    /// ([`denials`]); a refused read is only counted.
     ///
     /// # Errors
     /// 404 for another tenant's; 403 with the reasons and the deciding policies.
@@ -43,20 +47,15 @@ impl App {
     }
 
     async fn record_denial(&self, caller: &Principal, action: Action, on: &Resource, decision: Value) -> Result<()> {
-        let mut tx = self.store.begin().await?;
-        let details = json!({ "request_id": request_id(), "decision": decision });
-        let event = Record {
-            organization_id: caller.organization_id,
+        let kind = on.kind.as_str();
+        let denial = Denial {
+            organization: caller.organization_id,
             actor: actor(caller),
             action: action.as_str(),
-            target: format!("{}/{}", on.kind.as_str(), on.id),
-            outcome: Outcome::Denied,
-            details,
+            kind,
+            target: format!("{kind}/{}", on.id),
         };
-        audit::record(&mut tx, &self.clock, event).await?;
-        tx.commit().await?;
-        self.bus.publish(Hint::Audit { organization: caller.organization_id });
-        Ok(())
+        Ok(denials::record(self, denial, json!({ "request_id": request_id(), "decision": decision })).await?)
     }
 }
 

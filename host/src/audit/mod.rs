@@ -1,5 +1,6 @@
 //! The audit trail: recorded in the transaction of the change it tells of, delivered to sinks afterwards, verifiable.
 
+pub mod denials;
 mod dispatcher;
 pub mod export;
 pub mod verify;

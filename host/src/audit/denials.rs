@@ -1,0 +1,323 @@
+//! Denials that repeat: counted, so that nobody grows the audit trail by asking for what they may not.
+//!
+//! The first denial of one person, action and target is recorded before it is answered. Further ones within
+//! `denial_window_seconds` are counted on this host and become one event when that time is over: with how many they were,
+//! since when and until when. A person with more targets than `denials_per_person`, and an organization with more than
+//! `denials_per_organization`, has further ones counted by action, under `agent/*` and `user/*`. So a window adds at most
+//! that many events to a chain, and one for each action and kind of target.
+//!
+//! A host that is asked to stop writes down what it has counted. One that dies loses the counts of the last window, never the
+//! first denial of each; the metric `kaizen_denials_total` counts them all.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use super::Record;
+use crate::{
+    app::App,
+    bus::Hint,
+    clock,
+    config::limits::ServerLimits,
+    domain::{audit::Outcome, id::OrganizationId},
+    store::StoreError,
+};
+
+/// One denial.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Denial {
+    /// Whose trail.
+    pub organization: OrganizationId,
+    /// `user/{id}`.
+    pub actor: String,
+    /// The action that was denied.
+    pub action: &'static str,
+    /// The kind of the target, e.g. `agent`.
+    pub kind: &'static str,
+    /// `agent/{id}`.
+    pub target: String,
+}
+
+impl Denial {
+    /// The same, of whichever target of its kind.
+    fn of_any_target(&self) -> Self {
+        Self { target: format!("{}/*", self.kind), ..self.clone() }
+    }
+
+    /// The same, of whoever and whichever target.
+    fn of_anybody(&self) -> Self {
+        Self { actor: "user/*".to_owned(), ..self.of_any_target() }
+    }
+}
+
+/// What has come since the last event about it.
+#[derive(Debug, Clone)]
+struct Fold {
+    since: DateTime<Utc>,
+    until: DateTime<Utc>,
+    repeated: u64,
+    /// Of the last one: why, and in which request.
+    details: Value,
+    /// Counts among the places of its person and organization.
+    placed: bool,
+}
+
+#[derive(Default)]
+struct Folds {
+    by_denial: HashMap<Denial, Fold>,
+    persons: HashMap<(OrganizationId, String), usize>,
+    organizations: HashMap<OrganizationId, usize>,
+    /// Nothing is counted any more: nobody would write it down.
+    closed: bool,
+}
+
+/// The denials of this host that are counted. Cheap to clone.
+#[derive(Clone)]
+pub struct Denials {
+    folds: Arc<Mutex<Folds>>,
+    window: TimeDelta,
+    per_person: usize,
+    per_organization: usize,
+}
+
+impl Denials {
+    /// None yet.
+    pub fn new(limits: &ServerLimits) -> Self {
+        let window = i64::try_from(limits.denial_window_seconds).unwrap_or(i64::MAX);
+        Self {
+            folds: Arc::default(),
+            window: TimeDelta::try_seconds(window).unwrap_or(TimeDelta::MAX),
+            per_person: limits.denials_per_person,
+            per_organization: limits.denials_per_organization,
+        }
+    }
+
+    /// Counts a denial that repeats one which was recorded. Returns under what another one has to be recorded now, if it does
+    /// not: [`Denials::not_recorded`] if that fails.
+    fn count(&self, denial: &Denial, details: &Value, now: DateTime<Utc>) -> Option<Denial> {
+        let mut folds = self.folds.lock();
+        if folds.closed {
+            return Some(denial.clone());
+        }
+        let person = (denial.organization, denial.actor.clone());
+        let of_person = folds.persons.get(&person).copied().unwrap_or_default();
+        let of_organization = folds.organizations.get(&denial.organization).copied().unwrap_or_default();
+        for (key, placed, fits) in [
+            (denial.clone(), true, of_person < self.per_person && of_organization < self.per_organization),
+            (denial.of_any_target(), false, of_organization < self.per_organization),
+            (denial.of_anybody(), false, true),
+        ] {
+            if let Some(fold) = folds.by_denial.get_mut(&key) {
+                (fold.repeated, fold.until, fold.details) = (fold.repeated + 1, now, details.clone());
+                return None;
+            }
+            if fits {
+                if placed {
+                    *folds.persons.entry(person.clone()).or_default() += 1;
+                }
+                *folds.organizations.entry(denial.organization).or_default() += 1;
+                let fold = Fold { since: now, until: now, repeated: 0, details: details.clone(), placed };
+                folds.by_denial.insert(key.clone(), fold);
+                return Some(key);
+            }
+        }
+        Some(denial.clone())
+    }
+
+    /// What was to be recorded could not be: it is counted instead.
+    fn not_recorded(&self, key: &Denial, repeated: u64) {
+        if let Some(fold) = self.folds.lock().by_denial.get_mut(key) {
+            fold.repeated += repeated;
+        }
+    }
+
+    /// What was counted in windows that are over, or in all; begins new windows for it, and ends those without any.
+    fn due(&self, now: DateTime<Utc>, all: bool) -> Vec<(Denial, Fold)> {
+        let mut folds = self.folds.lock();
+        folds.closed |= all;
+        let over = |fold: &Fold| all || now - fold.since >= self.window;
+        let mut due = Vec::new();
+        let mut ended = Vec::new();
+        for (denial, fold) in folds.by_denial.iter_mut().filter(|(_, fold)| over(fold)) {
+            if fold.repeated == 0 {
+                ended.push((denial.clone(), fold.placed));
+            } else {
+                due.push((denial.clone(), fold.clone()));
+                (fold.since, fold.repeated) = (now, 0);
+            }
+        }
+        for (denial, placed) in ended {
+            folds.by_denial.remove(&denial);
+            leave(&mut folds.organizations, denial.organization);
+            if placed {
+                leave(&mut folds.persons, (denial.organization, denial.actor));
+            }
+        }
+        due
+    }
+}
+
+/// Gives back a place.
+fn leave<K: std::hash::Hash + Eq>(places: &mut HashMap<K, usize>, key: K) {
+    if let Some(taken) = places.get_mut(&key) {
+        *taken -= 1;
+        if *taken == 0 {
+            places.remove(&key);
+        }
+    }
+}
+
+/// Records a denial before it is answered, unless it repeats one that was.
+///
+/// # Errors
+/// As the database says.
+pub async fn record(app: &App, denial: Denial, details: Value) -> Result<(), StoreError> {
+    let Some(key) = app.denials.count(&denial, &details, app.clock.now()) else { return Ok(()) };
+    let written = write(app, &denial, details).await;
+    if written.is_err() {
+        app.denials.not_recorded(&key, 1);
+    }
+    written
+}
+
+async fn write(app: &App, denial: &Denial, details: Value) -> Result<(), StoreError> {
+    let organization_id = denial.organization;
+    let event = Record {
+        organization_id,
+        actor: denial.actor.clone(),
+        action: denial.action,
+        target: denial.target.clone(),
+        outcome: Outcome::Denied,
+        details,
+    };
+    let mut tx = app.store.begin().await?;
+    super::record(&mut tx, &app.clock, event).await?;
+    tx.commit().await?;
+    app.bus.publish(Hint::Audit { organization: organization_id });
+    Ok(())
+}
+
+/// How often this host looks for windows that are over.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Writes down what is counted, on `app.tasks`; all of it after `app.stopping`.
+pub fn start(app: &App) {
+    let app = app.clone();
+    app.tasks.clone().spawn(async move {
+        while app.stopping.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+            write_counted(&app, false).await;
+        }
+        write_counted(&app, true).await;
+    });
+}
+
+async fn write_counted(app: &App, all: bool) {
+    let mut due = app.denials.due(app.clock.now(), all).into_iter();
+    for (denial, fold) in due.by_ref() {
+        let mut details = fold.details;
+        if let Some(details) = details.as_object_mut() {
+            details.insert("repeated".to_owned(), json!(fold.repeated));
+            details.insert("since".to_owned(), json!(clock::rfc3339(fold.since)));
+            details.insert("until".to_owned(), json!(clock::rfc3339(fold.until)));
+        }
+        if let Err(error) = write(app, &denial, details).await {
+            tracing::warn!(%error, "counted denials were not recorded yet");
+            app.denials.not_recorded(&denial, fold.repeated);
+            break;
+        }
+    }
+    // The others would find the same database.
+    due.for_each(|(denial, fold)| app.denials.not_recorded(&denial, fold.repeated));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn denials(per_person: usize, per_organization: usize) -> Denials {
+        let limits = ServerLimits {
+            denial_window_seconds: 60,
+            denials_per_person: per_person,
+            denials_per_organization: per_organization,
+            ..ServerLimits::default()
+        };
+        Denials::new(&limits)
+    }
+
+    fn denial(organization: u128, actor: usize, target: usize) -> Denial {
+        Denial {
+            organization: OrganizationId(uuid::Uuid::from_u128(organization)),
+            actor: format!("user/{actor}"),
+            action: "agent.update",
+            kind: "agent",
+            target: format!("agent/{target}"),
+        }
+    }
+
+    fn at(second: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + second, 0).unwrap()
+    }
+
+    fn counted(due: Vec<(Denial, Fold)>) -> u64 {
+        due.iter().map(|(_, fold)| fold.repeated).sum()
+    }
+
+    #[test]
+    fn the_first_is_recorded_and_the_rest_of_its_window_are_one() {
+        let (denials, one) = (denials(20, 500), denial(1, 1, 1));
+        assert_eq!(denials.count(&one, &json!({ "n": 1 }), at(0)), Some(one.clone()));
+        for n in 2..=1000 {
+            assert_eq!(denials.count(&one, &json!({ "n": n }), at(n / 20)), None);
+        }
+        assert!(denials.due(at(59), false).is_empty());
+        let due = denials.due(at(60), false);
+        let [(key, fold)] = due.as_slice() else { panic!("{due:?}") };
+        assert_eq!((key, fold.repeated, fold.since, fold.until), (&one, 999, at(0), at(50)));
+        assert_eq!(fold.details, json!({ "n": 1000 }));
+        // While it goes on, one event a window; then it is forgotten, and begins anew.
+        assert_eq!(denials.count(&one, &json!({}), at(70)), None);
+        assert_eq!(counted(denials.due(at(120), false)), 1);
+        assert!(denials.due(at(180), false).is_empty());
+        assert!(denials.folds.lock().by_denial.is_empty() && denials.folds.lock().organizations.is_empty());
+        assert_eq!(denials.count(&one, &json!({}), at(200)), Some(one));
+    }
+
+    #[test]
+    fn many_targets_and_many_people_are_bounded_and_none_is_lost() {
+        let denials = denials(5, 50);
+        let mut recorded = 0;
+        for actor in 0..100 {
+            for target in 0..100 {
+                recorded += u64::from(denials.count(&denial(1, actor, target), &json!({}), at(0)).is_some());
+            }
+        }
+        assert!(recorded <= 51, "{recorded}");
+        // Another organization's do not take its places.
+        assert_eq!(denials.count(&denial(2, 1, 1), &json!({}), at(0)), Some(denial(2, 1, 1)));
+        let due = denials.due(at(60), false);
+        assert!(due.len() <= 51, "{}", due.len());
+        assert_eq!(recorded + counted(due), 10_000);
+        drop(denials.due(at(120), false));
+        let folds = denials.folds.lock();
+        assert!(folds.by_denial.is_empty() && folds.persons.is_empty() && folds.organizations.is_empty());
+    }
+
+    #[test]
+    fn what_could_not_be_recorded_is_counted() {
+        let (denials, one) = (denials(20, 500), denial(1, 1, 1));
+        let key = denials.count(&one, &json!({}), at(0)).unwrap();
+        denials.not_recorded(&key, 1);
+        assert_eq!(counted(denials.due(at(60), false)), 1);
+    }
+
+    #[test]
+    fn a_host_that_stops_counts_no_more() {
+        let (denials, one) = (denials(20, 500), denial(1, 1, 1));
+        denials.count(&one, &json!({}), at(0));
+        denials.count(&one, &json!({}), at(0));
+        assert_eq!(counted(denials.due(at(1), true)), 1);
+        assert_eq!(denials.count(&one, &json!({}), at(2)), Some(one));
+    }
+}
