@@ -18,19 +18,20 @@ on_both!(
 );
 
 /// As shipped in `policies/examples`.
-const PRODUCTION_NEEDS_ADMIN: &str = r#"@id("production-needs-admin")
+pub const PRODUCTION_NEEDS_ADMIN: &str = r#"@id("production-needs-admin")
 @description("Only admins deploy to production.")
 forbid (principal, action == Kaizen::Action::"agent.deploy", resource)
 when { context.environment == "production" && !(principal in Kaizen::Role::"admin") };"#;
 
-async fn in_force(owner: &Client, text: &str) {
+/// Puts this policy in force, in place of what is.
+pub async fn in_force(owner: &Client, text: &str) {
     let set = id(&owner.create("/api/v1/policies", json!({ "name": crate::harness::fresh_id() })).await);
     owner.create(&format!("/api/v1/policies/{set}/versions"), json!({ "text": text })).await;
     owner.post(&format!("/api/v1/policies/{set}/activate"), json!({ "version": 1 })).await.ok(200);
 }
 
 /// A gateway that takes any environment.
-async fn open_gateway(owner: &Client, gateway: &Gateway, name: &str) -> String {
+pub async fn open_gateway(owner: &Client, gateway: &Gateway, name: &str) -> String {
     let mut body = gateway.body(name);
     body.as_object_mut().expect("an object").remove("environment");
     id(&owner.create("/api/v1/gateways", body).await)

@@ -208,6 +208,29 @@ async fn settings_are_merged(backend: Backend) {
     assert_eq!(tenant.owner.get(&one).await.ok(200)["settings"], merged, "a refused change leaves nothing");
 }
 
+/// A version has settings and canvas of one moment: those of the agent while nobody can change it.
+#[tokio::test]
+async fn a_version_waits_for_a_change_that_is_under_way() {
+    let world = World::start(Backend::Postgres).await;
+    let tenant = world.tenant("acme").await;
+    let workspace = tenant.workspace("first").await;
+    let versions = format!("/api/v1/agents/{}/versions", id(&tenant.agent(&workspace, "helper").await));
+    let mut change = world.setup.database.direct().await;
+    change.execute("BEGIN; UPDATE agents SET description = 'after the change', revision = revision + 1").await;
+    let (owner, path) = (tenant.owner.client.clone(), versions.clone());
+    let cutting = tokio::spawn(async move { owner.post(&path, json!({})).await });
+    let waiting =
+        "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    crate::harness::eventually("it waits for the change", || async {
+        (world.setup.database.direct().await.number(waiting).await == 1).then_some(())
+    })
+    .await;
+    change.execute("COMMIT").await;
+    cutting.await.expect("an answer").ok(201);
+    let cut = tenant.owner.get(&format!("{versions}/1")).await.ok(200);
+    assert_eq!(cut["workflow"]["agent"]["description"], "after the change", "{cut}");
+}
+
 async fn versions_are_immutable_and_numbered(backend: Backend) {
     use sha2::Digest;
     let world = World::start(backend).await;

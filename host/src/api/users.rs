@@ -77,6 +77,48 @@ pub struct UserChange {
     attributes: Option<Map<String, Value>>,
 }
 
+/// A property of a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = UserProperty)]
+pub enum Property {
+    /// Their name.
+    Name,
+    /// Whether they may sign in.
+    Active,
+    /// Their password.
+    Password,
+    /// Their attributes.
+    Attributes,
+}
+
+impl UserChange {
+    fn properties(&self) -> Vec<Property> {
+        let mut properties = Vec::new();
+        properties.extend(self.name.as_ref().map(|_| Property::Name));
+        properties.extend(self.active.map(|_| Property::Active));
+        properties.extend(self.password.as_ref().map(|_| Property::Password));
+        properties.extend(self.attributes.as_ref().map(|_| Property::Attributes));
+        properties
+    }
+}
+
+/// Whether this is what everybody may change of themselves without permission.
+pub(super) fn own_matters(caller: &Principal, user: &User, properties: &[Property]) -> bool {
+    let own = |property: &Property| match property {
+        Property::Name => true,
+        Property::Password => user.has_password,
+        Property::Active | Property::Attributes => false,
+    };
+    user.id == caller.user_id && properties.iter().all(own)
+}
+
+/// Why a user is out of the caller's reach whatever policies say: those who manage what all tenants share are.
+pub(super) fn out_of_reach(caller: &Principal, user: &User) -> Option<&'static str> {
+    (user.platform_administrator && !caller.platform_administrator)
+        .then_some("Only a platform administrator may change the account of a platform administrator.")
+}
+
 impl Item for User {
     fn id(&self) -> uuid::Uuid {
         self.id.0
@@ -98,9 +140,8 @@ async fn may(app: &App, caller: &Principal, action: Action, user: &User) -> Resu
     let owner = memberships::is_owner(&mut app.store.read().await?, user.organization_id, user.id).await?;
     let context = Context { role: owner.then_some(Role::Owner), ..Context::default() };
     app.require(caller, action, &user.resource(), &context).await?;
-    if user.platform_administrator && !caller.platform_administrator {
-        let detail = "Only a platform administrator may change the account of a platform administrator.";
-        app.refuse(caller, action, &user.resource(), detail).await?;
+    if let Some(reason) = out_of_reach(caller, user) {
+        app.refuse(caller, action, &user.resource(), reason).await?;
     }
     Ok(())
 }
@@ -223,9 +264,7 @@ async fn update(
     let before = find(&app, &caller, id).await?;
     let wanted = input.body;
     let oneself = id == caller.user_id;
-    let own_matters =
-        wanted.active.is_none() && wanted.attributes.is_none() && (wanted.password.is_none() || before.has_password);
-    if !(oneself && own_matters) {
+    if !own_matters(&caller, &before, &wanted.properties()) {
         may(&app, &caller, Action::UserUpdate, &before).await?;
     }
     if_match.check(before.revision)?;

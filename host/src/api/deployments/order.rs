@@ -23,6 +23,7 @@ use crate::{
         id::{AgentId, DeploymentId, GatewayId, OrganizationId},
         job::{JobKind, Payload},
         principal::Principal,
+        text::TextFault,
     },
     jobs,
     store::{
@@ -61,28 +62,32 @@ pub(in crate::api) enum NoEnvironment {
 
 /// The environment of a deployment to this gateway: the gateway's own, which cannot be called another one, since policies
 /// decide by it; otherwise the one asked for. Empty where there is neither.
-pub(in crate::api) fn environment_of(
-    gateway: &Connection,
-    asked: Option<&str>,
-) -> std::result::Result<String, NoEnvironment> {
-    let parse = |text: &str| Environment::parse(text).map(String::from);
-    let written = |text: Option<&str>| text.map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned);
-    let fixed = written(gateway.environment.as_deref()).map(|stored| {
-        parse(&stored).map_err(|fault| {
-            NoEnvironment::Stored(format!(
-                "The environment of this gateway, `{stored}`, has to be written anew: {fault}. \
-                 Send PATCH /api/v1/gateways/{} with `environment`.",
-                gateway.id
-            ))
-        })
-    });
-    let asked = written(asked).map(|asked| parse(&asked).map_err(|fault| NoEnvironment::Asked(fault.to_string())));
-    match (fixed.transpose()?, asked.transpose()?) {
-        (Some(fixed), Some(asked)) if asked != fixed => Err(NoEnvironment::Asked(format!(
+fn environment_of(gateway: &Connection, asked: Option<&str>) -> std::result::Result<String, NoEnvironment> {
+    let stored = gateway.environment.as_deref().unwrap_or_default();
+    let fixed = spelled(stored).map_err(|fault| {
+        NoEnvironment::Stored(format!(
+            "The environment of this gateway, `{stored}`, has to be written anew: {fault}. Send PATCH \
+             /api/v1/gateways/{} with `environment`.",
+            gateway.id
+        ))
+    })?;
+    let asked = environment_asked(asked.unwrap_or_default())?;
+    match (fixed.as_str(), asked.as_str()) {
+        ("", _) => Ok(asked),
+        (fixed, asked) if !asked.is_empty() && asked != fixed => Err(NoEnvironment::Asked(format!(
             "this gateway is for `{fixed}`: leave it out, or choose a gateway for `{asked}`"
         ))),
-        (fixed, asked) => Ok(fixed.or(asked).unwrap_or_default()),
+        _ => Ok(fixed),
     }
+}
+
+/// An environment that is asked for, in its one spelling; blank is none.
+pub(in crate::api) fn environment_asked(asked: &str) -> std::result::Result<String, NoEnvironment> {
+    spelled(asked).map_err(|fault| NoEnvironment::Asked(fault.to_string()))
+}
+
+fn spelled(text: &str) -> std::result::Result<String, TextFault> {
+    if text.trim().is_empty() { Ok(String::new()) } else { Environment::parse(text).map(String::from) }
 }
 
 impl NoEnvironment {
@@ -117,7 +122,19 @@ impl Destination {
         let mut conn = app.store.read().await?;
         let agent = agents::get(&mut conn, organization, agent).await?.ok_or_else(|| Problem::not_found("agent"))?;
         let gateway = find_gateway(&mut conn, organization, gateway).await?;
-        let environment = environment_of(&gateway, environment).map_err(|fault| fault.at("/environment"))?;
+        Self::new(agent, gateway, environment).map_err(|fault| fault.at("/environment"))
+    }
+
+    /// The same of an agent and a gateway of one organization that are at hand.
+    ///
+    /// # Errors
+    /// Without an environment that policies could compare.
+    pub(in crate::api) fn new(
+        agent: Agent,
+        gateway: Connection,
+        environment: Option<&str>,
+    ) -> std::result::Result<Self, NoEnvironment> {
+        let environment = environment_of(&gateway, environment)?;
         Ok(Self { agent, gateway, environment })
     }
 
@@ -131,23 +148,35 @@ impl Destination {
         let agent = agents::get(&mut conn, this.organization_id, this.agent_id).await?;
         let agent = agent.ok_or_else(|| Problem::not_found("agent"))?;
         let gateway = find_gateway(&mut conn, this.organization_id, this.gateway_id).await?;
-        let environment = environment_of(&gateway, Some(&this.environment)).map_err(|fault| match fault {
-            NoEnvironment::Stored(detail) => Problem::conflict(detail),
-            NoEnvironment::Asked(why) => Problem::conflict(format!(
-                "The deployment was for the environment `{}`: {why}. Deploy the agent anew.",
-                this.environment
-            )),
-        })?;
-        Ok(Self { agent, gateway, environment })
+        Self::again(agent, gateway, this).map_err(Problem::conflict)
+    }
+
+    /// The same of the deployment's agent and gateway where they are at hand.
+    ///
+    /// # Errors
+    /// Why it cannot go there any more.
+    pub(in crate::api) fn again(
+        agent: Agent,
+        gateway: Connection,
+        this: &Deployment,
+    ) -> std::result::Result<Self, String> {
+        Self::new(agent, gateway, Some(&this.environment)).map_err(|fault| match fault {
+            NoEnvironment::Stored(detail) => detail,
+            NoEnvironment::Asked(why) => {
+                format!("The deployment was for the environment `{}`: {why}. Deploy the agent anew.", this.environment)
+            }
+        })
     }
 
     /// What is asked of policies before anything is deployed there.
     pub(in crate::api) fn question(&self) -> (Action, Resource, Context) {
-        let context = Context {
-            gateway: Some(self.gateway.resource()),
-            environment: Some(self.environment.clone()),
-            ..Context::default()
-        };
+        let mut gateway = self.gateway.resource();
+        // In the one spelling, if it has one: it is the deployment's.
+        if gateway.environment.as_ref().is_some_and(|stored| !stored.trim().is_empty()) {
+            gateway.environment = Some(self.environment.clone());
+        }
+        let context =
+            Context { gateway: Some(gateway), environment: Some(self.environment.clone()), ..Context::default() };
         (Action::AgentDeploy, self.agent.resource(), context)
     }
 
