@@ -37,6 +37,7 @@ mod harness;
 mod isolation;
 mod jobs;
 mod names;
+mod kills;
 mod oauth2;
 mod operations;
 mod plugin_fit;

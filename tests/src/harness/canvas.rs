@@ -90,13 +90,16 @@ impl Canvas {
 
     /// The next frame, already applied; the close code if the server closed. Waits as long as it takes.
     pub async fn next(&mut self) -> Result<Value, u16> {
+        let frame = self.next_frame().await?;
+        self.apply(&frame);
+        Ok(frame)
+    }
+
+    /// The next frame, not applied, for a test that keeps its own account.
+    pub async fn next_frame(&mut self) -> Result<Value, u16> {
         loop {
             match self.socket.next().await {
-                Some(Ok(Message::Text(text))) => {
-                    let frame: Value = serde_json::from_str(&text).expect("JSON");
-                    self.apply(&frame);
-                    return Ok(frame);
-                }
+                Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).expect("JSON")),
                 Some(Ok(Message::Close(frame))) => return Err(frame.map_or(1005, |frame| frame.code.into())),
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return Err(1006),

@@ -104,6 +104,15 @@ impl Direct {
             Direct::Postgres(c) => sqlx::query_scalar(sql).fetch_one(c).await.expect("query"),
         }
     }
+
+    /// The single column of text that a query answers.
+    pub async fn names(&mut self, sql: &str) -> Vec<String> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match self {
+            Direct::Sqlite(c) => sqlx::query_scalar(sql).fetch_all(c).await.expect("query"),
+            Direct::Postgres(c) => sqlx::query_scalar(sql).fetch_all(c).await.expect("query"),
+        }
+    }
 }
 
 impl Drop for Database {
