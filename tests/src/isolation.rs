@@ -117,6 +117,8 @@ fn aimed(path: &str, ids: &BTreeMap<&'static str, String>) -> Option<String> {
             filled = true;
             match (part, parts.last().map(String::as_str)) {
                 (_, Some("versions")) => "1".to_owned(),
+                // Whatever it is: the user before it is another tenant's.
+                (_, Some("identities")) => crate::harness::fresh_id().to_string(),
                 (_, Some(kind)) => {
                     ids.get(kind).unwrap_or_else(|| panic!("{path}: make one of {kind} in one_of_everything")).clone()
                 }

@@ -34,6 +34,7 @@ mod docs;
 mod environments;
 mod guide;
 mod harness;
+mod identities;
 mod isolation;
 mod jobs;
 mod kills;

@@ -261,7 +261,14 @@ impl<'a> Asking<'a> {
         }
         match (&*thing, action) {
             (Thing::User(user, _), Action::UserUpdate | Action::UserDelete) if answer.allowed => {
-                let out_of_reach = users::out_of_reach(self.caller, user);
+                let mut out_of_reach = users::out_of_reach(self.caller, user);
+                let properties = question.context.properties.as_ref();
+                if out_of_reach.is_none()
+                    && action == Action::UserUpdate
+                    && properties.is_some_and(|wanted| wanted.contains(&Property::Password))
+                {
+                    out_of_reach = users::password_out_of_reach(self.app, self.caller, user).await?;
+                }
                 Ok(out_of_reach.map_or(answer, |why| refused(why.to_owned(), ReasonBody::Forbidden)))
             }
             _ => Ok(answer),

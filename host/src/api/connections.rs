@@ -36,7 +36,7 @@ use crate::{
         Tx,
         connections::{self, Connection},
         deployments::Of,
-        plugins as stored,
+        identities, plugins as stored,
     },
 };
 
@@ -121,30 +121,57 @@ pub async fn find(app: &App, caller: &Principal, kind: Kind, id: Uuid, action: A
     Ok(found)
 }
 
+/// What a plugin made of a connection.
+struct TriedOut {
+    /// The version that it was looked at with.
+    version: String,
+    /// The issuer of an identity provider, unless the plugin was not available.
+    issuer: Option<String>,
+}
+
 /// What the plugin makes of it, before it is stored: of an identity provider, whether it can say where to sign in.
-/// Returns the version that it was looked at with.
-async fn try_out(app: &App, connection: &Connection, secrets: &BTreeMap<String, SecretString>) -> Result<String> {
+async fn try_out(app: &App, connection: &Connection, secrets: &BTreeMap<String, SecretString>) -> Result<TriedOut> {
     let (kind, config) = (connection.kind, &connection.config.0);
     let wanted = plugins::wanted(connection);
     let validated = app.plugins.validate_as(kind, &connection.plugin, &wanted, config, secrets);
     let version = validated.map_err(Problem::invalid)?;
-    if kind == Kind::IdentityProvider {
-        let binding = plugins::Binding {
-            connection_id: connection.id,
-            plugin: connection.plugin.clone(),
-            wanted,
-            config: config.clone(),
-            secrets: secrets.clone(),
-        };
-        match app.plugins.begin(&binding, &attempt(app)).await {
-            Ok(protocol) => {
-                sso::feasible(protocol, config).map_err(|why| Problem::invalid(vec![Fault::new("/config", why)]))?
-            }
-            Err(PluginError::Unavailable { .. } | PluginError::Postponed { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
+    let issuer = match kind {
+        Kind::IdentityProvider => issuer(app, connection, secrets).await?,
+        Kind::DeploymentTarget | Kind::AuditSink => None,
+    };
+    Ok(TriedOut { version, issuer })
+}
+
+/// The issuer that an identity connection signs people in at; nothing where its plugin is not available.
+async fn issuer(
+    app: &App,
+    connection: &Connection,
+    secrets: &BTreeMap<String, SecretString>,
+) -> Result<Option<String>> {
+    let binding = plugins::Binding {
+        connection_id: connection.id,
+        plugin: connection.plugin.clone(),
+        wanted: plugins::wanted(connection),
+        config: connection.config.0.clone(),
+        secrets: secrets.clone(),
+    };
+    match app.plugins.begin(&binding, &attempt(app)).await {
+        Ok(protocol) => sso::feasible(protocol, &binding.config)
+            .map(Some)
+            .map_err(|why| Problem::invalid(vec![Fault::new("/config", why)])),
+        Err(PluginError::Unavailable { .. } | PluginError::Postponed { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
     }
-    Ok(version)
+}
+
+/// Whether a connection signed people in at another issuer so far. One that can't be told, because the configuration does not
+/// work, counts as another; where the plugin is not available, the links are told apart by the issuer that they are of.
+async fn is_another(app: &App, before: &Connection, secrets: &BTreeMap<String, SecretString>, now: &str) -> bool {
+    match issuer(app, before, secrets).await {
+        Ok(Some(so_far)) => so_far != now,
+        Ok(None) => false,
+        Err(_) => true,
+    }
 }
 
 /// Decides which version the connection is to run; it is loaded then.
@@ -203,7 +230,7 @@ async fn create(app: App, caller: Principal, kind: Kind, input: Input<NewConnect
     Problem::check(describe(&mut connection, said))?;
     app.plugins.look().await?;
     settle(&app, &mut connection, new.plugin_version.as_deref()).await?;
-    let version = try_out(&app, &connection, &new.secrets).await?;
+    let version = try_out(&app, &connection, &new.secrets).await?.version;
     connection.secrets = plugins::seal(&app.secrets, &app.clock, organization, connection.id, &new.secrets)?;
     let mut tx = app.store.begin().await?;
     let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {
@@ -268,17 +295,30 @@ async fn update(
     Problem::check(faults)?;
     // What the plugin is not concerned with can be changed also where it is broken: so it can be switched off.
     let concerned = from != to || !changed.is_empty() || (after.active && !before.active);
-    let version = if concerned { Some(try_out(&app, &after, &secrets).await?) } else { None };
+    let tried = if concerned { Some(try_out(&app, &after, &secrets).await?) } else { None };
+    let moved = match tried.as_ref().and_then(|tried| tried.issuer.as_deref()) {
+        Some(issuer) if from != to && is_another(&app, &before, &stored, issuer).await => Some(issuer),
+        _ => None,
+    };
     after.secrets = plugins::seal(&app.secrets, &app.clock, caller.organization_id, id, &secrets)?;
     after.secret_names.0 = secrets.keys().cloned().collect();
     let mut tx = app.store.begin().await?;
-    if let Some(version) = &version {
-        hold(&mut tx, &after, version).await?;
+    if let Some(tried) = &tried {
+        hold(&mut tx, &after, &tried.version).await?;
     }
     let after = connections::update(&mut tx, &after).await?;
+    let mut unlinked = 0;
+    if let Some(issuer) = moved {
+        // The same subject at another provider is another person.
+        let provider = identities::Provider { organization: caller.organization_id, connection: id, issuer };
+        unlinked = identities::remove_other_issuers(&mut tx, provider).await?;
+    }
     let shown = Shown::of(&after);
     let names: Vec<&String> = changed.keys().collect();
-    let details = json!({ "before": Shown::of(&before), "after": shown, "secrets_changed": names });
+    let mut details = json!({ "before": Shown::of(&before), "after": shown, "secrets_changed": names });
+    if let (Some(_), Some(details)) = (moved, details.as_object_mut()) {
+        details.insert("identities_removed".into(), json!(unlinked));
+    }
     change(&app, tx, &caller, action, target(&after), details).await?;
     Ok(([etag(after.revision)], Json(shown)).into_response())
 }

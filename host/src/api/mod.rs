@@ -12,6 +12,7 @@ pub mod extract;
 pub mod guard;
 pub mod health;
 pub mod idempotency;
+pub mod identities;
 pub mod jobs;
 pub mod memberships;
 pub mod middleware;
@@ -41,6 +42,7 @@ fn routes() -> OpenApiRouter<App> {
         .merge(sso::router())
         .merge(organizations::router())
         .merge(users::router())
+        .merge(identities::router())
         .merge(memberships::router())
         .merge(workspaces::router())
         .merge(agents::router())

@@ -25,7 +25,7 @@ use crate::{
         sso::{self, Callback, Desk, SsoError},
     },
     plugins::PluginError,
-    store::accounts,
+    store::sso as stored,
 };
 
 /// The routes of this file.
@@ -162,7 +162,7 @@ async fn doors(
     let fault =
         |error: crate::domain::email::NotAnEmail| Problem::invalid(vec![Fault::new("email", error.to_string())]);
     let email = Email::parse(&email).map_err(fault)?;
-    let found = accounts::doors(&mut app.store.read().await?, &email).await?;
+    let found = stored::doors(&mut app.store.read().await?, &email).await?;
     let items = found.into_iter().map(|door| {
         let login_url = format!("/auth/sso/{}/login", door.id);
         Door { id: door.id, name: door.name, plugin: door.plugin, login_url }

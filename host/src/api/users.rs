@@ -25,6 +25,7 @@ use crate::{
     authz::{Action, Context, Kind, Resource},
     bus::Hint,
     domain::{
+        connection::Kind as ConnectionKind,
         email::Email,
         fault::{self, Fault},
         id::UserId,
@@ -33,7 +34,7 @@ use crate::{
         user::{self, Membership, User},
     },
     identity::password,
-    store::{Tx, memberships, sessions, users},
+    store::{Tx, connections, identities, memberships, sessions, users},
 };
 
 /// The routes of this file.
@@ -49,8 +50,9 @@ pub struct NewUser {
     email: Email,
     /// For people.
     name: String,
-    /// Without one they can only sign in elsewhere.
-    #[schema(value_type = Option<String>, format = Password, min_length = 12, max_length = 128)]
+    /// Without one they can only sign in elsewhere. Only owners give one where the organization has an identity connection
+    /// in use: it would be a way past it.
+    #[schema(value_type = Option<String>, format = Password, min_length = 8, max_length = 128)]
     password: Option<SecretString>,
     /// Visible to policies as `principal.attributes`: strings, numbers, booleans and lists of strings.
     #[serde(default)]
@@ -67,8 +69,9 @@ pub struct UserChange {
     name: Option<String>,
     /// Whether they may sign in. Disabling ends their sessions.
     active: Option<bool>,
-    /// A new password. Their sessions end, but for the one that changes its own user's password.
-    #[schema(value_type = Option<String>, format = Password, min_length = 12, max_length = 128)]
+    /// A new password. Their sessions end, but for the one that changes its own user's password. The first password of
+    /// somebody who signs in elsewhere is set by another owner; so is any password of somebody who is linked to a provider.
+    #[schema(value_type = Option<String>, format = Password, min_length = 8, max_length = 128)]
     password: Option<SecretString>,
     /// Needed to change one's own password.
     #[schema(value_type = Option<String>, format = Password)]
@@ -129,14 +132,14 @@ impl Item for User {
     }
 }
 
-async fn find(app: &App, caller: &Principal, id: UserId) -> Result<User> {
+pub(super) async fn find(app: &App, caller: &Principal, id: UserId) -> Result<User> {
     let user = users::get(&mut app.store.read().await?, caller.organization_id, id).await?;
     user.ok_or_else(|| Problem::not_found("user"))
 }
 
 /// Refuses unless the caller may do this to a user. Policies are told whether the user is an owner; those who manage what
 /// all tenants share are out of a tenant's reach altogether.
-async fn may(app: &App, caller: &Principal, action: Action, user: &User) -> Result<()> {
+pub(super) async fn may(app: &App, caller: &Principal, action: Action, user: &User) -> Result<()> {
     let owner = memberships::is_owner(&mut app.store.read().await?, user.organization_id, user.id).await?;
     let context = Context { role: owner.then_some(Role::Owner), ..Context::default() };
     app.require(caller, action, &user.resource(), &context).await?;
@@ -144,6 +147,25 @@ async fn may(app: &App, caller: &Principal, action: Action, user: &User) -> Resu
         app.refuse(caller, action, &user.resource(), reason).await?;
     }
     Ok(())
+}
+
+/// Why the caller may not set this user's password, whatever policies say: it would be a way past the provider that somebody
+/// signs in at. One's own is changed with the current one, and only another owner sets the first: who has a session only, a
+/// stolen one perhaps, cannot make it last.
+pub(super) async fn password_out_of_reach(app: &App, caller: &Principal, user: &User) -> Result<Option<&'static str>> {
+    if user.id == caller.user_id {
+        let detail = "The first password of an account is set by another owner of the organization, or by the operator with \
+                      `kaizen admin set-password`.";
+        return Ok((!user.has_password).then_some(detail));
+    }
+    if caller.has_role(Role::Owner) {
+        return Ok(None);
+    }
+    if !user.has_password {
+        return Ok(Some("Only an owner sets the first password of somebody who signs in elsewhere."));
+    }
+    let linked = identities::any(&mut app.store.read().await?, user.organization_id, user.id).await?;
+    Ok(linked.then_some("Only an owner sets the password of somebody who is linked to an identity provider."))
 }
 
 /// Refuses what would leave the organization without an active owner. [`memberships::lock_owners`] must have been called
@@ -179,6 +201,15 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
         password::check("/password", password, &new.email, &mut faults);
     }
     Problem::check(faults)?;
+    if new.password.is_some() && !caller.has_role(Role::Owner) {
+        let kind = ConnectionKind::IdentityProvider;
+        let elsewhere = connections::any_active(&mut app.store.read().await?, caller.organization_id, kind).await?;
+        if elsewhere {
+            let detail = "People sign in at an identity provider here: only an owner creates users with a password. Leave \
+                          `password` out.";
+            app.refuse(&caller, Action::UserCreate, &organization, detail).await?;
+        }
+    }
     let hash = match &new.password {
         Some(password) => Some(app.identity.passwords.hash(&app.clock, password).await?),
         None => None,
@@ -249,8 +280,8 @@ async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId
 
 /// Change a user
 ///
-/// Everyone may change their own name, and their own password with the current one. A new password and being disabled end
-/// the user's sessions at once.
+/// Everyone may change their own name, and their own password with the current one. The first password of somebody who signs
+/// in elsewhere is set by another owner. A new password and being disabled end the user's sessions at once.
 #[utoipa::path(patch, path = "/api/v1/users/{id}", tag = "Users", params(("id" = UserId, Path)),
     request_body = UserChange, responses((status = OK, body = User)))]
 async fn update(
@@ -267,6 +298,11 @@ async fn update(
     if !own_matters(&caller, &before, &wanted.properties()) {
         may(&app, &caller, Action::UserUpdate, &before).await?;
     }
+    if wanted.password.is_some()
+        && let Some(reason) = password_out_of_reach(&app, &caller, &before).await?
+    {
+        app.refuse(&caller, Action::UserUpdate, &before.resource(), reason).await?;
+    }
     if_match.check(before.revision)?;
     let mut after = before.clone();
     after.updated_at = app.clock.now();
@@ -279,9 +315,16 @@ async fn update(
         user::attributes("/attributes", &mut attributes, &mut faults);
         after.attributes.0 = attributes;
     }
-    let email = Email::parse(&before.email).map_err(Problem::internal)?;
+    let email = Email::parse(&before.email);
     if let Some(password) = &wanted.password {
-        password::check("/password", password, &email, &mut faults);
+        match &email {
+            Ok(email) => password::check("/password", password, email, &mut faults),
+            // Of an earlier version.
+            Err(_) => faults.push(Fault::new(
+                "/password",
+                "nobody signs in by the e-mail address of this user any more, so it takes no password: make a new user",
+            )),
+        }
         if oneself && before.has_password && wanted.current_password.is_none() {
             faults.push(Fault::new("/current_password", "needed to change one's own password"));
         }
@@ -290,8 +333,9 @@ async fn update(
     let hash = match &wanted.password {
         None => None,
         Some(password) => {
-            if let (true, Some(current)) = (oneself && before.has_password, &wanted.current_password) {
-                confirm(&app, &before, &email, visitor.address, current).await?;
+            if let (true, Some(current), Ok(email)) = (oneself && before.has_password, &wanted.current_password, &email)
+            {
+                confirm(&app, &before, email, visitor.address, current).await?;
             }
             Some(app.identity.passwords.hash(&app.clock, password).await?)
         }

@@ -45,6 +45,8 @@ ids! {
     OrganizationId
     /// A person, within one organization.
     UserId
+    /// A link of a user to a subject of an identity provider.
+    IdentityId
     /// A role held by a user, in an organization or one of its workspaces.
     MembershipId
     /// A folder of agents within an organization.

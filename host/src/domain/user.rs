@@ -4,10 +4,11 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sqlx::types::Json;
+use uuid::Uuid;
 
 use super::{
     fault::Fault,
-    id::{MembershipId, OrganizationId, UserId, WorkspaceId},
+    id::{IdentityId, MembershipId, OrganizationId, UserId, WorkspaceId},
     role::Role,
     text::{self, TextFault},
 };
@@ -19,7 +20,7 @@ pub struct User {
     pub id: UserId,
     /// Whose they are.
     pub organization_id: OrganizationId,
-    /// Lower-cased e-mail address, unique in the organization.
+    /// E-mail address as it is compared ([`super::email::Email`]), unique in the organization.
     pub email: String,
     /// For people.
     pub name: String,
@@ -65,6 +66,30 @@ pub struct Membership {
     /// Counts changes; the ETag.
     #[serde(skip)]
     pub revision: i64,
+}
+
+/// A link of a user to a subject of an identity provider, as stored and as shown: who signs in as that subject is that user.
+#[derive(Debug, Clone, Serialize, sqlx::FromRow, utoipa::ToSchema)]
+pub struct Identity {
+    /// Its id.
+    pub id: IdentityId,
+    /// Whose it is.
+    pub organization_id: OrganizationId,
+    /// The identity connection.
+    pub connection_id: Uuid,
+    /// The provider: OpenID Connect's issuer, or an OAuth 2 provider's token endpoint. Empty until the next sign-in where an
+    /// earlier version made the link.
+    pub issuer: String,
+    /// The provider's own name for the person.
+    pub subject: String,
+    /// Who that is here.
+    pub user_id: UserId,
+    /// When.
+    #[serde(serialize_with = "crate::clock::micros")]
+    pub created_at: DateTime<Utc>,
+    /// When somebody last signed in by it.
+    #[serde(serialize_with = "crate::clock::micros")]
+    pub last_sign_in_at: DateTime<Utc>,
 }
 
 /// Bytes of attributes, as JSON, at the most: they are read with every request.
@@ -135,6 +160,7 @@ mod tests {
         assert!(faults(json!({ "team": "core", "level": 3, "remote": true, "teams": ["a", "b"] })).is_empty());
         assert_eq!(faults(json!({ "nested": { "a": 1 } }))[0].pointer, "/attributes/nested");
         assert_eq!(faults(json!({ "mixed": ["a", 1] })).len(), 1);
+        assert_eq!(faults(json!({ "nul": "a\u{0}", "nuls": ["\u{0}"] })).len(), 2);
         assert_eq!(faults(json!({ "nothing": null })).len(), 1);
         assert_eq!(faults(json!({ "a/b": "c" }))[0].pointer, "/attributes/a~1b");
         assert_eq!(faults(json!({ "1st": "c" })).len(), 1);

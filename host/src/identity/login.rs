@@ -67,7 +67,7 @@ impl From<StoreError> for LoginError {
 }
 
 impl Identity {
-    /// Signs in by password. Success and failure are recorded where there is such a user.
+    /// Signs in by password. Success is recorded, and failure where the person was seen to use this address before.
     ///
     /// # Errors
     /// As [`LoginError`].
@@ -142,6 +142,9 @@ impl Identity {
         if let (Some(old), Some(new)) = (&user.password_hash, &fresh) {
             users::rehash(&mut tx, user.organization_id, user.user_id, (old, new)).await?;
         }
+        if !user.confirmed {
+            users::confirm(&mut tx, user.organization_id, user.user_id, clock.now()).await?;
+        }
         let how = SignIn {
             method: Method::Password,
             connection: None,
@@ -154,9 +157,10 @@ impl Identity {
     }
 }
 
-/// Records a failed attempt in each organization that has a user of this address.
+/// Records a failed attempt in each organization in which the person was seen to use this address before. Anybody may make a
+/// user of anybody's address: that alone doesn't let them read when and where its owner mistypes a password.
 async fn failure(store: &Store, clock: &Clock, users: &[Credential], attempt: &Attempt<'_>) -> Result<(), StoreError> {
-    for user in users {
+    for user in users.iter().filter(|user| user.confirmed) {
         let reason = if user.active { "wrong password" } else { "the user is disabled, or the password is wrong" };
         let event = Record {
             organization_id: user.organization_id,

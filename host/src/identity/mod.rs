@@ -13,6 +13,7 @@ pub mod oidc;
 pub mod organization;
 pub mod password;
 pub mod provision;
+mod respell;
 mod secret;
 pub mod session;
 pub mod sso;
@@ -114,6 +115,7 @@ impl Identity {
         let issuer = config.public_url.as_str().trim_end_matches('/').to_owned();
         let tokens = Tokens::new(key, issuer);
         tokens.publish(store, clock).await?;
+        respell::addresses(store, clock).await?;
         Ok(Self(Arc::new(Parts {
             tokens,
             callers: Callers::new(store, clock),

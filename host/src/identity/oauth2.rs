@@ -16,6 +16,8 @@ pub struct Endpoints {
     auth: ClientAuth,
     /// As the provider names itself in `iss`, where the connection knows it.
     issuer: Option<String>,
+    /// What the links to its people are keyed by.
+    provider: String,
 }
 
 impl Endpoints {
@@ -33,12 +35,23 @@ impl Endpoints {
                 return Err("`token_endpoint_auth_method` must be `client_secret_basic` or `client_secret_post`".into());
             }
         };
+        let token = code::endpoint("token endpoint", token)?;
+        let issuer = property("issuer").map(str::to_owned);
+        // A provider that has no name is told from others by where it says who somebody is.
+        let mut place = token.clone();
+        place.set_query(None);
         Ok(Self {
             authorization: code::endpoint("authorization endpoint", authorization)?,
-            token: code::endpoint("token endpoint", token)?,
+            token,
             auth,
-            issuer: property("issuer").map(str::to_owned),
+            provider: issuer.clone().unwrap_or_else(|| place.into()),
+            issuer,
         })
+    }
+
+    /// What the links to the provider's people are keyed by: its issuer where the connection knows it, or its token endpoint.
+    pub fn issuer(&self) -> &str {
+        &self.provider
     }
 
     /// Where to send somebody to sign in.
@@ -129,5 +142,6 @@ mod tests {
         }
         let named = Endpoints::new(AUTHORIZE, TOKEN, &json!({ "issuer": "https://github.com/a" })).unwrap();
         assert!(named.is("https://github.com/a") && !named.is("https://github.com/b"));
+        assert_eq!((github.issuer(), named.issuer()), (TOKEN, "https://github.com/a"));
     }
 }

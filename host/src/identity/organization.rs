@@ -123,6 +123,8 @@ pub async fn create(
         revision: 1,
     };
     users::insert(tx, &user, password_hash).await?;
+    // The operator says who the first owner is, or a platform administrator.
+    users::confirm(tx, organization_id, user_id, now).await?;
     let membership = Membership {
         id: clock.id(),
         organization_id,

@@ -1,5 +1,5 @@
-//! Which user an identity is: one linked to it, one of the same address that the provider has verified, or a new one
-//! where the connection gives newcomers a role.
+//! Which user an identity is: one linked to it, one of the same address that the provider has verified and that is linked to
+//! nobody else at this provider, or a new one where the connection gives newcomers a role.
 
 use std::collections::BTreeSet;
 
@@ -11,14 +11,19 @@ use crate::{
     clock::Clock,
     domain::{
         audit::Outcome,
-        email::Email,
+        email::{Email, NotAnEmail},
         id::UserId,
         name::Name,
         role::Role,
-        user::{self, Membership, User},
+        user::{self, Identity, Membership, User},
     },
     plugins::ProviderIdentity,
-    store::{Store, StoreError, Tx, accounts, connections::Connection, memberships, users},
+    store::{
+        Store, StoreError, Tx,
+        connections::Connection,
+        identities::{self, Provider},
+        memberships, users,
+    },
 };
 
 /// Why somebody who signed in at the provider may not sign in here. Said to them as it is.
@@ -32,15 +37,52 @@ pub enum Refusal {
         "Your identity provider does not vouch for an e-mail address of yours, and no account here is linked to you yet."
     )]
     Unverified,
+    /// The provider vouches for an address that cannot be told from others, or is none.
+    #[error("Your identity provider vouches for an e-mail address that is not accepted here. What is accepted is {0}.")]
+    Address(NotAnEmail),
+    /// The provider's name for them cannot be stored.
+    #[error("Your identity provider's identifier of you has control characters in it.")]
+    Subject,
     /// Nobody here has the address, and newcomers have no role.
     #[error("There is no account for {0} here. Ask an administrator of your organization to create one.")]
     Unknown(Email),
+    /// The provider itself says that whoever had the address here until now is somebody else: a mailbox that was given to
+    /// another person, or an account at the provider that was made anew.
+    #[error(
+        "The account of your e-mail address here belongs to another identity of the same provider. Ask an administrator of your \
+         organization. If that was you, they remove the old identity from your user, and you sign in again. If it was \
+         somebody before you, they remove that person's user, and you get one of your own."
+    )]
+    AnotherSubject {
+        /// Whose address it is here.
+        user: UserId,
+        /// The provider's name for whoever signed in.
+        subject: String,
+        /// The provider's names for whoever is linked to the user.
+        linked: Vec<String>,
+    },
     /// The plugin refuses them, in its own words.
     #[error("{0}")]
     Provider(String),
     /// What all tenants share is not for a tenant's provider to hand out.
     #[error("Platform administrators sign in with their password, unless they are linked to a provider already.")]
     PlatformAdministrator(UserId),
+}
+
+impl Refusal {
+    /// A stable name, for the log, metrics and the audit trail.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Refusal::Disabled(_) => "user_disabled",
+            Refusal::Unverified => "email_not_verified",
+            Refusal::Address(_) => "email_not_accepted",
+            Refusal::Subject => "subject_not_accepted",
+            Refusal::Unknown(_) => "no_account",
+            Refusal::AnotherSubject { .. } => "another_subject",
+            Refusal::Provider(_) => "refused_by_plugin",
+            Refusal::PlatformAdministrator(_) => "platform_administrator",
+        }
+    }
 }
 
 /// Why there is no user.
@@ -54,26 +96,31 @@ pub enum Error {
     Store(#[from] StoreError),
 }
 
-/// The user of an identity, linked to it from now on.
+/// The user of an identity at this issuer, linked to it from now on.
 ///
 /// # Errors
-/// As [`Error`].
+/// As [`Error`]. [`StoreError::Duplicate`] where the same person signs in for the first time in two tabs: the other one was
+/// faster, and looking again finds them.
 pub async fn user(
     tx: &mut Tx,
     clock: &Clock,
-    connection: &Connection,
+    (connection, issuer): (&Connection, &str),
     identity: &ProviderIdentity,
     request_id: &str,
 ) -> Result<UserId, Error> {
+    if identity.subject.chars().any(char::is_control) {
+        return Err(Refusal::Subject.into());
+    }
     let (organization, now) = (connection.organization_id, clock.now());
-    if let Some(id) = accounts::find(tx, organization, connection.id, &identity.subject).await? {
+    let provider = Provider { organization, connection: connection.id, issuer };
+    if let Some((link, id)) = identities::find(tx, provider, &identity.subject).await? {
         let found = locked(tx, connection, id).await?;
-        accounts::link(tx, organization, connection.id, &identity.subject, id, now).await?;
+        identities::signed_in(tx, provider, link, now).await?;
         refresh(tx, clock, connection, found, identity, request_id).await?;
         return Ok(id);
     }
-    let email = identity.email.as_deref().filter(|_| identity.email_verified).and_then(|e| Email::parse(e).ok());
-    let email = email.ok_or(Refusal::Unverified)?;
+    let email = identity.email.as_deref().filter(|_| identity.email_verified).ok_or(Refusal::Unverified)?;
+    let email = Email::parse(email).map_err(Refusal::Address)?;
     let id = match users::by_email(tx, organization, &email).await? {
         Some(found) => {
             let found = locked(tx, connection, found.id).await?;
@@ -81,8 +128,17 @@ pub async fn user(
                 return Err(Refusal::PlatformAdministrator(found.id).into());
             }
             let id = found.id;
+            let linked = identities::subjects(tx, provider, id).await?;
+            if linked.contains(&identity.subject) {
+                // Another tab was faster.
+                return Ok(id);
+            }
+            if !linked.is_empty() {
+                return Err(Refusal::AnotherSubject { user: id, subject: identity.subject.clone(), linked }.into());
+            }
             refresh(tx, clock, connection, found, identity, request_id).await?;
-            note(tx, clock, connection, id, "user.link", json!({ "subject": identity.subject }), request_id).await?;
+            let changes = json!({ "issuer": issuer, "subject": identity.subject });
+            note(tx, clock, connection, id, "user.link", changes, request_id).await?;
             id
         }
         None => {
@@ -93,7 +149,18 @@ pub async fn user(
             newcomer(tx, clock, connection, identity, &email, &roles, request_id).await?
         }
     };
-    accounts::link(tx, organization, connection.id, &identity.subject, id, now).await?;
+    let link = Identity {
+        id: clock.id(),
+        organization_id: organization,
+        connection_id: connection.id,
+        issuer: issuer.to_owned(),
+        subject: identity.subject.clone(),
+        user_id: id,
+        created_at: now,
+        last_sign_in_at: now,
+    };
+    identities::insert(tx, &link).await?;
+    users::confirm(tx, organization, id, now).await?;
     Ok(id)
 }
 
@@ -246,23 +313,31 @@ pub async fn record(
     request_id: &str,
 ) -> Result<(), StoreError> {
     let target = match refusal {
-        Refusal::Disabled(user) | Refusal::PlatformAdministrator(user) => format!("user/{user}"),
-        Refusal::Unverified | Refusal::Unknown(_) | Refusal::Provider(_) => {
+        Refusal::Disabled(user) | Refusal::PlatformAdministrator(user) | Refusal::AnotherSubject { user, .. } => {
+            format!("user/{user}")
+        }
+        Refusal::Unverified | Refusal::Address(_) | Refusal::Subject | Refusal::Unknown(_) | Refusal::Provider(_) => {
             format!("identity_connection/{}", connection.id)
         }
     };
+    let mut details = json!({
+        "request_id": request_id,
+        "method": "sso",
+        "connection_id": connection.id,
+        "code": refusal.code(),
+        "reason": refusal.to_string(),
+    });
+    if let (Refusal::AnotherSubject { subject, linked, .. }, Some(details)) = (refusal, details.as_object_mut()) {
+        details.insert("subject".into(), json!(subject));
+        details.insert("linked_subjects".into(), json!(linked));
+    }
     let event = Record {
         organization_id: connection.organization_id,
         actor: "anonymous".to_owned(),
         action: "auth.login",
         target,
         outcome: Outcome::Failure,
-        details: json!({
-            "request_id": request_id,
-            "method": "sso",
-            "connection_id": connection.id,
-            "reason": refusal.to_string(),
-        }),
+        details,
     };
     let mut tx = store.begin().await?;
     audit::record(&mut tx, clock, event).await?;

@@ -25,8 +25,8 @@ use crate::{
     secrets::Secrets,
     store::{
         Store, StoreError,
-        accounts::{self, Pending},
         connections::{self, Connection},
+        sso::{self as pending, Pending},
     },
 };
 
@@ -127,6 +127,16 @@ enum Way {
     Oauth2(oauth2::Endpoints),
 }
 
+impl Way {
+    /// The provider, as links to its people are keyed by it.
+    fn issuer(&self) -> &str {
+        match self {
+            Way::Oidc(issuer, _) => issuer,
+            Way::Oauth2(endpoints) => endpoints.issuer(),
+        }
+    }
+}
+
 impl Course {
     fn of(protocol: Protocol, config: &Value) -> Result<Self, String> {
         let course = match protocol {
@@ -152,13 +162,14 @@ fn max_age(parameters: &[(String, String)]) -> Result<Option<TimeDelta>, String>
     Ok(Some(TimeDelta::seconds(seconds.into())))
 }
 
-/// Whether a sign-in could be begun with what a plugin says for this configuration.
+/// Whether a sign-in could be begun with what a plugin says for this configuration. Returns the provider's issuer, as links
+/// to its people are keyed by it.
 ///
 /// # Errors
 /// A sentence that names what is wrong.
-pub fn feasible(protocol: Protocol, config: &Value) -> Result<(), String> {
+pub fn feasible(protocol: Protocol, config: &Value) -> Result<String, String> {
     client_id(config)?;
-    Course::of(protocol, config).map(drop)
+    Course::of(protocol, config).map(|course| course.way.issuer().to_owned())
 }
 
 fn client_id(config: &Value) -> Result<&str, String> {
@@ -248,8 +259,8 @@ impl Identity {
             expires_at: now + LIFETIME,
         };
         let mut tx = desk.store.begin().await?;
-        accounts::sweep(&mut tx, now).await?;
-        accounts::begin(&mut tx, &state.hash(), &browser.hash(), &pending).await?;
+        pending::sweep(&mut tx, now).await?;
+        pending::begin(&mut tx, &state.hash(), &browser.hash(), &pending).await?;
         tx.commit().await?;
         Ok(Begun { location, cookie: browser.encode() })
     }
@@ -269,14 +280,14 @@ impl Identity {
         let state = Opaque::parse("", callback.state).ok_or(SsoError::State)?;
         let browser = cookie.and_then(|text| Opaque::parse("", text)).ok_or(SsoError::State)?;
         let mut tx = desk.store.begin().await?;
-        let pending = accounts::take(&mut tx, &state.hash(), &browser.hash()).await?;
+        let begun = pending::take(&mut tx, &state.hash(), &browser.hash()).await?;
         tx.commit().await?;
-        let pending = pending.filter(|pending| pending.expires_at > desk.clock.now()).ok_or(SsoError::State)?;
+        let begun = begun.filter(|begun| begun.expires_at > desk.clock.now()).ok_or(SsoError::State)?;
         let code = match (callback.code, callback.error) {
             (Some(code), None) => code,
             (_, error) => return Err(SsoError::Refused(brief(error.unwrap_or("no code was sent")))),
         };
-        let connection = desk.connection(pending.connection_id).await?;
+        let connection = desk.connection(begun.connection_id).await?;
         let plan = desk.plan(&connection).await?;
         let Derived { nonce, verifier } = derive(&browser, &state);
         let flow = plan.flow(desk, callback.state, &verifier);
@@ -296,28 +307,44 @@ impl Identity {
             }
         };
         let identity = match desk.plugins.identify(&plan.binding, &desk.attempt(), grant, Some(access_token)).await {
-            Err(PluginError::Rejected(why)) => Err(Refusal::Provider(why)),
-            identity => Ok(identity?),
+            Err(PluginError::Rejected(why)) => {
+                return refused(desk, &connection, Refusal::Provider(why), request_id).await;
+            }
+            identity => identity?,
         };
-
         let how = SignIn { method: Method::Sso, connection: Some(connection.id), user_agent, request_id };
-        let mut tx = desk.store.begin().await?;
-        let user = match identity {
-            Ok(identity) => provision::user(&mut tx, desk.clock, &connection, &identity, request_id).await,
-            Err(refusal) => Err(refusal.into()),
-        };
-        let begun = match user {
-            Ok(user) => self.begin(&mut tx, desk.clock, (connection.organization_id, user), &how).await?,
-            Err(provision::Error::Store(error)) => return Err(error.into()),
-            Err(provision::Error::Refused(refusal)) => {
-                drop(tx);
-                provision::record(desk.store, desk.clock, &connection, &refusal, request_id).await?;
-                return Err(refusal.into());
+        let issuer = plan.course.way.issuer();
+        let mut again = true;
+        let session = loop {
+            let mut tx = desk.store.begin().await?;
+            match provision::user(&mut tx, desk.clock, (&connection, issuer), &identity, request_id).await {
+                Ok(user) => {
+                    let session = self.begin(&mut tx, desk.clock, (connection.organization_id, user), &how).await?;
+                    tx.commit().await?;
+                    break session;
+                }
+                // Somebody who signs in for the first time in two tabs: the other one has made the user, or the link.
+                Err(provision::Error::Store(StoreError::Duplicate(_))) if again => again = false,
+                Err(provision::Error::Store(error)) => return Err(error.into()),
+                Err(provision::Error::Refused(refusal)) => {
+                    drop(tx);
+                    return refused(desk, &connection, refusal, request_id).await;
+                }
             }
         };
-        tx.commit().await?;
-        Ok((self.hand_out(desk.store, desk.clock, begun).await?, pending.return_to))
+        Ok((self.hand_out(desk.store, desk.clock, session).await?, begun.return_to))
     }
+}
+
+/// Somebody whom the provider vouches for, and who may not sign in: recorded.
+async fn refused<T>(
+    desk: &Desk<'_>,
+    connection: &Connection,
+    refusal: Refusal,
+    request_id: &str,
+) -> Result<T, SsoError> {
+    provision::record(desk.store, desk.clock, connection, &refusal, request_id).await?;
+    Err(refusal.into())
 }
 
 #[cfg(test)]
@@ -333,8 +360,9 @@ mod tests {
             let protocol = Protocol::Oidc { issuer: issuer.to_owned(), scopes: Vec::new(), parameters };
             feasible(protocol, &json!({ "client_id": "k" }))
         };
-        assert_eq!(oidc("https://id.example.com/a/", &[("prompt", "login"), ("max_age", "3600")]), Ok(()));
-        assert_eq!(oidc("http://127.0.0.1:9000", &[]), Ok(()));
+        let issuer = "https://id.example.com/a/";
+        assert_eq!(oidc(issuer, &[("prompt", "login"), ("max_age", "3600")]).as_deref(), Ok(issuer));
+        assert!(oidc("http://127.0.0.1:9000", &[]).is_ok());
         for (issuer, parameters, why) in [
             ("http://id.example.com", &[][..], "https"),
             ("https://id.example.com?x=1", &[], "no query"),

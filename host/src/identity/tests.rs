@@ -14,7 +14,7 @@ use super::{
     session::Refreshed,
 };
 use crate::{
-    domain::name::Name,
+    domain::{email::Email, name::Name, user::User},
     store::{memberships, sessions, users},
 };
 
@@ -104,6 +104,79 @@ async fn failures_are_recorded_where_there_is_such_a_user() {
         fixture.login().await;
         let expected = ["organization.create Success", "auth.login Failure", "auth.login Success"];
         assert_eq!(fixture.actions().await, expected);
+    }
+}
+
+/// Anybody who has an organization can make a user of anybody's address there.
+#[tokio::test]
+async fn failures_are_told_only_where_the_person_was_seen_before() {
+    for fixture in Fixture::each().await {
+        let eve = Email::parse("eve@example.com").unwrap();
+        let password = SecretString::from(PASSWORD);
+        let new = NewOrganization {
+            name: &Name::parse("Nosy").unwrap(),
+            owner: &eve,
+            owner_name: None,
+            password: Some(&password),
+            platform_administrator: false,
+            actor: "system",
+            request_id: "",
+        };
+        let (store, clock) = (&fixture.store, &fixture.clock);
+        let made = create_organization(store, clock, &fixture.identity.passwords, &new).await;
+        let (nosy, nosy_owner) = made.unwrap();
+        let mut tx = store.begin().await.unwrap();
+        let mut typed_in = users::get(&mut tx, nosy.id, nosy_owner).await.unwrap().unwrap();
+        (typed_in.id, typed_in.email) = (clock.id(), fixture.email.as_str().to_owned());
+        let hash = fixture.identity.passwords.hash(clock, &SecretString::from("marble window thimble")).await.unwrap();
+        users::insert(&mut tx, &typed_in, Some(&hash)).await.unwrap();
+        tx.commit().await.unwrap();
+
+        assert!(matches!(fixture.attempt("another password").await, Err(LoginError::Credentials)));
+        assert_eq!(fixture.actions().await, ["organization.create Success", "auth.login Failure"]);
+        assert_eq!(fixture.actions_of(nosy.id).await, ["organization.create Success"]);
+        // From the first sign-in there on, it is theirs to know too.
+        fixture.attempt("marble window thimble").await.unwrap();
+        assert!(matches!(fixture.attempt("another password").await, Err(LoginError::Credentials)));
+        let expected = ["organization.create Success", "auth.login Success", "auth.login Failure"];
+        assert_eq!(fixture.actions_of(nosy.id).await, expected);
+    }
+}
+
+/// Addresses whose domains were stored as they are written, before they were compared by their A-labels.
+#[tokio::test]
+async fn addresses_of_an_earlier_version_are_spelled_as_they_are_compared() {
+    for fixture in Fixture::each().await {
+        let (store, clock) = (&fixture.store, &fixture.clock);
+        let mut tx = store.begin().await.unwrap();
+        let owner = users::get(&mut tx, fixture.organization, fixture.user).await.unwrap().unwrap();
+        let mut ids = Vec::new();
+        for email in
+            ["ada@b\u{fc}cher.example", "ada@xn--strae-oqa.example", "ada@stra\u{df}e.example", "j\u{f6}rg@x.example"]
+        {
+            let user = User { id: clock.id(), email: email.to_owned(), ..owner.clone() };
+            users::insert(&mut tx, &user, None).await.unwrap();
+            ids.push(user.id);
+        }
+        tx.commit().await.unwrap();
+        for _ in 0..2 {
+            super::respell::addresses(store, clock).await.unwrap();
+        }
+        let mut conn = store.read().await.unwrap();
+        let mut emails = Vec::new();
+        for id in ids {
+            emails.push(users::get(&mut conn, fixture.organization, id).await.unwrap().unwrap().email);
+        }
+        drop(conn);
+        // The third is another user's already, the fourth is none that is accepted.
+        let expected = [
+            "ada@xn--bcher-kva.example",
+            "ada@xn--strae-oqa.example",
+            "ada@stra\u{df}e.example",
+            "j\u{f6}rg@x.example",
+        ];
+        assert_eq!(emails, expected);
+        assert_eq!(fixture.actions().await, ["organization.create Success", "user.update Success"], "once");
     }
 }
 

@@ -133,6 +133,17 @@ pub async fn list(
     Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(kind).bind(after).bind(limit).fetch_all(c).await)?)
 }
 
+/// Whether an organization has a connection of a kind in use.
+///
+/// # Errors
+/// As the database says.
+pub async fn any_active(c: &mut impl Conn, organization: OrganizationId, kind: Kind) -> Result<bool, StoreError> {
+    let sql = "SELECT id FROM connections WHERE organization_id = $1 AND kind = $2 AND active LIMIT 1";
+    let found: Option<Uuid> =
+        on!(c, |c| sqlx::query_scalar(sql).bind(organization).bind(kind).fetch_optional(c).await?);
+    Ok(found.is_some())
+}
+
 /// Changes a connection that is still at `connection.revision`, and returns it as it is then.
 ///
 /// # Errors

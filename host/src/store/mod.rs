@@ -3,7 +3,6 @@
 //! Functions take a [`Connection`] (a [`Conn`] to read, a [`Tx`] to change) and, always, the organization they act in:
 //! tenant isolation is in the query, not around it.
 
-pub mod accounts;
 pub mod agents;
 pub mod audit;
 pub mod canvas;
@@ -14,6 +13,7 @@ pub mod deployments;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod idempotency;
+pub mod identities;
 pub mod jobs;
 pub mod memberships;
 pub mod organizations;
@@ -22,6 +22,7 @@ pub mod policies;
 mod pool;
 pub mod sessions;
 pub mod signing_keys;
+pub mod sso;
 pub mod users;
 pub mod versions;
 pub mod workspaces;

@@ -124,7 +124,7 @@ pub async fn update(tx: &mut Tx, user: &User, password_hash: Option<&str>) -> Re
     updated.ok_or(StoreError::Stale)
 }
 
-/// Removes a user with their memberships, sessions and linked accounts.
+/// Removes a user with their memberships, sessions and links to identity providers.
 ///
 /// # Errors
 /// [`StoreError::Stale`] if they changed meanwhile.
@@ -134,6 +134,65 @@ pub async fn delete(tx: &mut Tx, user: &User) -> Result<(), StoreError> {
         sqlx::query(sql).bind(user.organization_id).bind(user.id).bind(user.revision).execute(c).await?.rows_affected()
     });
     if deleted == 1 { Ok(()) } else { Err(StoreError::Stale) }
+}
+
+/// Writes down that somebody was seen to use a user's address: by their password, or by a provider that vouches for them.
+/// Only the first time counts.
+///
+/// # Errors
+/// As the database says.
+pub async fn confirm(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    id: UserId,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE users SET confirmed_at = $3 WHERE organization_id = $1 AND id = $2 AND confirmed_at IS NULL";
+    on!(tx, |c| sqlx::query(sql).bind(organization).bind(id).bind(now).execute(c).await.map(drop))?;
+    Ok(())
+}
+
+/// A user whose address has characters beyond ASCII, which no address has that is accepted now.
+#[derive(sqlx::FromRow)]
+pub struct Unconverted {
+    /// Whose they are.
+    pub organization_id: OrganizationId,
+    /// Who.
+    pub id: UserId,
+    /// As it was stored by an earlier version.
+    pub email: String,
+}
+
+/// Users after `after` whose addresses are not ASCII, of all organizations.
+///
+/// # Errors
+/// As the database says.
+pub async fn not_ascii(c: &mut impl Connection, after: Uuid, limit: i64) -> Result<Vec<Unconverted>, StoreError> {
+    let sql = "SELECT organization_id, id, email FROM users
+               WHERE id > $1 AND octet_length(email) <> length(email) ORDER BY id LIMIT $2";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(after).bind(limit).fetch_all(c).await)?)
+}
+
+/// Replaces an address by another spelling of the same one, unless somebody else of the organization has it. Tells whether.
+///
+/// # Errors
+/// As the database says.
+pub async fn respell(tx: &mut Tx, user: &Unconverted, email: &Email, now: DateTime<Utc>) -> Result<bool, StoreError> {
+    let sql = "UPDATE users SET email = $4, updated_at = $5, revision = revision + 1
+               WHERE organization_id = $1 AND id = $2 AND email = $3
+                 AND NOT EXISTS (SELECT 1 FROM users other WHERE other.organization_id = $1 AND other.email = $4)";
+    let changed = on!(tx, |c| {
+        sqlx::query(sql)
+            .bind(user.organization_id)
+            .bind(user.id)
+            .bind(&user.email)
+            .bind(email.as_str())
+            .bind(now)
+            .execute(c)
+            .await?
+            .rows_affected()
+    });
+    Ok(changed == 1)
 }
 
 /// What signing in by password needs to know of one user.
@@ -149,12 +208,15 @@ pub struct Credential {
     pub active: bool,
     /// PHC string; absent for those who sign in elsewhere only.
     pub password_hash: Option<String>,
+    /// Whether somebody was seen to use the address here; otherwise an administrator has typed it in, and that is all.
+    pub confirmed: bool,
 }
 
 /// Organizations that one address is tried in at a sign-in that names none.
 pub const SAME_ADDRESS: i64 = 8;
 
-/// The users of this address, in one organization or in all: signing in is how the organization is found out.
+/// The users of this address, in one organization or in all: signing in is how the organization is found out. Where they are
+/// too many, those come first who were seen to use it: nobody is pushed out by typing an address in.
 ///
 /// # Errors
 /// As the database says.
@@ -166,11 +228,12 @@ pub async fn credentials(
     macro_rules! sql {
         ($condition:literal) => {
             concat!(
-                "SELECT u.organization_id, o.name AS organization_name, u.id AS user_id, u.active, u.password_hash
+                "SELECT u.organization_id, o.name AS organization_name, u.id AS user_id, u.active, u.password_hash,
+                        u.confirmed_at IS NOT NULL AS confirmed
                  FROM users u JOIN organizations o ON o.id = u.organization_id
                  WHERE u.email = $1 ",
                 $condition,
-                " ORDER BY u.active DESC, u.id LIMIT $2"
+                " ORDER BY u.active DESC, u.confirmed_at IS NULL, u.id LIMIT $2"
             )
         };
     }

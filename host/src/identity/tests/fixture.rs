@@ -100,8 +100,11 @@ impl Fixture {
     }
 
     pub(super) async fn actions(&self) -> Vec<String> {
-        let events =
-            store::audit::after(&mut self.store.read().await.unwrap(), self.organization, 0, 100).await.unwrap();
+        self.actions_of(self.organization).await
+    }
+
+    pub(super) async fn actions_of(&self, organization: OrganizationId) -> Vec<String> {
+        let events = store::audit::after(&mut self.store.read().await.unwrap(), organization, 0, 100).await.unwrap();
         events.into_iter().map(|event| format!("{} {:?}", event.action, event.outcome)).collect()
     }
 }

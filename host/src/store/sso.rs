@@ -1,59 +1,13 @@
-//! Who is who at an identity provider, and sign-ins under way.
+//! Sign-ins under way at an identity provider, and where one can begin.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{Connection, StoreError, Tx};
 use crate::{
-    domain::{
-        email::Email,
-        id::{OrganizationId, UserId},
-    },
+    domain::{email::Email, id::OrganizationId},
     on,
 };
-
-/// Who a provider's subject is here.
-///
-/// # Errors
-/// As the database says.
-pub async fn find(
-    c: &mut impl Connection,
-    organization: OrganizationId,
-    connection: Uuid,
-    subject: &str,
-) -> Result<Option<UserId>, StoreError> {
-    let sql = "SELECT user_id FROM accounts WHERE organization_id = $1 AND connection_id = $2 AND subject = $3";
-    Ok(on!(c, |c| {
-        sqlx::query_scalar(sql).bind(organization).bind(connection).bind(subject).fetch_optional(c).await?
-    }))
-}
-
-/// Links a provider's subject to a user, or writes down that it signed in once more.
-///
-/// # Errors
-/// As the database says.
-pub async fn link(
-    tx: &mut Tx,
-    organization: OrganizationId,
-    connection: Uuid,
-    subject: &str,
-    user: UserId,
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    let sql = "INSERT INTO accounts (organization_id, connection_id, subject, user_id, created_at, last_sign_in_at)
-               VALUES ($1, $2, $3, $4, $5, $5)
-               ON CONFLICT (connection_id, subject) DO UPDATE SET last_sign_in_at = excluded.last_sign_in_at";
-    on!(tx, |c| sqlx::query(sql)
-        .bind(organization)
-        .bind(connection)
-        .bind(subject)
-        .bind(user)
-        .bind(now)
-        .execute(c)
-        .await
-        .map(drop))?;
-    Ok(())
-}
 
 /// A sign-in under way.
 #[derive(Debug, Clone, sqlx::FromRow)]

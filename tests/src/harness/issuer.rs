@@ -1,0 +1,126 @@
+//! An OpenID provider on loopback that says whatever a test wants: of whom, how it fails, and how long it takes. For what a
+//! good one never does; `oidc-provider` is the one that does.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Redirect, Response},
+    routing::{get, post},
+};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::{Value, json};
+
+use super::{CLIENT_ID, fresh_id};
+
+const KEY: &str = include_str!("../../keys/provider.pem");
+/// The modulus of [`KEY`].
+const MODULUS: &str = "u8d5IL4c0P8tjWPO979D66_XgPy7nCusE3BCNuBt0pYAu-SpRiZgC-1BAI966ncI9GgnpOe_rc78Z6KjgPkoUhiiJsPdUCVoNh1mRt8qyDgmUsjvUZATBKMhLMleChEyFRCR1ryX2e6NaxlYYZw4DT_Zjn8WYOjq9tOppKawMM9r2l7yJQz6l6mqDQSW2p51XdehHpAhVx1RJvMDkGlkkpYEQWgDKg4EQvTDozkiaqLMO60QUmNHAIuCYA5wVw3ik6J9dgQdorwHNoGnvbEEu8BupY4egbzcOlCPq-1CYsYGOagwKcwQ73ilBVHWUmTIjOlC0aVfn4J84BmO2Cjxsw";
+
+type Form = BTreeMap<String, String>;
+
+struct Inner {
+    url: String,
+    /// Claims of the ID tokens of the next sign-ins.
+    claims: Mutex<Value>,
+    /// Nonce and claims by code.
+    codes: Mutex<HashMap<String, (String, Value)>>,
+}
+
+/// The provider; gone when dropped.
+pub struct Issuer {
+    pub url: String,
+    inner: Arc<Inner>,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Issuer {
+    /// For the client [`CLIENT_ID`]. Signs everybody in at once, as whom [`Issuer::says`] says.
+    pub async fn start() -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let inner = Arc::new(Inner { url: url.clone(), claims: Mutex::new(json!({})), codes: Mutex::default() });
+        let app = Router::new()
+            .route("/.well-known/openid-configuration", get(discovery))
+            .route("/keys", get(keys))
+            .route("/authorize", get(authorize))
+            .route("/token", post(token))
+            .with_state(inner.clone());
+        let serving = tokio::spawn(async move { axum::serve(listener, app).await.expect("serves") });
+        Self { url, inner, serving }
+    }
+
+    /// From now on ID tokens have these claims: `null` takes a usual one away.
+    pub fn says(&self, claims: Value) {
+        *self.inner.claims.lock().expect("lock") = claims;
+    }
+
+    /// The same of a person with a verified address.
+    pub fn vouches(&self, subject: &str, email: &str) {
+        self.says(json!({ "sub": subject, "email": email, "email_verified": true }));
+    }
+}
+
+impl Drop for Issuer {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+async fn discovery(State(inner): State<Arc<Inner>>) -> Response {
+    let at = |path: &str| format!("{}{path}", inner.url);
+    Json(json!({
+        "issuer": inner.url,
+        "authorization_endpoint": at("/authorize"),
+        "token_endpoint": at("/token"),
+        "jwks_uri": at("/keys"),
+        "response_types_supported": ["code"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["RS256"],
+    }))
+    .into_response()
+}
+
+async fn keys() -> Json<Value> {
+    Json(json!({ "keys": [{ "kty": "RSA", "use": "sig", "alg": "RS256", "kid": "1", "n": MODULUS, "e": "AQAB" }] }))
+}
+
+async fn authorize(State(inner): State<Arc<Inner>>, Query(query): Query<Form>) -> Redirect {
+    let of = |name: &str| query.get(name).cloned().unwrap_or_default();
+    let mut back = reqwest::Url::parse(&of("redirect_uri")).expect("an address");
+    back.query_pairs_mut().append_pair("state", &of("state"));
+    let code = fresh_id().to_string();
+    let claims = inner.claims.lock().expect("lock").clone();
+    inner.codes.lock().expect("lock").insert(code.clone(), (of("nonce"), claims));
+    back.query_pairs_mut().append_pair("code", &code);
+    Redirect::to(back.as_str())
+}
+
+async fn token(State(inner): State<Arc<Inner>>, body: String) -> Response {
+    let form: Form = url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
+    let code = form.get("code").cloned().unwrap_or_default();
+    let Some((nonce, said)) = inner.codes.lock().expect("lock").remove(&code) else {
+        return (StatusCode::BAD_REQUEST, Json(json!({ "error": "invalid_grant" }))).into_response();
+    };
+    let now = now();
+    let mut claims =
+        json!({ "iss": inner.url, "aud": CLIENT_ID, "nonce": nonce, "iat": now, "exp": now + 300, "sub": "1" });
+    for (name, value) in said.as_object().expect("claims") {
+        claims[name] = value.clone();
+    }
+    claims.as_object_mut().expect("claims").retain(|_, value| !value.is_null());
+    let key = EncodingKey::from_rsa_pem(KEY.as_bytes()).expect("a key");
+    let header = Header { kid: Some("1".into()), ..Header::new(Algorithm::RS256) };
+    let id_token = jsonwebtoken::encode(&header, &claims, &key).expect("a token");
+    Json(json!({ "access_token": "at", "token_type": "Bearer", "id_token": id_token })).into_response()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the tests have no `Clock`")]
+fn now() -> i64 {
+    chrono::Utc::now().timestamp()
+}
