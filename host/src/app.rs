@@ -50,7 +50,9 @@ pub struct Parts {
     pub canvases: Canvases,
     /// Background jobs.
     pub jobs: Jobs,
-    /// Cancelled when the server is asked to stop: sockets close, workers finish what they hold.
+    /// Cancelled when the server is asked to stop: load balancers are told, requests are still served.
+    pub draining: CancellationToken,
+    /// Cancelled after that, `drain_seconds` later: sockets close, workers finish what they hold.
     pub stopping: CancellationToken,
     /// What must end before the process does.
     pub tasks: TaskTracker,
@@ -101,7 +103,7 @@ impl App {
         let identity = Identity::new(&config, &clock, &store, &egress).await?;
         let denials = Denials::new(&config.limits);
         let jobs = Jobs::new();
-        let stopping = CancellationToken::new();
+        let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
         let tasks = TaskTracker::new();
         let canvases = Canvases::new(canvas::Parts {
             store: store.clone(),
@@ -125,6 +127,7 @@ impl App {
             plugins,
             canvases,
             jobs,
+            draining,
             stopping,
             tasks,
         })))

@@ -3,11 +3,13 @@
 mod layers;
 pub mod limits;
 mod plugins;
+pub mod proxies;
 
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -50,6 +52,20 @@ const SETTINGS: &[Setting] = &[
         name: "egress_allow_private",
         help: "private networks that plugins may reach, comma-separated CIDR (none)",
     },
+    Setting {
+        name: "trusted_proxies",
+        help: "networks of the proxies in front of this server, comma-separated CIDR: only they may say who the client is (none)",
+    },
+    Setting {
+        name: "client_address",
+        help: "how trusted proxies name the client: x-forwarded-for, forwarded (RFC 7239) or proxy-protocol (version 2) \
+               (x-forwarded-for)",
+    },
+    Setting {
+        name: "drain_seconds",
+        help: "how long requests are still served after a stop was asked for, while /readyz says 503: longer than load \
+               balancers take to notice, 0 to 600 (10; 0 where `listen` is a loopback address)",
+    },
     Setting { name: "cors_origins", help: "origins of frontends on other hosts, comma-separated (none)" },
     Setting {
         name: "master_key",
@@ -89,6 +105,10 @@ pub struct Config {
     pub egress_allow: Vec<Pattern>,
     /// Private networks that plugins may reach.
     pub egress_allow_private: Vec<IpNet>,
+    /// The proxies in front of the server.
+    pub proxies: proxies::Proxies,
+    /// How long requests are still served after a stop was asked for.
+    pub drain: Duration,
     /// Origins of frontends elsewhere.
     pub cors_origins: Vec<String>,
     /// As set; generated in the data folder if absent.
@@ -181,15 +201,9 @@ impl Config {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
             _ => Err("expected an http or https address, e.g. https://studio.example.com".to_owned()),
         })?;
-        let egress_allow_private = layers.parse("egress_allow_private", Vec::new(), |text| {
-            list(text)
-                .map(|item| {
-                    item.parse::<IpNet>()
-                        .or_else(|_| item.parse::<std::net::IpAddr>().map(IpNet::from))
-                        .map_err(|_| format!("`{item}` is not a network, e.g. 10.0.0.0/8 or 127.0.0.1/32"))
-                })
-                .collect()
-        })?;
+        let egress_allow_private = layers.parse("egress_allow_private", Vec::new(), proxies::networks)?;
+        let proxies = proxies::Proxies::parse(layers)?;
+        let drain = proxies::drain(layers, listen.ip())?;
         let egress_allow = layers.parse("egress_allow", vec![Pattern::everything()], |text| {
             list(text).map(|item| item.parse::<Pattern>().map_err(|error| error.to_string())).collect()
         })?;
@@ -238,6 +252,8 @@ impl Config {
             public_url,
             egress_allow,
             egress_allow_private,
+            proxies,
+            drain,
             cors_origins,
             master_key,
             master_key_also,

@@ -88,7 +88,12 @@ async fn events(
         let event = follow.next().await?;
         Some((Ok::<_, Infallible>(event), (follow, room)))
     });
-    Ok(Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+    let mut response = Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    // nginx would collect the events before it passes them on; others may compress or keep them.
+    let headers = response.headers_mut();
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    Ok(response)
 }
 
 /// One reader.

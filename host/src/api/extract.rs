@@ -1,5 +1,7 @@
 //! What a route takes: the caller, an id, a body, a page, a precondition. Each refuses with a problem document.
 
+use std::time::Duration;
+
 use axum::{
     body::Body,
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
@@ -78,17 +80,39 @@ pub struct IdempotencyKey {
 impl<T: DeserializeOwned> FromRequest<App> for Input<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _app: &App) -> Result<Self> {
+    async fn from_request(request: Request, app: &App) -> Result<Self> {
         let (parts, body) = request.into_parts();
-        json_only(&parts.headers)?;
-        let bytes = read(body).await?;
-        if has_nul(&bytes) {
-            let detail = "The body has the character U+0000 in it, which cannot be stored: remove `\\u0000`.";
-            return Err(Problem::new(ProblemType::Malformed, detail));
-        }
+        let bytes = json(&parts.headers, body, BODY, app).await?;
         let idempotency = idempotency_key(&parts.headers, &parts.method, parts.uri.path(), &bytes)?;
         Ok(Self { body: parse(&bytes)?, idempotency })
     }
+}
+
+/// A JSON body that anybody may send: at most `signin_body_kib`.
+pub struct SmallInput<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<App> for SmallInput<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self> {
+        let (parts, body) = request.into_parts();
+        let bytes = json(&parts.headers, body, app.config.limits.signin_body_kib * 1024, app).await?;
+        Ok(Self(parse(&bytes)?))
+    }
+}
+
+/// The bytes of a JSON body of at most so many, that has to arrive in time.
+async fn json(headers: &HeaderMap, body: Body, most: usize, app: &App) -> Result<Bytes> {
+    json_only(headers)?;
+    let seconds = app.config.limits.request_body_seconds;
+    let bytes = tokio::time::timeout(Duration::from_secs(seconds), read(body, most)).await.map_err(|_| {
+        Problem::new(ProblemType::RequestTimeout, format!("The body did not arrive within {seconds} seconds."))
+    })??;
+    if has_nul(&bytes) {
+        let detail = "The body has the character U+0000 in it, which cannot be stored: remove `\\u0000`.";
+        return Err(Problem::new(ProblemType::Malformed, detail));
+    }
+    Ok(bytes)
 }
 
 fn json_only(headers: &HeaderMap) -> Result<()> {
@@ -105,20 +129,20 @@ fn json_only(headers: &HeaderMap) -> Result<()> {
 /// connection closed, and never read why.
 pub(super) const DRAINED: usize = 8 * BODY;
 
-async fn read(mut body: Body) -> Result<Bytes> {
+async fn read(mut body: Body, most: usize) -> Result<Bytes> {
     let (mut bytes, mut length) = (BytesMut::new(), 0);
     while let Some(frame) = body.frame().await {
         let cut_short = |_| Problem::new(ProblemType::Malformed, "The body ended before all of it arrived.");
         let Ok(data) = frame.map_err(cut_short)?.into_data() else { continue };
         length += data.len();
-        if length <= BODY {
+        if length <= most {
             bytes.extend_from_slice(&data);
-        } else if length > DRAINED {
+        } else if length > DRAINED / BODY * most {
             break;
         }
     }
-    if length > BODY {
-        return Err(Problem::new(ProblemType::TooLarge, format!("The body is over {} KiB.", BODY / 1024)));
+    if length > most {
+        return Err(Problem::new(ProblemType::TooLarge, format!("The body is over {} KiB.", most / 1024)));
     }
     Ok(bytes.freeze())
 }

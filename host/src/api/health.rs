@@ -22,7 +22,7 @@ pub fn router(app: App, metrics: PrometheusHandle) -> Router {
 
 /// Ready: the database answers and nobody has asked the server to stop.
 async fn ready(State(ops): State<Ops>) -> (StatusCode, String) {
-    if ops.app.stopping.is_cancelled() {
+    if ops.app.draining.is_cancelled() || ops.app.stopping.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
     }
     match ops.app.store.ping().await {

@@ -3,12 +3,13 @@
 use std::{
     any::Any,
     panic::AssertUnwindSafe,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use axum::{
     extract::{MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, Method, header},
+    http::{HeaderName, HeaderValue, Method, Version, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -17,18 +18,31 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{Instrument, field};
 use uuid::Uuid;
 
-use super::problem::{Problem, ProblemType, REQUEST_ID};
-use crate::{app::App, config::Config};
+use super::{
+    problem::{Problem, ProblemType, REQUEST_ID},
+    requests::Requests,
+};
+use crate::{app::App, config::Config, domain::client::Client};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Until the answer begins; what streams afterwards has limits of its own.
-const TIME_LIMIT: Duration = Duration::from_secs(30);
-/// For a plugin to arrive and to be compiled: some have tens of megabytes.
-const UPLOAD_TIME_LIMIT: Duration = Duration::from_secs(300);
+/// What the middleware needs.
+#[derive(Clone)]
+pub struct Outermost {
+    app: App,
+    requests: Arc<Requests>,
+}
+
+impl Outermost {
+    /// With no request under way.
+    pub fn new(app: &App) -> Self {
+        Self { app: app.clone(), requests: Requests::new(&app.config.limits) }
+    }
+}
 
 /// The one middleware of ours.
-pub async fn outermost(State(app): State<App>, request: Request, next: Next) -> Response {
+pub async fn outermost(State(outermost): State<Outermost>, request: Request, next: Next) -> Response {
+    let Outermost { app, requests } = outermost;
     let begun = Instant::now();
     let id = request_id(&app, &request);
     let method = request.method().clone();
@@ -36,9 +50,19 @@ pub async fn outermost(State(app): State<App>, request: Request, next: Next) -> 
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
     let uploads = method == Method::POST && route == super::plugin_upload::PATH;
-    let time_limit = if uploads { UPLOAD_TIME_LIMIT } else { TIME_LIMIT };
-    let span = tracing::info_span!("api.request", request_id = %id, %method, route, organization = field::Empty, user = field::Empty);
+    let limits = &app.config.limits;
+    // What streams after an answer has begun has limits of its own; a plugin has to arrive and to be compiled.
+    let time_limit = Duration::from_secs(if uploads { limits.plugin_upload_seconds } else { limits.request_seconds });
+    let client = request.extensions().get::<Client>().copied().unwrap_or(Client::UNKNOWN);
+    let span = tracing::info_span!(
+        "api.request", request_id = %id, %method, route, client = %client.address,
+        organization = field::Empty, user = field::Empty
+    );
     let answer = async {
+        let _place = match host_is_named(&request).and_then(|()| requests.admit(client.network())) {
+            Ok(place) => place,
+            Err(problem) => return problem.into_response(),
+        };
         match tokio::time::timeout(time_limit, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
             Ok(Ok(response)) => response,
             Ok(Err(panic)) => Problem::internal(format!("panic: {}", message(&*panic))).into_response(),
@@ -76,6 +100,14 @@ pub async fn outermost(State(app): State<App>, request: Request, next: Next) -> 
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
+}
+
+/// RFC 9112, section 3.2: a request of HTTP/1.1 names its host once.
+fn host_is_named(request: &Request) -> super::problem::Result<()> {
+    if request.version() != Version::HTTP_11 || request.headers().get_all(header::HOST).iter().count() == 1 {
+        return Ok(());
+    }
+    Err(Problem::new(ProblemType::Malformed, "Send the header `Host`, once: HTTP/1.1 asks for it."))
 }
 
 /// The caller's own id where it is harmless, so that one id runs through all their systems.

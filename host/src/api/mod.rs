@@ -5,6 +5,7 @@ pub mod audit;
 pub mod auth;
 pub mod authz;
 pub mod canvas;
+pub mod client;
 pub mod connections;
 pub mod deployment_events;
 pub mod deployments;
@@ -24,6 +25,7 @@ pub mod plugin_upload;
 pub mod plugins;
 pub mod policies;
 pub mod problem;
+pub mod requests;
 pub mod server;
 pub mod sso;
 pub mod users;
@@ -69,7 +71,7 @@ pub fn router(app: &App) -> Router {
         .method_not_allowed_fallback(async |method: Method| {
             problem::Problem::new(problem::ProblemType::Method, format!("{method} is not a method of this route."))
         })
-        .layer(axum::middleware::from_fn_with_state(app.clone(), middleware::outermost))
+        .layer(axum::middleware::from_fn_with_state(middleware::Outermost::new(app), middleware::outermost))
         .layer(middleware::cors(&app.config))
         .with_state(app.clone())
 }

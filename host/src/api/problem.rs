@@ -74,6 +74,8 @@ problems! {
     NotFound NOT_FOUND "not_found" "Not found"
     /// The route exists, for other methods.
     Method METHOD_NOT_ALLOWED "method_not_allowed" "Method not allowed"
+    /// The body did not arrive in time.
+    RequestTimeout REQUEST_TIMEOUT "request_timeout" "The request did not arrive in time"
     /// It is there already, or something still refers to it.
     Conflict CONFLICT "conflict" "In conflict with what is there"
     /// `If-Match` names another revision than the current one.

@@ -1,25 +1,46 @@
-//! The listeners: bounded connections, time limits on slow clients, and a graceful end.
+//! The listeners: bounded connections, time limits on slow clients, proxies in front, and a graceful end.
 
-use std::{io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
+mod activity;
+mod ceilings;
+pub mod descriptors;
+mod proxy_protocol;
+
+use std::{convert::Infallible, future::poll_fn, io::ErrorKind, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::anyhow;
-use axum::{Router, extract::ConnectInfo, http::Request};
-use hyper::body::Incoming;
+use axum::{Router, http::Request};
+use hyper::{Response, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto::Builder, graceful::GracefulShutdown},
-    service::TowerToHyperService,
+    server::conn::auto::Builder,
 };
-use tokio::{net::TcpListener, sync::Semaphore};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{Instant, sleep_until},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
-/// Open connections at the most, each way in.
-const CONNECTIONS: usize = 10_000;
-/// For the head of a request to arrive.
-const HEAD: Duration = Duration::from_secs(10);
-/// For requests under way to end once the server is asked to stop.
-const GRACE: Duration = Duration::from_secs(20);
+use self::{
+    activity::{Activity, Overdue, TimeLimits, UnderWay, Watched, WatchedBody},
+    ceilings::{Ceilings, Place},
+};
+use super::{client::ClientAddresses, problem::ProblemType};
+use crate::{
+    config::limits::ServerLimits,
+    domain::client::{AddressSource, Client},
+};
+
+/// Connections that are being turned away at once; more are closed without a word.
+const SHEDDING: usize = 64;
+/// For one of those to ask something and to read that it is turned away.
+const SHED_TIME: Duration = Duration::from_secs(2);
+/// For a connection that is asked to close to do so, where nothing is under way.
+const LEAVING_TIME: Duration = Duration::from_secs(2);
+/// Seconds after which those that were turned away may come again.
+const RETRY_AFTER: u64 = 2;
 
 /// Takes the address, or says who should be asked to give it up.
 ///
@@ -38,47 +59,275 @@ pub async fn bind(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListe
     })
 }
 
-/// Serves until `stopping`, then lets requests under way finish within [`GRACE`].
-pub async fn serve(listener: TcpListener, router: Router, stopping: CancellationToken) {
-    let graceful = GracefulShutdown::new();
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30)).max_concurrent_streams(200);
-    loop {
-        let permit = tokio::select! {
-            permit = permits.clone().acquire_owned() => permit,
-            () = stopping.cancelled() => break,
-        };
-        let stream = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stopping.cancelled() => break,
-        };
-        let (stream, peer) = match stream {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file handles, most likely: waiting a little lets some be closed.
-                tracing::warn!(%error, "accepting a connection failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
+/// What serves one listener.
+pub struct Server {
+    /// For the metrics: `api` or `ops`.
+    pub name: &'static str,
+    /// What it answers.
+    pub router: Router,
+    /// Connections at the most.
+    pub connections: usize,
+    /// Connections of one client at the most.
+    pub connections_per_client: usize,
+    /// Who the client is, behind proxies.
+    pub clients: ClientAddresses,
+    /// All other bounds.
+    pub limits: ServerLimits,
+    /// Cancelled when clients are to go elsewhere, while they are still served.
+    pub draining: CancellationToken,
+    /// Cancelled when the listener is to close.
+    pub stopping: CancellationToken,
+}
+
+/// What each connection shares.
+struct Shared {
+    server: Server,
+    builder: Builder<TokioExecutor>,
+    times: TimeLimits,
+    ceilings: Arc<Ceilings>,
+}
+
+impl Server {
+    /// Serves until `stopping`, then closes the listener and lets requests under way finish within `stop_seconds`.
+    pub async fn serve(self, listener: TcpListener) {
+        let mut builder = Builder::new(TokioExecutor::new());
+        let head = self.limits.request_head_kib * 1024;
+        // How long a head may take is watched for both versions of HTTP in `activity`.
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(head);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(20))
+            .max_concurrent_streams(self.limits.http2_streams)
+            .max_header_list_size(u32::try_from(head).unwrap_or(u32::MAX));
+        let times = TimeLimits::new(&self.limits);
+        let gauge = metrics::gauge!("kaizen_connections", "listener" => self.name);
+        let ceilings = Ceilings::new(self.connections, self.connections_per_client, gauge);
+        let stopping = self.stopping.clone();
+        let shared = Arc::new(Shared { server: self, builder, times, ceilings });
+        let (connections, shedding) = (TaskTracker::new(), Arc::new(Semaphore::new(SHEDDING)));
+        let mut failing = false;
+        while let Some(accepted) = stopping.run_until_cancelled(listener.accept()).await {
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors, most likely: waiting a little lets some be closed. Told once each time.
+                    if !failing {
+                        tracing::warn!(%error, "accepting a connection failed");
+                    }
+                    failing = true;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            failing = false;
+            drop(stream.set_nodelay(true));
+            let peer = Client::new(peer.ip(), AddressSource::Connection);
+            let activity = Arc::new(Activity::new());
+            let many = shared.server.clients.is_proxy(peer.address);
+            match shared.ceilings.admit(&activity, peer.network(), many) {
+                Some(place) => {
+                    connections.spawn(shared.clone().connection(stream, peer, activity, place));
+                }
+                None => {
+                    shared.count("turned_away");
+                    if let Ok(turn) = shedding.clone().try_acquire_owned() {
+                        connections.spawn(async move {
+                            turn_away(stream).await;
+                            drop(turn);
+                        });
+                    }
+                }
             }
-        };
-        drop(stream.set_nodelay(true));
-        let service = TowerToHyperService::new(router.clone().map_request(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(ConnectInfo(peer));
-            request
-        }));
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(error, "connection ended");
+        }
+        drop(listener);
+        connections.close();
+        connections.wait().await;
+    }
+}
+
+impl Shared {
+    /// Counts a connection that did not end well.
+    fn count(&self, why: &'static str) {
+        metrics::counter!("kaizen_connections_closed_total", "listener" => self.server.name, "reason" => why)
+            .increment(1);
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        mut stream: TcpStream,
+        peer: Client,
+        activity: Arc<Activity>,
+        mut place: Place,
+    ) {
+        let client = if self.server.clients.speaks_proxy_protocol(peer.address) {
+            match self.named_by_proxy(&mut stream, peer, &activity).await {
+                Some(client) => client,
+                None => return,
             }
-            drop(permit);
+        } else {
+            peer
+        };
+        if client.source == AddressSource::ProxyProtocol && !place.belongs_to(client.network()) {
+            self.count("turned_away");
+            drop(place);
+            return turn_away(stream).await;
+        }
+        self.serve(stream, client, activity, place).await;
+    }
+
+    /// The client that a trusted proxy names before anything else; itself where it speaks for itself.
+    async fn named_by_proxy(&self, stream: &mut TcpStream, peer: Client, activity: &Activity) -> Option<Client> {
+        let read = proxy_protocol::read(stream);
+        let read = tokio::time::timeout(self.times.head, async {
+            tokio::select! {
+                read = read => Some(read),
+                () = activity.wake.notified() => None,
+                () = self.server.stopping.cancelled() => None,
+            }
         });
+        match read.await {
+            Ok(Some(Ok(address))) => {
+                Some(address.map_or(peer, |address| Client::new(address, AddressSource::ProxyProtocol)))
+            }
+            Ok(Some(Err(error))) => {
+                tracing::debug!(%error, peer = %peer.address, "a trusted proxy sent no PROXY protocol header");
+                self.count("proxy_protocol");
+                None
+            }
+            Ok(None) => None,
+            Err(_) => {
+                self.count("head");
+                None
+            }
+        }
     }
-    drop(listener);
-    if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
-        tracing::warn!(seconds = GRACE.as_secs(), "some requests did not end in time and were cut off");
+
+    /// Serves HTTP over a connection until it ends, is overdue, or the server stops.
+    async fn serve(self: Arc<Self>, stream: TcpStream, client: Client, activity: Arc<Activity>, place: Place) {
+        let io = TokioIo::new(Watched::new(stream, activity.clone(), place));
+        let answering = (self.clone(), activity.clone());
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (shared, activity) = answering.clone();
+            async move { Ok::<_, Infallible>(shared.answer(request, client, activity).await) }
+        });
+        let mut connection = pin!(self.builder.serve_connection_with_upgrades(io, service));
+        let mut sleep = pin!(sleep_until(Instant::now() + self.times.head));
+        let (mut told, mut stopping, mut leave_by) = (false, false, None::<Instant>);
+        loop {
+            let leave = async {
+                match leave_by {
+                    Some(time) => sleep_until(time).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::debug!(error, "connection ended");
+                    }
+                    return;
+                }
+                () = self.server.stopping.cancelled(), if !stopping => {
+                    stopping = true;
+                    leave_by = Some(Instant::now() + Duration::from_secs(self.server.limits.stop_seconds));
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = self.server.draining.cancelled(), if !told => {
+                    told = true;
+                    // Over HTTP/1 the next answer says it, in `answer`: closing now could cross a request on its way.
+                    if activity.is_http2() {
+                        connection.as_mut().graceful_shutdown();
+                    }
+                }
+                () = activity.wake.notified(), if leave_by.is_none() => {
+                    self.count("making_room");
+                    leave_by = Some(Instant::now() + LEAVING_TIME);
+                    connection.as_mut().graceful_shutdown();
+                }
+                why = poll_fn(|cx| activity.poll_overdue(cx, sleep.as_mut(), &self.times)), if leave_by.is_none() => {
+                    match why {
+                        Overdue::Head => return self.count("head"),
+                        Overdue::Stalled => return self.count("stalled"),
+                        Overdue::Idle => {
+                            self.count("idle");
+                            leave_by = Some(Instant::now() + LEAVING_TIME);
+                            connection.as_mut().graceful_shutdown();
+                        }
+                    }
+                }
+                () = leave => {
+                    if stopping || activity.is_idle() {
+                        if stopping && !activity.is_idle() {
+                            tracing::warn!("a request did not end in time and was cut off");
+                        }
+                        return;
+                    }
+                    // Something is still under way: watched as before, and closed by hyper once it is answered.
+                    leave_by = None;
+                }
+            }
+        }
     }
+
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        connection: Client,
+        activity: Arc<Activity>,
+    ) -> Response<WatchedBody> {
+        let http2 = request.version() == hyper::Version::HTTP_2;
+        let under_way = UnderWay::new(activity, http2);
+        let mut request = request.map(axum::body::Body::new);
+        let client = self.server.clients.of(connection, request.headers());
+        request.extensions_mut().insert(client);
+        let Ok(mut response) = self.server.router.clone().oneshot(request).await;
+        if !http2 && self.server.draining.is_cancelled() && response.status() != hyper::StatusCode::SWITCHING_PROTOCOLS
+        {
+            // RFC 9112, section 9.6: the client's next request goes over a connection of its own, and so elsewhere.
+            response.headers_mut().insert(hyper::header::CONNECTION, hyper::header::HeaderValue::from_static("close"));
+        }
+        let (parts, body) = response.into_parts();
+        let body = under_way.until_sent(parts.status, body);
+        Response::from_parts(parts, body)
+    }
+}
+
+/// Says that there is no room, to a client that has asked something: an answer before that is taken for a defect.
+async fn turn_away(mut stream: TcpStream) {
+    let (status, code, title) = ProblemType::Unavailable.parts();
+    let body = serde_json::json!({
+        "type": format!("urn:kaizen:problem:{code}"),
+        "title": title,
+        "status": status.as_u16(),
+        "detail": "Too many connections are open; try again shortly.",
+        "code": code,
+        "request_id": "",
+    })
+    .to_string();
+    let answer = format!(
+        "HTTP/1.1 {} {}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\nretry-after: {RETRY_AFTER}\r\n\
+         connection: close\r\n\r\n{body}",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or_default(),
+        body.len()
+    );
+    let exchange = async {
+        let mut asked = [0; 1024];
+        if stream.read(&mut asked).await? == 0 {
+            return Ok(());
+        }
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        // Closing with unread bytes would reset the connection, and the answer with it.
+        for _ in 0..64 {
+            if stream.read(&mut asked).await? == 0 {
+                break;
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    drop(tokio::time::timeout(SHED_TIME, exchange).await);
 }

@@ -4,11 +4,22 @@ use std::net::SocketAddr;
 
 use clap::{Args, ValueEnum};
 use tokio::{
-    net::TcpListener,
     signal::unix::{SignalKind, signal},
+    task::JoinHandle,
 };
+use tokio_util::sync::CancellationToken;
 
-use crate::{api, app::App, clock::Clock, config::Config, telemetry};
+use crate::{
+    api::{
+        self,
+        client::ClientAddresses,
+        server::{self, Server, descriptors},
+    },
+    app::App,
+    clock::Clock,
+    config::{Config, proxies::Proxies},
+    telemetry,
+};
 
 /// Which part of the work this host does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -33,10 +44,12 @@ pub struct Serve {
 pub struct Running {
     /// Its parts.
     pub app: App,
-    /// Where the API is.
-    pub address: SocketAddr,
+    /// Where the API is; nowhere on a host that only works.
+    pub address: Option<SocketAddr>,
     /// Where metrics and health are.
     pub ops_address: SocketAddr,
+    /// The operators' listener, which closes last, and what closes it.
+    ops: (JoinHandle<()>, CancellationToken),
 }
 
 impl Running {
@@ -45,31 +58,92 @@ impl Running {
     /// # Errors
     /// One line that names what to change.
     pub async fn start(mut config: Config, role: Role) -> anyhow::Result<Self> {
+        let descriptors = descriptors::raise();
         let handle = telemetry::metrics()?;
-        let ops_listener = api::server::bind("ops_listen", config.ops_listen).await?;
-        let listener: TcpListener = api::server::bind("listen", config.listen).await?;
-        let (address, ops_address) = (listener.local_addr()?, ops_listener.local_addr()?);
-        if config.public_url.port() == Some(0) {
+        let ops_listener = server::bind("ops_listen", config.ops_listen).await?;
+        let ops_address = ops_listener.local_addr()?;
+        let listener = match role {
+            Role::Worker => None,
+            Role::Api | Role::All => Some(server::bind("listen", config.listen).await?),
+        };
+        let address = listener.as_ref().map(|listener| listener.local_addr()).transpose()?;
+        if let (Some(0), Some(address)) = (config.public_url.port(), address) {
             // `--listen HOST:0`: only now is it known where browsers reach this server.
             let _ = config.public_url.set_port(Some(address.port()));
         }
         let app = App::build(config, Clock::system()).await?;
         app.start(role != Role::Api);
-        let ops = api::health::router(app.clone(), handle.clone());
-        app.tasks.spawn(api::server::serve(ops_listener, ops, app.stopping.clone()));
-        if role != Role::Worker {
-            app.tasks.spawn(api::server::serve(listener, api::router(&app), app.stopping.clone()));
+        let limits = &app.config.limits;
+        let ops_stopping = CancellationToken::new();
+        let ops = Server {
+            name: "ops",
+            router: api::health::router(app.clone(), handle.clone()),
+            connections: limits.ops_connections as usize,
+            // Everybody who asks may be behind one address.
+            connections_per_client: limits.ops_connections as usize,
+            clients: ClientAddresses::new(Proxies::default()),
+            limits: limits.clone(),
+            draining: CancellationToken::new(),
+            stopping: ops_stopping.clone(),
+        };
+        let ops = (tokio::spawn(ops.serve(ops_listener)), ops_stopping);
+        if let Some(listener) = listener {
+            let connections = connections(&app.config, descriptors);
+            let api = Server {
+                name: "api",
+                router: api::router(&app),
+                connections,
+                connections_per_client: limits.connections_per_client as usize,
+                clients: ClientAddresses::new(app.config.proxies.clone()),
+                limits: limits.clone(),
+                draining: app.draining.clone(),
+                stopping: app.stopping.clone(),
+            };
+            app.tasks.spawn(api.serve(listener));
         }
         app.tasks.spawn(upkeep(app.clone(), handle));
-        Ok(Self { app, address, ops_address })
+        Ok(Self { app, address, ops_address, ops })
     }
 
-    /// Stops taking requests and jobs, lets what is under way finish, and returns.
+    /// Says that it is not ready any more, and serves on for `drain_seconds`, so that load balancers send new requests
+    /// elsewhere before the listener closes.
+    pub async fn drain(&self) {
+        self.app.draining.cancel();
+        if self.address.is_some() {
+            tokio::time::sleep(self.app.config.drain).await;
+        }
+    }
+
+    /// Stops taking requests and jobs, lets what is under way finish, and returns. Health and metrics are answered to the
+    /// end.
     pub async fn stop(self) {
+        self.app.draining.cancel();
         self.app.stopping.cancel();
         self.app.tasks.close();
         self.app.tasks.wait().await;
+        let (ops, stopping) = self.ops;
+        stopping.cancel();
+        drop(ops.await);
     }
+}
+
+/// Connections to the API, as many as are set if the file descriptors suffice.
+fn connections(config: &Config, descriptors: u64) -> usize {
+    let connections = descriptors::connections(&config.limits, descriptors);
+    let most = config.limits.connections;
+    tracing::info!(
+        file_descriptors = descriptors,
+        connections,
+        per_client = config.limits.connections_per_client,
+        "connections to the API at the most"
+    );
+    if connections < most as usize {
+        tracing::warn!(
+            file_descriptors = descriptors,
+            "the limit of open files leaves room for {connections} of {most} `connections`: raise it (`ulimit -n`,              `LimitNOFILE=` of systemd) or lower the setting"
+        );
+    }
+    connections
 }
 
 /// Keeps what grows from growing: metrics are folded together, old answers to Idempotency-Keys are forgotten.
@@ -106,13 +180,21 @@ impl Serve {
     pub async fn run(self, config: Config) -> anyhow::Result<()> {
         let running = Running::start(config, self.role).await?;
         tracing::info!("ops on http://{}", running.ops_address);
-        if self.role != Role::Worker {
-            tracing::info!("listening on http://{}", running.address);
+        if let Some(address) = running.address {
+            tracing::info!("listening on http://{address}");
         }
         stop_asked().await?;
-        tracing::info!("stopping: requests and jobs under way may finish");
+        let stop = async {
+            if running.address.is_some() && !running.app.config.drain.is_zero() {
+                let seconds = running.app.config.drain.as_secs();
+                tracing::info!(seconds, "draining: no longer ready, but still serving");
+            }
+            running.drain().await;
+            tracing::info!("stopping: requests and jobs under way may finish");
+            running.stop().await;
+        };
         tokio::select! {
-            () = running.stop() => tracing::info!("stopped"),
+            () = stop => tracing::info!("stopped"),
             again = stop_asked() => {
                 again?;
                 anyhow::bail!("stopped at once, as asked twice");

@@ -58,6 +58,45 @@ macro_rules! limits {
 }
 
 limits! {
+    "Connections and requests" {
+        connections: u32 = 10_000, 16..=1_000_000, "open connections to the API; fewer where the limit of file descriptors (`ulimit -n`) leaves less";
+        connections_per_client: u32 = 1_000, 1..=1_000_000, "open connections of one client (an IPv4 address or an IPv6 /64); not of trusted proxies";
+        ops_connections: u32 = 64, 4..=10_000, "open connections to the listener of metrics and health";
+        requests: u32 = 4_096, 1..=1_000_000, "requests under way at once";
+        requests_per_client: u32 = 512, 1..=1_000_000, "requests of one client under way at once";
+        http2_streams: u32 = 200, 1..=10_000, "requests at once over one HTTP/2 connection";
+        request_head_kib: usize = 64, 8..=1_024, "request line and headers, KiB";
+        request_head_seconds: u64 = 10, 1..=600, "how long the head of a request may take to arrive, from the connection's beginning or its own first byte, seconds";
+        request_body_seconds: u64 = 20, 1..=600, "how long a JSON body may take to arrive, seconds";
+        request_seconds: u64 = 30, 1..=600, "until an answer begins, seconds";
+        plugin_upload_seconds: u64 = 300, 1..=3_600, "until the answer to an uploaded plugin begins, seconds";
+        keep_alive_seconds: u64 = 75, 1..=3_600, "how long a connection stays open without a request under way, seconds";
+        write_stall_seconds: u64 = 30, 1..=600, "how long a client may take nothing of what is sent to it, seconds";
+        stop_seconds: u64 = 20, 1..=600, "how long requests under way may take to end once the server stops, seconds";
+    }
+    "Sign-in" {
+        signin_body_kib: usize = 8, 1..=1_024, "the body of a sign-in or of a token exchange, KiB";
+        lookup_burst: u32 = 300, 1..=1_000_000, "requests of one client that anybody may make, such as where an address signs in, at once";
+        lookups_per_minute: u32 = 600, 1..=1_000_000, "the same, one after the other";
+        password_burst: u32 = 600, 1..=1_000_000, "attempts to sign in by password of one client at once";
+        passwords_per_minute: u32 = 1_200, 1..=1_000_000, "the same, one after the other";
+        password_failure_burst: u32 = 100, 1..=1_000_000, "wrong passwords of one client, over all accounts, at once";
+        password_failures_per_minute: u32 = 60, 1..=1_000_000, "the same, one after the other";
+        account_failure_burst: u32 = 10, 1..=1_000_000, "wrong passwords for one account from one client, or with one browser that it signed in with before, at once";
+        account_failures_per_minute: u32 = 2, 1..=1_000_000, "the same, one after the other";
+        account_total_failure_burst: u32 = 100, 1..=1_000_000, "wrong passwords for one account from everywhere, at once; beyond, only browsers and clients that it signed in with before may try";
+        account_total_failures_per_minute: u32 = 1, 1..=1_000_000, "the same, one after the other";
+        refresh_burst: u32 = 60, 1..=1_000_000, "token exchanges of one session at once";
+        refreshes_per_minute: u32 = 30, 1..=1_000_000, "the same, one after the other";
+        sso_callback_burst: u32 = 300, 1..=1_000_000, "returns of one client from identity providers at once";
+        sso_callbacks_per_minute: u32 = 600, 1..=1_000_000, "the same, one after the other";
+        canvas_ticket_burst: u32 = 600, 1..=1_000_000, "canvas sockets that one client opens with a ticket at once";
+        canvas_tickets_per_minute: u32 = 1_200, 1..=1_000_000, "the same, one after the other";
+        throttle_keys: u64 = 50_000, 1_000..=10_000_000, "clients and accounts that each of these limits remembers; the least recently seen is forgotten first";
+        password_queue: usize = 64, 1..=10_000, "passwords that wait to be hashed, and as many again of people who are known; where few have taken all places, they make room for others";
+        password_queue_per_client: usize = 32, 1..=10_000, "of one client";
+        password_queue_seconds: u64 = 5, 1..=60, "how long a password may wait to be hashed, seconds";
+    }
     "Database and jobs" {
         database_connections: u32 = 20, 2..=1000, "connections to the database at the most";
         job_lease_seconds: u64 = 30, 1..=3600, "how long a host that died keeps its jobs and sinks before another takes them over, seconds";

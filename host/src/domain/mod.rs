@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod audit;
 pub mod canvas;
+pub mod client;
 pub mod connection;
 pub mod deployment;
 pub mod email;

@@ -41,6 +41,19 @@ impl Client {
         Self { http, base: base.to_owned(), token: None }
     }
 
+    /// Nobody, coming from this address of the machine's own network (127.0.0.0/8), over a new connection each time.
+    pub fn coming_from(base: &str, address: std::net::Ipv4Addr) -> Self {
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(Duration::from_secs(60))
+            .local_address(std::net::IpAddr::from(address))
+            .pool_max_idle_per_host(0)
+            .build()
+            .expect("a client");
+        Self { http, base: base.to_owned(), token: None }
+    }
+
     /// The same caller at another server.
     pub fn at(&self, base: &str) -> Self {
         Self { base: base.to_owned(), ..self.clone() }

@@ -1,5 +1,6 @@
 //! What the tests are written with: servers of ours, stand-ins for the far sides, and clients.
 
+mod balancer;
 mod canvas;
 mod chameleon;
 mod client;
@@ -18,9 +19,10 @@ mod tcp;
 mod wait;
 mod world;
 
+pub use balancer::Balancer;
 pub use canvas::{Canvas, node};
 pub use chameleon::Chameleon;
-pub use client::{Answer, Client};
+pub use client::{Answer, Client, Headers};
 pub use database::{Backend, Database, Direct};
 pub use gateway::{Gateway, KEY};
 pub use issuer::Issuer;

@@ -288,8 +288,13 @@ impl Server {
         within("the server stops", self.child.wait()).await.expect("its end")
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     pub fn signal(&self, signal: Signal) {
-        let id = self.child.id().expect("it runs");
+        let id = self.pid();
         kill(Pid::from_raw(i32::try_from(id).expect("a process id")), signal).expect("a signal");
     }
 }

@@ -74,7 +74,8 @@ impl Demo {
         config.egress_allow_private.push("127.0.0.1/32".parse()?);
         let database = config.database_url.split(':').next().unwrap_or_default().to_owned();
         let running = Running::start(config, Role::All).await?;
-        let base = format!("http://{}", running.address);
+        let address = running.address.context("a server of both roles listens")?;
+        let base = format!("http://{address}");
         screen.part("A server, its plugins and a gateway")?;
         screen.held(&format!("kaizen on {base}, {database}, up after {:.1} s", screen.seconds()))?;
         screen

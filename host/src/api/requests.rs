@@ -1,0 +1,100 @@
+//! How many requests may be under way, in all and of one client: beyond, 503 at once is better than everybody's time-out.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use axum::http::{HeaderValue, header};
+use parking_lot::Mutex;
+
+use super::problem::{Problem, ProblemType, Result};
+use crate::{config::limits::ServerLimits, domain::client::Network};
+
+/// Counts the requests under way.
+#[derive(Debug)]
+pub struct Requests {
+    total: u32,
+    each: u32,
+    under_way: AtomicU32,
+    clients: Mutex<HashMap<Network, u32>>,
+}
+
+/// A request's place, given back when dropped.
+#[derive(Debug)]
+pub struct Place(Arc<Requests>, Network);
+
+impl Requests {
+    /// As many as are set.
+    pub fn new(limits: &ServerLimits) -> Arc<Self> {
+        Arc::new(Self {
+            total: limits.requests,
+            each: limits.requests_per_client,
+            under_way: AtomicU32::new(0),
+            clients: Mutex::default(),
+        })
+    }
+
+    /// A place for a request of this client.
+    ///
+    /// # Errors
+    /// 503 where the server, 429 where this client has too many under way; each with `Retry-After`.
+    pub fn admit(self: &Arc<Self>, client: Network) -> Result<Place> {
+        let refused = |kind, detail: &str| {
+            metrics::counter!("kaizen_requests_turned_away_total").increment(1);
+            Err(Problem::new(kind, detail).with_header(header::RETRY_AFTER, HeaderValue::from_static("1")))
+        };
+        if self.under_way.fetch_add(1, Ordering::AcqRel) >= self.total {
+            self.under_way.fetch_sub(1, Ordering::AcqRel);
+            return refused(ProblemType::Unavailable, "Too many requests are under way; try again shortly.");
+        }
+        let mut clients = self.clients.lock();
+        let of_client = clients.entry(client).or_insert(0);
+        if *of_client >= self.each {
+            drop(clients);
+            self.under_way.fetch_sub(1, Ordering::AcqRel);
+            return refused(
+                ProblemType::RateLimited,
+                "Too many of your requests are under way at once; wait for some to be answered.",
+            );
+        }
+        *of_client += 1;
+        Ok(Place(self.clone(), client))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
+        let mut clients = self.0.clients.lock();
+        if let Some(of_client) = clients.get_mut(&self.1) {
+            *of_client = of_client.saturating_sub(1);
+            if *of_client == 0 {
+                clients.remove(&self.1);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_client_cannot_take_all_places_and_places_come_back() {
+        let requests = Requests::new(&ServerLimits { requests: 3, requests_per_client: 2, ..ServerLimits::default() });
+        let network = |n: u8| Network::of(std::net::Ipv4Addr::new(192, 0, 2, n).into());
+        let held = [requests.admit(network(1)).unwrap(), requests.admit(network(1)).unwrap()];
+        assert_eq!(requests.admit(network(1)).unwrap_err().kind, ProblemType::RateLimited);
+        let other = requests.admit(network(2)).unwrap();
+        let refused = requests.admit(network(3)).unwrap_err();
+        assert_eq!(refused.kind, ProblemType::Unavailable);
+        assert_eq!(refused.headers[header::RETRY_AFTER], "1");
+        drop((held, other));
+        assert!(requests.admit(network(3)).is_ok());
+        assert!(requests.clients.lock().is_empty() && requests.under_way.load(Ordering::Relaxed) == 0);
+    }
+}

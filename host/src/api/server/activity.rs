@@ -1,0 +1,349 @@
+//! What goes on over a connection, and by when it has to go on: hyper's own timers begin only once it knows the version of
+//! HTTP (hyper-util 0.1.21, `ReadVersion`), and HTTP/2 has none for a connection that nothing is asked over.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, Bytes},
+    http::StatusCode,
+};
+use hyper::body::{Frame, SizeHint};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::Notify,
+    time::{Instant, Sleep},
+};
+
+use super::ceilings::Place;
+use crate::config::limits::ServerLimits;
+
+/// By when things have to happen on a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct TimeLimits {
+    /// For a whole head, from the connection's beginning or from the head's first byte.
+    pub head: Duration,
+    /// Without a request under way.
+    pub idle: Duration,
+    /// Without the client taking anything of what is sent.
+    pub stall: Duration,
+}
+
+impl TimeLimits {
+    /// As set.
+    pub fn new(limits: &ServerLimits) -> Self {
+        Self {
+            head: Duration::from_secs(limits.request_head_seconds),
+            idle: Duration::from_secs(limits.keep_alive_seconds),
+            stall: Duration::from_secs(limits.write_stall_seconds),
+        }
+    }
+}
+
+/// What goes on over a connection. Times are milliseconds since it began, 0 for none.
+#[derive(Debug)]
+pub struct Activity {
+    born: Instant,
+    under_way: AtomicU32,
+    /// Whether any request has arrived.
+    asked: AtomicBool,
+    http2: AtomicBool,
+    /// It is a WebSocket now, which has limits of its own.
+    upgraded: AtomicBool,
+    idle_since: AtomicU64,
+    head_since: AtomicU64,
+    stalled_since: AtomicU64,
+    /// It has been asked to close, to make room for others.
+    pub(super) leaving: AtomicBool,
+    pub(super) wake: Notify,
+}
+
+/// Why a connection has to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overdue {
+    /// No head, or half a head, has arrived in time.
+    Head,
+    /// Nothing was asked for long.
+    Idle,
+    /// The client does not take what is sent to it.
+    Stalled,
+}
+
+impl Activity {
+    /// Of a connection that begins now.
+    pub fn new() -> Self {
+        Self {
+            born: Instant::now(),
+            under_way: AtomicU32::new(0),
+            asked: AtomicBool::new(false),
+            http2: AtomicBool::new(false),
+            upgraded: AtomicBool::new(false),
+            idle_since: AtomicU64::new(0),
+            head_since: AtomicU64::new(0),
+            stalled_since: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
+            wake: Notify::new(),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    fn at(&self, millis: u64) -> Instant {
+        self.born + Duration::from_millis(millis)
+    }
+
+    /// A request's head has arrived.
+    pub fn begin(&self, http2: bool) {
+        self.under_way.fetch_add(1, Ordering::AcqRel);
+        self.asked.store(true, Ordering::Relaxed);
+        self.http2.store(http2, Ordering::Relaxed);
+        self.head_since.store(0, Ordering::Relaxed);
+    }
+
+    /// An answer has been handed over whole, or the client is gone.
+    fn end(&self) {
+        self.idle_since.store(self.now(), Ordering::Relaxed);
+        self.under_way.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether it speaks HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        self.http2.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has been asked to close, to make room for others.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        self.under_way.load(Ordering::Acquire) == 0 && !self.upgraded.load(Ordering::Relaxed)
+    }
+
+    /// Since when nothing is under way, unless something is or it is to close anyway.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let idle = self.is_idle() && !self.is_leaving();
+        idle.then(|| self.at(self.idle_since.load(Ordering::Relaxed)))
+    }
+
+    /// When to look again; or why it has to end now.
+    fn verdict(&self, limits: &TimeLimits, now: Instant) -> Result<Instant, Overdue> {
+        let mut next = now + limits.idle;
+        let stalled = self.stalled_since.load(Ordering::Relaxed);
+        if stalled != 0 {
+            next = next.min(self.at(stalled) + limits.stall);
+            if next <= now {
+                return Err(Overdue::Stalled);
+            }
+        }
+        if !self.is_idle() {
+            return Ok(next);
+        }
+        let head = self.head_since.load(Ordering::Relaxed);
+        let (end, why) = if !self.asked.load(Ordering::Relaxed) {
+            (self.born + limits.head, Overdue::Head)
+        } else if head != 0 {
+            (self.at(head) + limits.head, Overdue::Head)
+        } else {
+            (self.at(self.idle_since.load(Ordering::Relaxed)) + limits.idle, Overdue::Idle)
+        };
+        if end <= now { Err(why) } else { Ok(next.min(end)) }
+    }
+
+    /// Ready once the connection has to end. To be polled whenever something happened on it.
+    pub fn poll_overdue(&self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>, limits: &TimeLimits) -> Poll<Overdue> {
+        loop {
+            match self.verdict(limits, Instant::now()) {
+                Err(why) => return Poll::Ready(why),
+                Ok(next) if sleep.deadline() != next && (next < sleep.deadline() || sleep.is_elapsed()) => {
+                    sleep.as_mut().reset(next);
+                }
+                Ok(_) => {}
+            }
+            ready!(sleep.as_mut().poll(cx));
+        }
+    }
+}
+
+/// A connection's bytes, watched. It holds the connection's place, also once it is a WebSocket.
+pub struct Watched {
+    stream: TcpStream,
+    activity: Arc<Activity>,
+    _place: Place,
+}
+
+impl Watched {
+    /// Of this connection.
+    pub fn new(stream: TcpStream, activity: Arc<Activity>, place: Place) -> Self {
+        Self { stream, activity, _place: place }
+    }
+
+    fn wrote(&self, result: &Poll<io::Result<usize>>) {
+        let stalled = &self.activity.stalled_since;
+        match result {
+            Poll::Pending if stalled.load(Ordering::Relaxed) == 0 => {
+                stalled.store(self.activity.now(), Ordering::Relaxed)
+            }
+            Poll::Ready(_) if stalled.load(Ordering::Relaxed) != 0 => stalled.store(0, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let activity = &self.activity;
+        // Between requests, HTTP/2 has frames that are none: only how long nothing is asked counts there.
+        let between = activity.is_idle() && !activity.is_http2() && activity.head_since.load(Ordering::Relaxed) == 0;
+        if between && buf.filled().len() > before {
+            activity.head_since.store(activity.now(), Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(&result);
+        result
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
+        self.wrote(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Counts a request as under way until its answer has been handed over, or dropped.
+pub struct UnderWay(Arc<Activity>);
+
+impl UnderWay {
+    /// A request whose head has arrived.
+    pub fn new(activity: Arc<Activity>, http2: bool) -> Self {
+        activity.begin(http2);
+        Self(activity)
+    }
+
+    /// The body of its answer.
+    pub fn until_sent(self, status: StatusCode, body: Body) -> WatchedBody {
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            self.0.upgraded.store(true, Ordering::Relaxed);
+        }
+        WatchedBody { body, _under_way: self }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// The body of an answer; the request is under way as long as it is there.
+pub struct WatchedBody {
+    body: Body,
+    _under_way: UnderWay,
+}
+
+impl hyper::body::Body for WatchedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: TimeLimits =
+        TimeLimits { head: Duration::from_secs(10), idle: Duration::from_secs(75), stall: Duration::from_secs(30) };
+
+    impl Activity {
+        fn after(&self, seconds: u64) -> Result<(), Overdue> {
+            self.verdict(&LIMITS, self.at(seconds * 1000)).map(drop)
+        }
+    }
+
+    #[test]
+    fn a_connection_that_asks_nothing_ends_soon_and_one_that_asked_later() {
+        let activity = Arc::new(Activity::new());
+        assert_eq!(activity.after(9), Ok(()));
+        assert_eq!(activity.after(10), Err(Overdue::Head));
+        let request = UnderWay::new(activity.clone(), false);
+        assert_eq!(activity.after(600), Ok(()), "a request under way has limits of its own");
+        drop(request);
+        activity.idle_since.store(600_000, Ordering::Relaxed);
+        assert_eq!(activity.after(674), Ok(()));
+        assert_eq!(activity.after(675), Err(Overdue::Idle));
+    }
+
+    #[test]
+    fn half_a_head_has_to_become_a_whole_one() {
+        let activity = Arc::new(Activity::new());
+        drop(UnderWay::new(activity.clone(), false));
+        activity.head_since.store(5_000, Ordering::Relaxed);
+        assert_eq!(activity.after(14), Ok(()));
+        assert_eq!(activity.after(15), Err(Overdue::Head));
+        let _request = UnderWay::new(activity.clone(), false);
+        assert_eq!(activity.after(15), Ok(()));
+    }
+
+    #[test]
+    fn a_client_that_takes_nothing_is_cut_off() {
+        let activity = Arc::new(Activity::new());
+        let _request = UnderWay::new(activity.clone(), false);
+        activity.stalled_since.store(1_000, Ordering::Relaxed);
+        assert_eq!(activity.after(30), Ok(()));
+        assert_eq!(activity.after(31), Err(Overdue::Stalled));
+    }
+
+    #[test]
+    fn a_websocket_is_not_idle() {
+        let activity = Arc::new(Activity::new());
+        drop(UnderWay::new(activity.clone(), false).until_sent(StatusCode::SWITCHING_PROTOCOLS, Body::empty()));
+        assert!(activity.after(600).is_ok() && activity.idle_since().is_none());
+    }
+}
