@@ -100,7 +100,7 @@ impl App {
             bus: &bus,
         };
         let plugins = plugins(ingredients).await?;
-        let identity = Identity::new(&config, &clock, &store, &egress).await?;
+        let identity = Identity::new(&config, &clock, &store, &secrets, &egress).await?;
         let denials = Denials::new(&config.limits);
         let jobs = Jobs::new();
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());

@@ -1,10 +1,12 @@
 //! Signing in by password, tokens that others can verify, refresh, the cookie, and signing out.
 
+use std::net::Ipv4Addr;
+
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, jwk::JwkSet};
 use reqwest::{Method, header::SET_COOKIE};
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Backend, Client, PASSWORD, Person, Tenant, World};
+use crate::harness::{Answer, Backend, Client, Headers, PASSWORD, Person, Setup, Tenant, World, eventually};
 
 on_both!(
     a_password_signs_in_and_a_wrong_one_does_not,
@@ -15,6 +17,7 @@ on_both!(
     signing_out_ends_everything,
     a_person_who_is_disabled_or_gets_a_new_password_is_out,
     attempts_are_limited,
+    nobody_locks_somebody_else_out,
 );
 
 async fn try_login(client: &Client, email: &str, password: &str) -> Answer {
@@ -226,4 +229,110 @@ async fn attempts_are_limited(backend: Backend) {
     // Nobody else is locked out by it, and no open session is.
     try_login(&world.client(), &tenant.owner.email, PASSWORD).await.ok(200);
     ada.get("/api/v1/auth/me").await.ok(200);
+}
+
+/// The value of one of the cookies that an answer sets, as it is sent back.
+fn cookie(answer: &Answer, name: &str) -> String {
+    let set = answer.headers.get_all(SET_COOKIE).iter().map(|value| value.to_str().expect("text"));
+    let one = set.filter_map(|value| value.split(';').next()).find(|pair| pair.split('=').next() == Some(name));
+    one.unwrap_or_else(|| panic!("no cookie {name}: {answer:?}")).to_owned()
+}
+
+async fn nobody_locks_somebody_else_out(backend: Backend) {
+    let setup = Setup::new(backend).await;
+    // So few that the test need not guess for long.
+    let setup = setup.with("KAIZEN_ACCOUNT_TOTAL_FAILURE_BURST", "6").with("KAIZEN_ACCOUNT_FAILURE_BURST", "2");
+    let world = World::with(setup).await;
+    let tenant = world.tenant("acme").await;
+    let ada = tenant.person("ada", "viewer").await;
+    let from = |last: u8| Client::coming_from(&world.server.url, Ipv4Addr::new(127, 0, 0, last));
+    let known = try_login(&from(20), &ada.email, PASSWORD).await;
+    let device = cookie(&known, "__Host-kaizen-device");
+    known.ok(200);
+    let refused = eventually("guessing from everywhere is refused", || async {
+        for last in 30..40 {
+            let answer = try_login(&from(last), &ada.email, "a wrong password, again").await;
+            assert!([401, 429].contains(&answer.status), "{answer:?}");
+        }
+        let answer = try_login(&from(40), &ada.email, PASSWORD).await;
+        (answer.status == 429).then_some(answer)
+    })
+    .await;
+    assert!(refused.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1), "{refused:?}");
+    // Their owner comes from where they signed in before, or with the browser they did it with, or is signed in.
+    try_login(&from(20), &ada.email, PASSWORD).await.ok(200);
+    let login = json!({ "email": ada.email, "password": PASSWORD });
+    let with_browser = |body: Value| {
+        let (client, device) = (from(41), device.clone());
+        async move { client.request(Method::POST, "/api/v1/auth/login", Some(body), &[("cookie", &device)]).await }
+    };
+    with_browser(login.clone()).await.ok(200);
+    let change = json!({ "password": "another marble window thimble", "current_password": PASSWORD });
+    let own = ada.client.at(&world.server.url);
+    own.patch(&format!("/api/v1/users/{}", ada.id), change).await.ok(200);
+    // The cookie lets nobody in, and does not guess for long either.
+    with_browser(login.clone()).await.problem(401, "invalid_credentials");
+    eventually("guessing with the browser is refused too", || async {
+        (with_browser(login.clone()).await.status == 429).then_some(())
+    })
+    .await;
+    try_login(&from(20), &ada.email, "another marble window thimble").await.ok(200);
+    let log = world.server.log();
+    assert!(!log.contains(device.split('=').nth(1).expect("a value")), "the cookie is not in the log");
+}
+
+#[tokio::test]
+async fn what_anybody_may_ask_is_limited_for_each_client() {
+    let setup =
+        Setup::new(Backend::Sqlite).await.with("KAIZEN_LOOKUP_BURST", "3").with("KAIZEN_SSO_CALLBACK_BURST", "3");
+    let setup = setup.with("KAIZEN_CANVAS_TICKET_BURST", "3").with("KAIZEN_PASSWORD_BURST", "3");
+    let setup = setup.with("KAIZEN_REFRESH_BURST", "3").with("KAIZEN_REFRESHES_PER_MINUTE", "1");
+    let setup = setup.with("KAIZEN_LOOKUPS_PER_MINUTE", "1").with("KAIZEN_SSO_CALLBACKS_PER_MINUTE", "1");
+    let world =
+        World::with(setup.with("KAIZEN_CANVAS_TICKETS_PER_MINUTE", "1").with("KAIZEN_PASSWORDS_PER_MINUTE", "1")).await;
+    let tenant = world.tenant("acme").await;
+    let from = |last: u8| Client::coming_from(&world.server.url, Ipv4Addr::new(127, 0, 0, last));
+    let socket = format!("/ws/canvas/{}?ticket=kzt_1", crate::harness::fresh_id());
+    let upgrade = [
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    let asks: [(_, _, Headers<'_>, u16); 3] = [
+        ("/api/v1/auth/connections?email=a@acme.test", "rate_limited", &[], 200),
+        ("/auth/sso/callback?state=x&code=y", "", &[], 400),
+        (&socket, "rate_limited", &upgrade, 101),
+    ];
+    for (path, code, headers, expected) in asks {
+        for round in 0..3 {
+            let answer = from(30).http.get(format!("{}{path}", world.server.url));
+            let answer = headers.iter().fold(answer, |answer, (name, value)| answer.header(*name, *value));
+            assert_eq!(answer.send().await.expect("an answer").status(), expected, "{path} {round}");
+        }
+        let refused = from(30).request(Method::GET, path, None, headers).await;
+        assert_eq!(refused.status, 429, "{refused:?}");
+        assert!(refused.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1), "{refused:?}");
+        if !code.is_empty() {
+            refused.problem(429, code);
+        }
+    }
+    // Each has a budget of its own, and so has each client; of passwords, before their body is read.
+    for _ in 0..3 {
+        try_login(&from(30), "nobody@acme.test", "x").await.problem(401, "invalid_credentials");
+    }
+    let not_even_json = [("content-type", "text/plain")];
+    from(30).request(Method::POST, "/api/v1/auth/login", None, &not_even_json).await.problem(429, "rate_limited");
+    try_login(&from(31), &tenant.owner.email, PASSWORD).await.ok(200);
+    // Tokens are counted by session: with what is none, nobody is counted.
+    for _ in 0..6 {
+        refresh(&from(30), &format!("kzr_{}", "A".repeat(43))).await.problem(401, "invalid_credentials");
+    }
+    let mut token = text(&try_login(&from(32), &tenant.owner.email, PASSWORD).await.ok(200), "refresh_token");
+    for _ in 0..3 {
+        token = text(&refresh(&from(30), &token).await.ok(200), "refresh_token");
+    }
+    refresh(&from(30), &token).await.problem(429, "rate_limited");
+    let other = text(&try_login(&from(33), &tenant.owner.email, PASSWORD).await.ok(200), "refresh_token");
+    refresh(&from(30), &other).await.ok(200);
 }

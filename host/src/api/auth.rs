@@ -1,14 +1,10 @@
 //! `/api/v1/auth`: signing in by password, exchanging refresh tokens, signing out; and the keys that others verify with.
 
-use std::{
-    convert::Infallible,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     Json,
-    extract::{ConnectInfo, FromRequestParts, State},
+    extract::{FromRequestParts, State},
     http::{HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
@@ -17,13 +13,14 @@ use serde::{Deserialize, Serialize};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    extract::{Caller, Input},
+    extract::{Caller, SmallInput},
     problem::{Problem, ProblemType, Result, request_id},
 };
 use crate::{
     app::App,
     bus::Hint,
     domain::{
+        client::Client,
         email::Email,
         id::{OrganizationId, PolicyVersionId, WorkspaceId},
         role::Role,
@@ -31,10 +28,12 @@ use crate::{
     },
     identity::{
         IssueError,
-        browser::{SESSION_COOKIE, set_cookie},
+        browser::{SESSION_COOKIE, cookie, set_cookie},
+        device::{self, DEVICE_COOKIE, Device},
         login::{Attempt, LoginError},
         password::PasswordError,
         session::{self, Refreshed, SignedIn},
+        throttle::Anonymous,
     },
     store::{organizations, signing_keys::PublicJwk, users},
 };
@@ -51,8 +50,8 @@ pub fn router() -> OpenApiRouter<App> {
 
 /// Who knocks, before anybody has signed in.
 pub struct Visitor {
-    /// The connection's far end: behind a proxy, the proxy.
-    pub address: Option<IpAddr>,
+    /// From where.
+    pub client: Client,
     /// As the browser names itself.
     pub user_agent: String,
 }
@@ -61,10 +60,10 @@ impl<S: Sync> FromRequestParts<S> for Visitor {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> std::result::Result<Self, Infallible> {
-        let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+        let client = parts.extensions.get::<Client>().copied().unwrap_or(Client::UNKNOWN);
         let user_agent =
             parts.headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        Ok(Self { address, user_agent: user_agent.to_owned() })
+        Ok(Self { client, user_agent: user_agent.to_owned() })
     }
 }
 
@@ -73,13 +72,30 @@ impl Visitor {
     ///
     /// # Errors
     /// 429 with `Retry-After`.
-    pub fn admit(&self, app: &App) -> Result<()> {
-        app.identity.visit(self.address).map_err(limited)
+    pub fn admit(&self, app: &App, what: Anonymous) -> Result<()> {
+        app.identity.admit(what, self.client).map_err(limited)
+    }
+}
+
+/// Who may try to sign in by password now: refused before the body is read, which costs memory.
+struct Trying {
+    visitor: Visitor,
+    devices: Vec<Device>,
+}
+
+impl FromRequestParts<App> for Trying {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        let Ok(visitor) = Visitor::from_request_parts(parts, app).await;
+        let devices = app.identity.devices.read(cookie(&parts.headers, DEVICE_COOKIE));
+        app.identity.admit_password(visitor.client, &devices).map_err(limited)?;
+        Ok(Self { visitor, devices })
     }
 }
 
 /// 429 with `Retry-After` in whole seconds.
-fn limited(wait: Duration) -> Problem {
+pub fn limited(wait: Duration) -> Problem {
     let seconds = wait.as_secs() + 1;
     Problem::new(ProblemType::RateLimited, format!("Too many attempts; try again in {seconds} s."))
         .with_header(header::RETRY_AFTER, HeaderValue::from(seconds))
@@ -194,19 +210,25 @@ pub fn session_cookie(signed_in: &SignedIn) -> Option<HeaderValue> {
 /// Answers tokens and sets the session cookie. Where several organizations know this address and password, 409 lists them.
 #[utoipa::path(post, path = "/api/v1/auth/login", tag = "Sign-in", security(()),
     request_body = Login, responses((status = OK, body = Tokens)))]
-async fn login(State(app): State<App>, visitor: Visitor, input: Input<Login>) -> Result<Response> {
+async fn login(State(app): State<App>, trying: Trying, SmallInput(input): SmallInput<Login>) -> Result<Response> {
+    let Trying { visitor, devices } = trying;
     let request_id = request_id();
     let attempt = Attempt {
-        email: &input.body.email,
-        password: &input.body.password,
-        organization: input.body.organization_id,
-        client: visitor.address,
+        email: &input.email,
+        password: &input.password,
+        organization: input.organization_id,
+        client: visitor.client,
+        devices: &devices,
         user_agent: &visitor.user_agent,
         request_id: &request_id,
     };
     let signed_in = app.identity.login(&app.store, &app.clock, attempt).await?;
     app.bus.publish(Hint::Audit { organization: signed_in.organization_id });
-    Ok(answer(&signed_in))
+    let mut response = answer(&signed_in);
+    let device = app.identity.devices.remember(&app.clock, &devices, signed_in.user_id);
+    let device = set_cookie(DEVICE_COOKIE, &device, device::LIFETIME.num_seconds());
+    response.headers_mut().append(header::SET_COOKIE, device);
+    Ok(response)
 }
 
 /// Exchange a refresh token
@@ -215,12 +237,12 @@ async fn login(State(app): State<App>, visitor: Visitor, input: Input<Login>) ->
 /// ten seconds: then the answer is the same again.
 #[utoipa::path(post, path = "/api/v1/auth/refresh", tag = "Sign-in", security(()),
     request_body = Refresh, responses((status = OK, body = Tokens)))]
-async fn refresh(State(app): State<App>, visitor: Visitor, input: Input<Refresh>) -> Result<Response> {
-    visitor.admit(&app)?;
+async fn refresh(State(app): State<App>, SmallInput(input): SmallInput<Refresh>) -> Result<Response> {
     let refused = || Problem::new(ProblemType::Credentials, "The refresh token is not valid any more: sign in again.");
-    match app.identity.refresh(&app.store, &app.clock, &input.body.refresh_token, &request_id()).await? {
+    match app.identity.refresh(&app.store, &app.clock, &input.refresh_token, &request_id()).await? {
         Refreshed::Tokens(signed_in) => Ok(answer(&signed_in)),
         Refreshed::Refused => Err(refused()),
+        Refreshed::Limited(wait) => Err(limited(wait)),
         Refreshed::Reused { organization_id } => {
             app.bus.publish(Hint::Access { organization: organization_id });
             app.bus.publish(Hint::Audit { organization: organization_id });

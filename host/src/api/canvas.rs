@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
+    auth::limited,
     extract::{Caller, PathId, etag},
     page::Item,
     problem::{Problem, ProblemType, Result},
@@ -20,8 +21,8 @@ use crate::{
     app::App,
     authz::{Action, Context},
     canvas::{Close, Connect, PROTOCOL, READ, refuse},
-    domain::{agent::Agent, canvas::Graph, id::CanvasId, principal::Principal},
-    identity::AuthError,
+    domain::{agent::Agent, canvas::Graph, client::Client, id::CanvasId, principal::Principal},
+    identity::{AuthError, throttle::Anonymous},
     store::{StoreError, agents, canvas},
 };
 
@@ -154,7 +155,7 @@ async fn socket(
     State(app): State<App>,
     path: std::result::Result<Path<String>, axum::extract::rejection::PathRejection>,
     RawQuery(query): RawQuery,
-    method: Method,
+    (method, client): (Method, Client),
     headers: HeaderMap,
     upgrade: std::result::Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response> {
@@ -164,7 +165,12 @@ async fn socket(
     })?;
     let upgrade = upgrade.protocols([PROTOCOL]).max_message_size(READ).max_frame_size(READ);
     let canvas = path.ok().and_then(|Path(text)| text.parse().ok());
-    let connect = admit(&app, canvas, &query.unwrap_or_default(), &method, &headers).await;
+    let query = query.unwrap_or_default();
+    if Query::parse(&query).is_some_and(|query| query.ticket.is_some()) {
+        // Anybody may send one, and each is looked for in a transaction that writes.
+        app.identity.admit(Anonymous::CanvasTicket, client).map_err(limited)?;
+    }
+    let connect = admit(&app, canvas, &query, &method, &headers).await;
     let tasks = app.tasks.clone();
     Ok(upgrade.on_upgrade(move |socket| {
         tasks.track_future(async move {

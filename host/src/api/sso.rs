@@ -1,5 +1,7 @@
 //! `/auth/sso`: signing in elsewhere. Browsers come here, so what goes wrong is told in a small page.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     extract::{Path, Query, State},
@@ -23,6 +25,7 @@ use crate::{
         browser::{SSO_COOKIE, cookie, set_cookie},
         code::ProviderError,
         sso::{self, Callback, Desk, SsoError},
+        throttle::Anonymous,
     },
     plugins::PluginError,
     store::sso as stored,
@@ -61,9 +64,7 @@ async fn begin(
 ) -> Result<Response, Page> {
     let Ok(connection) = connection.parse::<Uuid>() else { return Err(SsoError::NotFound.into()) };
     let Ok(Query(Return { return_to })) = Query::try_from_uri(&uri) else { return Err(SsoError::ReturnTo.into()) };
-    if app.identity.visit(visitor.address).is_err() {
-        return Err(Page::new(StatusCode::TOO_MANY_REQUESTS, "Too many sign-ins", "Wait a minute, then try again."));
-    }
+    app.identity.admit(Anonymous::Lookup, visitor.client).map_err(Page::limited)?;
     let redirect_uri = redirect_uri(&app)?;
     let held = cookie(&headers, SSO_COOKIE);
     let begun = app.identity.begin_sso(&desk(&app, &redirect_uri), connection, return_to.as_deref(), held).await?;
@@ -93,6 +94,7 @@ pub struct Answer {
 #[utoipa::path(get, path = "/auth/sso/callback", tag = "Sign-in", security(()), params(Answer),
     responses((status = FOUND, description = "To `return_to`, signed in.")))]
 async fn finish(State(app): State<App>, visitor: Visitor, uri: Uri, headers: HeaderMap) -> Result<Response, Page> {
+    app.identity.admit(Anonymous::SsoCallback, visitor.client).map_err(Page::limited)?;
     let Ok(Query(answer)) = Query::<Answer>::try_from_uri(&uri) else { return Err(SsoError::State.into()) };
     let callback = Callback {
         state: &answer.state,
@@ -158,7 +160,7 @@ async fn doors(
     visitor: Visitor,
     Parameters(Whose { email }): Parameters<Whose>,
 ) -> problem::Result<Json<Doors>> {
-    visitor.admit(&app)?;
+    visitor.admit(&app, Anonymous::Lookup)?;
     let fault =
         |error: crate::domain::email::NotAnEmail| Problem::invalid(vec![Fault::new("email", error.to_string())]);
     let email = Email::parse(&email).map_err(fault)?;
@@ -176,11 +178,18 @@ struct Page {
     status: StatusCode,
     title: &'static str,
     text: String,
+    /// Seconds.
+    retry_after: Option<u64>,
 }
 
 impl Page {
     fn new(status: StatusCode, title: &'static str, text: impl Into<String>) -> Self {
-        Self { status, title, text: text.into() }
+        Self { status, title, text: text.into(), retry_after: None }
+    }
+
+    fn limited(wait: Duration) -> Self {
+        let page = Self::new(StatusCode::TOO_MANY_REQUESTS, "Too many sign-ins", "Wait a minute, then try again.");
+        Self { retry_after: Some(wait.as_secs() + 1), ..page }
     }
 
     fn internal(error: &dyn std::fmt::Display) -> Self {
@@ -242,7 +251,11 @@ impl IntoResponse for Page {
              small{{color:#666}}</style><h1>{title}</h1><p>{text}</p><p><small>{id}</small></p></html>"
         );
         let policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-        (self.status, [(header::CONTENT_SECURITY_POLICY, policy)], Html(html)).into_response()
+        let mut response = (self.status, [(header::CONTENT_SECURITY_POLICY, policy)], Html(html)).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 

@@ -13,7 +13,6 @@ use sqlx::types::Json as Column;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    auth::Visitor,
     extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
     guard::change,
     idempotency::{Claimed, Once},
@@ -33,7 +32,7 @@ use crate::{
         role::Role,
         user::{self, Membership, User},
     },
-    identity::password,
+    identity::{password, turns::Hashing},
     store::{Tx, connections, identities, memberships, sessions, users},
 };
 
@@ -211,7 +210,9 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
         }
     }
     let hash = match &new.password {
-        Some(password) => Some(app.identity.passwords.hash(&app.clock, password).await?),
+        Some(password) => Some(
+            app.identity.passwords.hash(&app.clock, password, Hashing::Organization(caller.organization_id)).await?,
+        ),
         None => None,
     };
     let now = app.clock.now();
@@ -287,7 +288,6 @@ async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId
 async fn update(
     State(app): State<App>,
     Caller(caller): Caller,
-    visitor: Visitor,
     PathId(id): PathId<UserId>,
     if_match: IfMatch,
     input: Input<UserChange>,
@@ -333,11 +333,15 @@ async fn update(
     let hash = match &wanted.password {
         None => None,
         Some(password) => {
-            if let (true, Some(current), Ok(email)) = (oneself && before.has_password, &wanted.current_password, &email)
-            {
-                confirm(&app, &before, email, visitor.address, current).await?;
+            if let (true, Some(current)) = (oneself && before.has_password, &wanted.current_password) {
+                confirm(&app, &caller, current).await?;
             }
-            Some(app.identity.passwords.hash(&app.clock, password).await?)
+            Some(
+                app.identity
+                    .passwords
+                    .hash(&app.clock, password, Hashing::Organization(caller.organization_id))
+                    .await?,
+            )
         }
     };
 
@@ -363,15 +367,11 @@ async fn update(
 }
 
 /// Refuses unless this is the user's password now.
-async fn confirm(
-    app: &App,
-    user: &User,
-    email: &Email,
-    client: Option<std::net::IpAddr>,
-    current: &SecretString,
-) -> Result<()> {
-    let stored = users::password_hash(&mut app.store.read().await?, user.organization_id, user.id).await?;
-    if app.identity.confirm(email, client, current, stored).await? {
+async fn confirm(app: &App, caller: &Principal, current: &SecretString) -> Result<()> {
+    let session = caller.session_id.ok_or(crate::identity::AuthError::Unauthenticated)?;
+    let stored = users::password_hash(&mut app.store.read().await?, caller.organization_id, caller.user_id).await?;
+    let who = (caller.organization_id, caller.user_id, session);
+    if app.identity.confirm(who, current, stored).await? {
         return Ok(());
     }
     Err(Problem::invalid(vec![Fault::new("/current_password", "not the current password")]))

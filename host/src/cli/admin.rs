@@ -19,6 +19,7 @@ use crate::{
     identity::{
         organization::{NewOrganization, create_organization},
         password::{self, Passwords},
+        turns::Hashing,
     },
     store::{Store, sessions, users},
 };
@@ -98,7 +99,7 @@ async fn open(config: &Config) -> anyhow::Result<(Store, Clock, Passwords)> {
     let store = app::connect(config).await?;
     store.migrate().await?;
     let clock = Clock::system();
-    let passwords = Passwords::new(&clock)?;
+    let passwords = Passwords::new(&clock, &config.limits)?;
     Ok((store, clock, passwords))
 }
 
@@ -137,7 +138,7 @@ impl SetPassword {
         if let Some(Fault { pointer, message }) = faults.pop() {
             bail!("{pointer}: {message}");
         }
-        let hash = passwords.hash(clock, password).await?;
+        let hash = passwords.hash(clock, password, Hashing::Operator).await?;
         let mut tx = store.begin().await?;
         let found = users::credentials(&mut tx, &self.email, self.organization).await?;
         let user = match found.as_slice() {

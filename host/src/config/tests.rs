@@ -138,3 +138,35 @@ fn plugins_may_take_what_is_set_and_nonsense_is_one_clear_line() {
         assert!(error.contains(&name) && error.contains(expected) && error.lines().count() == 1, "{error}");
     }
 }
+
+#[test]
+fn proxies_have_to_be_named_before_they_are_believed() {
+    use super::proxies::ForwardedBy;
+    let config = load(&[("KAIZEN_TRUSTED_PROXIES", "10.0.0.0/8, 127.0.0.1")]).unwrap();
+    let trusts = |address: &str| config.proxies.trust(address.parse().unwrap());
+    assert!(trusts("10.1.2.3") && trusts("127.0.0.1") && trusts("::ffff:10.1.2.3"));
+    assert!(!trusts("127.0.0.2") && !trusts("::1"));
+    assert_eq!(config.proxies.header, ForwardedBy::XForwardedFor);
+    let set = [("KAIZEN_TRUSTED_PROXIES", "10.0.0.0/8"), ("KAIZEN_CLIENT_ADDRESS", "proxy-protocol")];
+    assert_eq!(load(&set).unwrap().proxies.header, ForwardedBy::ProxyProtocol);
+    for (set, expected) in [
+        (vec![("KAIZEN_TRUSTED_PROXIES", "somewhere")], "`somewhere` is not a network"),
+        (vec![("KAIZEN_CLIENT_ADDRESS", "forwarded")], "name them in `trusted_proxies`"),
+        (
+            vec![("KAIZEN_TRUSTED_PROXIES", "10.0.0.1"), ("KAIZEN_CLIENT_ADDRESS", "x-real-ip")],
+            "expected x-forwarded-for",
+        ),
+    ] {
+        let error = load(&set).unwrap_err();
+        assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
+    }
+}
+
+#[test]
+fn draining_waits_where_a_load_balancer_may_be() {
+    let drain = |set: &[(&str, &str)]| load(set).map(|config| config.drain.as_secs());
+    assert_eq!(drain(&[]), Ok(0), "on loopback");
+    assert_eq!(drain(&[("KAIZEN_LISTEN", "0.0.0.0:8080")]), Ok(10));
+    assert_eq!(drain(&[("KAIZEN_DRAIN_SECONDS", "3")]), Ok(3));
+    assert!(drain(&[("KAIZEN_DRAIN_SECONDS", "601")]).unwrap_err().contains("0 to 600"));
+}

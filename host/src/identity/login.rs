@@ -1,19 +1,27 @@
 //! Signing in by password.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use secrecy::SecretString;
 use serde_json::json;
 
 use super::{
     Identity, IssueError,
+    device::Device,
     password::{PasswordError, Verdict},
     session::{Method, SignIn, SignedIn},
+    throttle::{Account, Party},
+    turns::Hashing,
 };
 use crate::{
     audit::{self, Record},
     clock::Clock,
-    domain::{audit::Outcome, email::Email, id::OrganizationId},
+    domain::{
+        audit::Outcome,
+        client::Client,
+        email::Email,
+        id::{OrganizationId, SessionId, UserId},
+    },
     store::{
         Store, StoreError,
         users::{self, Credential},
@@ -33,7 +41,9 @@ pub struct Attempt<'a> {
     /// Where; wherever the password is right if absent.
     pub organization: Option<OrganizationId>,
     /// From where.
-    pub client: Option<IpAddr>,
+    pub client: Client,
+    /// Which accounts the browser signed in to before.
+    pub devices: &'a [Device],
     /// As the browser names itself.
     pub user_agent: &'a str,
     /// The request's.
@@ -72,48 +82,104 @@ impl Identity {
     /// # Errors
     /// As [`LoginError`].
     pub async fn login(&self, store: &Store, clock: &Clock, attempt: Attempt<'_>) -> Result<SignedIn, LoginError> {
-        self.throttle.attempt(attempt.email, attempt.client).map_err(LoginError::Limited)?;
         let begun = tokio::time::Instant::now();
-        let result = self.verified(store, clock, &attempt).await;
-        if let Err(LoginError::Credentials) = result {
-            self.throttle.failed(attempt.email, attempt.client);
-            tokio::time::sleep_until(begun + FAILURE).await;
+        let users = users::credentials(&mut store.read().await?, attempt.email, attempt.organization).await?;
+        let (users, parties) = self.may_be_tried(users, &attempt).map_err(LoginError::Limited)?;
+        let result = self.verified(store, clock, &attempt, (&users, &parties)).await;
+        match &result {
+            Err(LoginError::Credentials) => tokio::time::sleep_until(begun + FAILURE).await,
+            Ok(signed_in) => self.throttle.succeeded(signed_in.user_id, attempt.client),
+            Err(_) => {}
         }
         result
     }
 
-    /// Whether this is somebody's password: for changes that ask for it once more. Counts as an attempt to sign in.
+    /// Which of the users of an address this password may be compared with now, and whom wrong ones are counted for.
+    ///
+    /// # Errors
+    /// If there are none: how long to wait.
+    fn may_be_tried(
+        &self,
+        users: Vec<Credential>,
+        attempt: &Attempt<'_>,
+    ) -> Result<(Vec<Credential>, Vec<Party>), Duration> {
+        let stranger = Party::Network(attempt.client.network());
+        if users.is_empty() {
+            self.throttle.attempt(&Account::Nobody(attempt.email.clone()), stranger)?;
+        }
+        let (mut tried, mut parties, mut waits) = (Vec::new(), Vec::new(), Vec::new());
+        for user in users {
+            let party = self.devices.of(attempt.devices, user.user_id).map_or(stranger, Party::Device);
+            match self.throttle.attempt(&Account::User(user.user_id), party) {
+                Ok(()) => {
+                    tried.push(user);
+                    parties.push(party);
+                }
+                Err(wait) => waits.push(wait),
+            }
+        }
+        match waits.into_iter().min() {
+            Some(wait) if tried.is_empty() => Err(wait),
+            _ => Ok((tried, parties)),
+        }
+    }
+
+    /// Whether this is the password of somebody who is signed in: for changes that ask for it once more. Wrong ones are
+    /// counted by the session, so that nobody else can use them up.
     ///
     /// # Errors
     /// As [`LoginError`].
     pub async fn confirm(
         &self,
-        email: &Email,
-        client: Option<IpAddr>,
+        (organization, user, session): (OrganizationId, UserId, SessionId),
         password: &SecretString,
         stored: Option<String>,
     ) -> Result<bool, LoginError> {
-        self.throttle.attempt(email, client).map_err(LoginError::Limited)?;
-        let verdicts = self.passwords.verify(password, vec![stored]).await?;
+        let (account, party) = (Account::User(user), Party::Session(session));
+        self.throttle.attempt(&account, party).map_err(LoginError::Limited)?;
+        let verdicts = self.passwords.verify(password, vec![stored], Hashing::Organization(organization)).await?;
         let right = verdicts.iter().any(|verdict| *verdict != Verdict::Wrong);
         if !right {
-            self.throttle.failed(email, client);
+            self.throttle.failed(&account, party);
         }
         Ok(right)
     }
 
-    async fn verified(&self, store: &Store, clock: &Clock, attempt: &Attempt<'_>) -> Result<SignedIn, LoginError> {
-        let users = users::credentials(&mut store.read().await?, attempt.email, attempt.organization).await?;
+    async fn verified(
+        &self,
+        store: &Store,
+        clock: &Clock,
+        attempt: &Attempt<'_>,
+        (users, parties): (&[Credential], &[Party]),
+    ) -> Result<SignedIn, LoginError> {
+        let hashing = parties.iter().find_map(|party| match party {
+            Party::Device(device) => Some(Hashing::Account(device.account())),
+            _ => None,
+        });
+        let hashing = hashing.unwrap_or(Hashing::Client(attempt.client.network()));
         let hashes = users.iter().map(|user| user.password_hash.clone()).collect();
-        let verdicts = self.passwords.verify(attempt.password, hashes).await?;
+        let verdicts = self.passwords.verify(attempt.password, hashes, hashing).await?;
         let right = |(user, verdict): &(&Credential, Verdict)| *verdict != Verdict::Wrong && user.active;
+        // Also where it is right for another user of the address: who sets that one's password chooses what is tried here.
+        for (tried, party) in users.iter().zip(verdicts.iter().copied()).zip(parties) {
+            if !right(&tried) {
+                self.throttle.failed(&Account::User(tried.0.user_id), *party);
+            }
+        }
+        if users.is_empty() {
+            let stranger = Party::Network(attempt.client.network());
+            self.throttle.failed(&Account::Nobody(attempt.email.clone()), stranger);
+        }
         let matches: Vec<_> = users.iter().zip(verdicts).filter(right).collect();
         match matches.as_slice() {
             [] => {
-                failure(store, clock, &users, attempt).await?;
+                if !parties.iter().any(|party| matches!(party, Party::Device(_))) {
+                    self.throttle.client_failed(attempt.client);
+                }
+                failure(store, clock, users, attempt).await?;
                 Err(LoginError::Credentials)
             }
-            [(user, verdict)] => self.enter(store, clock, user, *verdict, attempt).await,
+            [(user, verdict)] => self.enter(store, clock, user, (*verdict, hashing), attempt).await,
             several => Err(LoginError::Several(
                 several.iter().map(|(u, _)| (u.organization_id, u.organization_name.clone())).collect(),
             )),
@@ -125,11 +191,11 @@ impl Identity {
         store: &Store,
         clock: &Clock,
         user: &Credential,
-        verdict: Verdict,
+        (verdict, hashing): (Verdict, Hashing),
         attempt: &Attempt<'_>,
     ) -> Result<SignedIn, LoginError> {
         let fresh = match verdict {
-            Verdict::Outdated => Some(self.passwords.hash(clock, attempt.password).await?),
+            Verdict::Outdated => Some(self.passwords.hash(clock, attempt.password, hashing).await?),
             _ => None,
         };
         let mut tx = store.begin().await?;

@@ -6,6 +6,7 @@
 pub mod browser;
 mod callers;
 pub mod code;
+pub mod device;
 mod key;
 pub mod login;
 mod oauth2;
@@ -19,10 +20,11 @@ pub mod session;
 pub mod sso;
 #[cfg(test)]
 mod tests;
-mod throttle;
+pub mod throttle;
 mod token;
+pub mod turns;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, Method, header};
 use tokio::sync::Semaphore;
@@ -30,22 +32,25 @@ use tokio::sync::Semaphore;
 use self::{
     browser::Origins,
     callers::Callers,
+    device::{Device, Devices},
     key::SigningKey,
     oidc::Providers,
     password::Passwords,
     secret::Opaque,
     session::{COARSE, live_at},
-    throttle::Throttle,
+    throttle::{Anonymous, Throttle},
     token::Tokens,
 };
 use crate::{
     clock::Clock,
     config::Config,
     domain::{
+        client::Client,
         id::{OrganizationId, UserId},
         principal::Principal,
     },
     sandbox::egress,
+    secrets::Secrets,
     store::{
         Connection, Store, StoreError,
         sessions::{self, Named, Seen},
@@ -65,6 +70,8 @@ pub struct Parts {
     pub passwords: Passwords,
     /// Limits on attempts.
     throttle: Throttle,
+    /// Browsers that signed in before.
+    pub devices: Devices,
     /// Whose pages may use the cookie.
     pub origins: Origins,
     /// Where people sign in elsewhere.
@@ -110,7 +117,13 @@ impl Identity {
     ///
     /// # Errors
     /// If the key cannot be read, made or published.
-    pub async fn new(config: &Config, clock: &Clock, store: &Store, egress: &egress::Client) -> anyhow::Result<Self> {
+    pub async fn new(
+        config: &Config,
+        clock: &Clock,
+        store: &Store,
+        secrets: &Secrets,
+        egress: &egress::Client,
+    ) -> anyhow::Result<Self> {
         let key = SigningKey::load(&config.data_dir, clock)?;
         let issuer = config.public_url.as_str().trim_end_matches('/').to_owned();
         let tokens = Tokens::new(key, issuer);
@@ -119,8 +132,9 @@ impl Identity {
         Ok(Self(Arc::new(Parts {
             tokens,
             callers: Callers::new(store, clock),
-            passwords: Passwords::new(clock)?,
-            throttle: Throttle::new(clock),
+            passwords: Passwords::new(clock, &config.limits)?,
+            throttle: Throttle::new(clock, &config.limits),
+            devices: Devices::new(secrets),
             origins: Origins::new(config),
             providers: Providers::new(egress.clone()),
             touching: Arc::new(Semaphore::new(4)),
@@ -237,8 +251,17 @@ impl Identity {
     ///
     /// # Errors
     /// How long to wait.
-    pub fn visit(&self, client: Option<std::net::IpAddr>) -> Result<(), std::time::Duration> {
-        self.throttle.visit(client)
+    pub fn admit(&self, what: Anonymous, client: Client) -> Result<(), Duration> {
+        self.throttle.admit(what, client)
+    }
+
+    /// Whether one more attempt to sign in by password may be made from here, with a browser that has these cookies: to be
+    /// asked before its body is read.
+    ///
+    /// # Errors
+    /// How long to wait.
+    pub fn admit_password(&self, client: Client, devices: &[Device]) -> Result<(), Duration> {
+        self.throttle.admit_password(client, devices)
     }
 
     /// Forgets sessions, tokens and keys that ended a week ago. To be called now and then, by any host.

@@ -4,7 +4,10 @@ use secrecy::SecretString;
 use serde_json::json;
 use sqlx::types::Json;
 
-use super::password::{self, PasswordError, Passwords};
+use super::{
+    password::{self, PasswordError, Passwords},
+    turns::Hashing,
+};
 use crate::{
     audit::{self, Record},
     clock::Clock,
@@ -70,7 +73,7 @@ pub async fn prepare(
         return Err(OrganizationError::Invalid(faults));
     }
     match new.password {
-        Some(password) => Ok(Some(passwords.hash(clock, password).await?)),
+        Some(password) => Ok(Some(passwords.hash(clock, password, Hashing::Operator).await?)),
         None => Ok(None),
     }
 }

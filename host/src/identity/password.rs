@@ -1,25 +1,22 @@
 //! Passwords: argon2id (RFC 9106) with OWASP's parameters, rules after NIST SP 800-63B-4, and a bound on how much of the
 //! machine hashing may take.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use argon2::{
     Algorithm, Argon2, Params, PasswordHash, PasswordHasher, PasswordVerifier, Version, password_hash::SaltString,
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::turns::{Hashing, Turn, Turns};
 use crate::{
     clock::Clock,
+    config::limits::ServerLimits,
     domain::{email::Email, fault::Fault},
 };
 
 /// KiB of memory, passes and lanes: OWASP's second choice, 19 MiB.
 const PARAMETERS: (u32, u32, u32) = (19 * 1024, 2, 1);
-/// Requests that may wait for their turn to hash; beyond, the server says that it is busy.
-const WAITING: usize = 64;
-/// How long they wait.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Characters of a password.
 const LENGTH: std::ops::RangeInclusive<usize> = 8..=128;
 
@@ -48,8 +45,7 @@ pub enum Verdict {
 /// Hashes and compares, a few at a time. Cheap to clone.
 #[derive(Clone)]
 pub struct Passwords {
-    turns: Arc<Semaphore>,
-    queue: Arc<Semaphore>,
+    turns: Turns,
     /// A hash of nothing anyone knows, to compare with where there is no user: that takes as long.
     decoy: Arc<str>,
 }
@@ -79,30 +75,26 @@ fn verify(password: &[u8], stored: &str) -> Verdict {
 }
 
 impl Passwords {
-    /// As many at a time as the machine has cores.
+    /// As many at a time as half the machine has cores: the others answer requests.
     ///
     /// # Errors
     /// If hashing does not work at all.
-    pub fn new(clock: &Clock) -> Result<Self, PasswordError> {
+    pub fn new(clock: &Clock, limits: &ServerLimits) -> Result<Self, PasswordError> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let decoy = hash(&clock.bytes::<32>(), &clock.bytes())?.into();
-        Ok(Self { turns: Arc::new(Semaphore::new(cores)), queue: Arc::new(Semaphore::new(WAITING)), decoy })
+        Ok(Self { turns: Turns::new((cores / 2).max(1), limits), decoy })
     }
 
-    async fn turn(&self) -> Result<OwnedSemaphorePermit, PasswordError> {
-        let _place = self.queue.clone().try_acquire_owned().map_err(|_| PasswordError::Busy)?;
-        match tokio::time::timeout(PATIENCE, self.turns.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(PasswordError::Busy),
-        }
+    async fn turn(&self, of: Hashing) -> Result<Turn, PasswordError> {
+        self.turns.take(of).await.ok_or(PasswordError::Busy)
     }
 
     /// A PHC string for a new password.
     ///
     /// # Errors
     /// As [`PasswordError`].
-    pub async fn hash(&self, clock: &Clock, password: &SecretString) -> Result<String, PasswordError> {
-        let turn = self.turn().await?;
+    pub async fn hash(&self, clock: &Clock, password: &SecretString, of: Hashing) -> Result<String, PasswordError> {
+        let turn = self.turn(of).await?;
         let (password, salt) = (password.clone(), clock.bytes());
         let work = move || {
             let _turn = turn;
@@ -120,8 +112,9 @@ impl Passwords {
         &self,
         password: &SecretString,
         stored: Vec<Option<String>>,
+        of: Hashing,
     ) -> Result<Vec<Verdict>, PasswordError> {
-        let turn = self.turn().await?;
+        let turn = self.turn(of).await?;
         let (password, decoy) = (password.clone(), self.decoy.clone());
         let work = move || {
             let _turn = turn;
@@ -305,15 +298,19 @@ mod tests {
     #[tokio::test]
     async fn only_the_password_itself_is_right() {
         let clock = Clock::system();
-        let passwords = Passwords::new(&clock).unwrap();
+        let passwords = Passwords::new(&clock, &ServerLimits::default()).unwrap();
+        let of = Hashing::Operator;
         let (right, wrong) = (SecretString::from("gentle otter drums"), SecretString::from("gentle otter drumz"));
-        let stored = passwords.hash(&clock, &right).await.unwrap();
+        let stored = passwords.hash(&clock, &right, of).await.unwrap();
         assert!(stored.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
-        assert_ne!(stored, passwords.hash(&clock, &right).await.unwrap(), "salted");
+        assert_ne!(stored, passwords.hash(&clock, &right, of).await.unwrap(), "salted");
         let hashes = || vec![Some(stored.clone()), None, Some("nonsense".into())];
-        assert_eq!(passwords.verify(&right, hashes()).await.unwrap(), [Verdict::Right, Verdict::Wrong, Verdict::Wrong]);
-        assert_eq!(passwords.verify(&wrong, hashes()).await.unwrap(), [Verdict::Wrong; 3]);
-        assert!(passwords.verify(&right, vec![]).await.unwrap().is_empty());
+        assert_eq!(
+            passwords.verify(&right, hashes(), of).await.unwrap(),
+            [Verdict::Right, Verdict::Wrong, Verdict::Wrong]
+        );
+        assert_eq!(passwords.verify(&wrong, hashes(), of).await.unwrap(), [Verdict::Wrong; 3]);
+        assert!(passwords.verify(&right, vec![], of).await.unwrap().is_empty());
     }
 
     #[test]
@@ -323,24 +320,5 @@ mod tests {
         let stored = weak.hash_password(b"gentle otter drums", &salt).unwrap().to_string();
         assert_eq!(verify(b"gentle otter drums", &stored), Verdict::Outdated);
         assert_eq!(verify(b"gentle otter drumz", &stored), Verdict::Wrong);
-    }
-
-    #[tokio::test]
-    async fn waiting_is_bounded() {
-        let clock = Clock::system();
-        let passwords = Passwords { turns: Arc::new(Semaphore::new(0)), ..Passwords::new(&clock).unwrap() };
-        let waiting: Vec<_> = (0..WAITING)
-            .map(|_| {
-                let passwords = passwords.clone();
-                tokio::spawn(async move { passwords.verify(&"x".to_owned().into(), vec![]).await.is_err() })
-            })
-            .collect();
-        while passwords.queue.available_permits() > 0 {
-            tokio::task::yield_now().await;
-        }
-        let begun = std::time::Instant::now();
-        assert!(matches!(passwords.verify(&"x".to_owned().into(), vec![]).await, Err(PasswordError::Busy)));
-        assert!(begun.elapsed() < Duration::from_secs(1), "at once");
-        waiting.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }

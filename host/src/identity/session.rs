@@ -5,6 +5,8 @@
 //! the same successor again, after that the session ends. The successor is derived from the token and a stored salt, so
 //! that it can be given again although it is stored nowhere.
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
@@ -89,6 +91,8 @@ pub enum Refreshed {
     Tokens(SignedIn),
     /// It is none of ours, has ended, or its user may not sign in.
     Refused,
+    /// Too many of its session's were exchanged; how long to wait.
+    Limited(Duration),
     /// It was exchanged long before: the session has ended now.
     Reused {
         /// Whose.
@@ -166,9 +170,17 @@ impl Identity {
         let Some(presented) = Opaque::parse(REFRESH_PREFIX, presented.expose_secret()) else {
             return Ok(Refreshed::Refused);
         };
+        let hash = presented.hash();
+        // Looked up by reading first: what is none of ours costs no more than any other request of nobody's.
+        let Some(session) = sessions::of_refresh(&mut store.read().await?, &hash).await? else {
+            return Ok(Refreshed::Refused);
+        };
+        if let Err(wait) = self.throttle.refresh(session) {
+            return Ok(Refreshed::Limited(wait));
+        }
         let now = clock.now();
         let mut tx = store.begin().await?;
-        let Some(token) = sessions::lock_refresh(&mut tx, &presented.hash()).await? else {
+        let Some(token) = sessions::lock_refresh(&mut tx, &hash).await? else {
             return Ok(Refreshed::Refused);
         };
         let (organization_id, session_id) = (token.organization_id, token.session_id);
@@ -184,7 +196,7 @@ impl Identity {
             (None, _) => {
                 let salt = clock.bytes::<32>();
                 let successor = presented.derive(&salt);
-                sessions::use_refresh(&mut tx, &presented.hash(), &salt, now).await?;
+                sessions::use_refresh(&mut tx, &hash, &salt, now).await?;
                 sessions::insert_refresh(&mut tx, &successor.hash(), (organization_id, session_id), now, now + IDLE)
                     .await?;
                 sessions::touch(&mut tx, organization_id, session_id, now).await?;

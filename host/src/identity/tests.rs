@@ -12,9 +12,10 @@ use super::{
     login::{Attempt, LoginError},
     organization::{NewOrganization, create_organization},
     session::Refreshed,
+    turns::Hashing,
 };
 use crate::{
-    domain::{email::Email, name::Name, user::User},
+    domain::{client::Client, email::Email, name::Name, user::User},
     store::{memberships, sessions, users},
 };
 
@@ -128,7 +129,12 @@ async fn failures_are_told_only_where_the_person_was_seen_before() {
         let mut tx = store.begin().await.unwrap();
         let mut typed_in = users::get(&mut tx, nosy.id, nosy_owner).await.unwrap().unwrap();
         (typed_in.id, typed_in.email) = (clock.id(), fixture.email.as_str().to_owned());
-        let hash = fixture.identity.passwords.hash(clock, &SecretString::from("marble window thimble")).await.unwrap();
+        let hash = fixture
+            .identity
+            .passwords
+            .hash(clock, &SecretString::from("marble window thimble"), Hashing::Operator)
+            .await
+            .unwrap();
         users::insert(&mut tx, &typed_in, Some(&hash)).await.unwrap();
         tx.commit().await.unwrap();
 
@@ -204,7 +210,8 @@ async fn an_address_of_several_organizations_chooses() {
             email: &fixture.email,
             password: &password,
             organization: Some(beta.id),
-            client: None,
+            client: Client::UNKNOWN,
+            devices: &[],
             user_agent: "",
             request_id: "",
         };

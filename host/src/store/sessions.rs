@@ -327,6 +327,15 @@ pub async fn lock_refresh(tx: &mut Tx, hash: &[u8]) -> Result<Option<RefreshToke
     Ok(on!(tx, |c| sqlx::query_as(sql).bind(hash).fetch_optional(c).await)?)
 }
 
+/// The session of a refresh token by the SHA-256 of its secret.
+///
+/// # Errors
+/// As the database says.
+pub async fn of_refresh(c: &mut impl Connection, hash: &[u8]) -> Result<Option<SessionId>, StoreError> {
+    let sql = "SELECT session_id FROM refresh_tokens WHERE hash = $1";
+    Ok(on!(c, |c| sqlx::query_scalar(sql).bind(hash).fetch_optional(c).await)?)
+}
+
 /// Marks a refresh token as exchanged.
 ///
 /// # Errors

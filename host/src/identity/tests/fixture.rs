@@ -10,6 +10,7 @@ use crate::{
     clock::Clock,
     config::Config,
     domain::{
+        client::Client,
         email::Email,
         id::{OrganizationId, UserId},
         name::Name,
@@ -22,6 +23,7 @@ use crate::{
         session::{Refreshed, SignedIn},
     },
     sandbox::egress,
+    secrets::Secrets,
     store::{self, Store, fixture::Database},
 };
 
@@ -76,7 +78,8 @@ impl Fixture {
             email: &self.email,
             password: &password,
             organization: None,
-            client: None,
+            client: Client::UNKNOWN,
+            devices: &[],
             user_agent: "test",
             request_id: "r",
         };
@@ -122,7 +125,7 @@ pub(super) fn config(url: &str, folder: &Path) -> Config {
 pub(super) async fn host(config: &Config, clock: &Clock, store: &Store) -> Identity {
     let policy = egress::Policy { allow: Vec::new(), allow_private: Vec::new() };
     let egress = egress::Client::new(policy, std::sync::Arc::new(egress::SystemResolver));
-    Identity::new(config, clock, store, &egress).await.unwrap()
+    Identity::new(config, clock, store, &Secrets::new([7; 32]), &egress).await.unwrap()
 }
 
 pub(super) fn bearer(token: &str) -> HeaderMap {
