@@ -174,12 +174,30 @@ fn leave<K: std::hash::Hash + Eq>(places: &mut HashMap<K, usize>, key: K) {
 /// # Errors
 /// As the database says.
 pub async fn record(app: &App, denial: Denial, details: Value) -> Result<(), StoreError> {
+    let details = shortened(details);
     let Some(key) = app.denials.count(&denial, &details, app.clock.now()) else { return Ok(()) };
     let written = write(app, &denial, details).await;
     if written.is_err() {
         app.denials.not_recorded(&key, 1);
     }
     written
+}
+
+/// Characters of a text, and items of a list, that the details of a denial have at the most. A tenant may describe a policy in
+/// 256 KiB, and have 2,000 of them decide; the answer has them all.
+const TEXT_CHARACTERS: usize = 500;
+const LIST_ITEMS: usize = 10;
+
+/// Details that are small however much the policies say.
+fn shortened(details: Value) -> Value {
+    match details {
+        Value::String(text) if text.chars().nth(TEXT_CHARACTERS).is_some() => {
+            text.chars().take(TEXT_CHARACTERS).chain(['…']).collect::<String>().into()
+        }
+        Value::Array(items) => items.into_iter().take(LIST_ITEMS).map(shortened).collect(),
+        Value::Object(members) => members.into_iter().map(|(name, value)| (name, shortened(value))).collect(),
+        value => value,
+    }
 }
 
 async fn write(app: &App, denial: &Denial, details: Value) -> Result<(), StoreError> {
@@ -310,6 +328,16 @@ mod tests {
         let key = denials.count(&one, &json!({}), at(0)).unwrap();
         denials.not_recorded(&key, 1);
         assert_eq!(counted(denials.due(at(60), false)), 1);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_denial_is_small() {
+        let policy = json!({ "id": "p", "description": "d".repeat(200_000) });
+        let details =
+            json!({ "request_id": "r", "decision": { "reason": "forbidden", "policies": vec![policy; 2000] } });
+        let kept = shortened(details);
+        assert!(kept.to_string().len() < 10_000, "{}", kept.to_string().len());
+        assert_eq!((&kept["request_id"], &kept["decision"]["reason"]), (&json!("r"), &json!("forbidden")));
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl Name {
     /// and cut where it is too long. `None` where nothing is left, or where its words imitate others.
     pub fn fitting(text: &str) -> Option<Self> {
         let short: String = text.chars().take(4 * NAME_CHARACTERS).collect();
-        let short: String = text::without_invisible(&short).chars().take(NAME_CHARACTERS).collect();
+        let short: String = text::fitting(&short).chars().take(NAME_CHARACTERS).collect();
         Self::parse(&short).ok()
     }
 

@@ -89,7 +89,6 @@ pub fn comparable(text: &str) -> Result<String, TextFault> {
 /// # Errors
 /// As [`comparable`].
 pub fn comparable_lines(text: &str) -> Result<String, TextFault> {
-    let breaks = |c: char| matches!(c, '\n' | '\r' | '\t');
     if !text.contains(breaks) {
         return comparable(text);
     }
@@ -102,20 +101,35 @@ pub fn comparable_lines(text: &str) -> Result<String, TextFault> {
     Ok(lines)
 }
 
-/// Drops what [`comparable`] refuses by its character alone; the words that are left may still mix scripts.
-pub(super) fn without_invisible(text: &str) -> String {
-    let mut kept = text.to_owned();
-    // Each pass removes one character, or all is well: a text that a provider sends is short.
-    for _ in 0..kept.chars().count() {
-        kept = canonical(&kept);
-        match visible(&kept) {
-            Err(TextFault::Character { place, .. }) => {
-                kept = kept.chars().enumerate().filter(|(at, _)| at + 1 != place).map(|(_, c)| c).collect();
-            }
-            _ => break,
+/// A text that comes from elsewhere and cannot be sent back, without what [`comparable`] refuses by its character alone: spaces
+/// of other widths are ordinary ones. The words that are left may still mix scripts.
+pub(super) fn fitting(text: &str) -> String {
+    let space = |c: char| if c.general_category() == GeneralCategory::SpaceSeparator { ' ' } else { c };
+    let joiner = |c: char| matches!(c, '\u{200C}' | '\u{200D}');
+    let text: String = text.chars().map(space).filter(|c| joiner(*c) || unfit(*c, None, None).is_none()).collect();
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        if !joiner(c) || joins(c, kept.chars().next_back(), rest.peek().copied()) {
+            kept.push(c);
         }
     }
-    kept
+    canonical(&kept)
+}
+
+/// As [`fitting`] for text of several lines: line feeds, carriage returns and tabs stay.
+pub fn fitting_lines(text: &str) -> String {
+    text.trim()
+        .split_inclusive(breaks)
+        .map(|line| {
+            let end = line.chars().next_back().filter(|c| breaks(*c));
+            fitting(line.trim_end_matches(breaks)).chars().chain(end).collect::<String>()
+        })
+        .collect()
+}
+
+fn breaks(c: char) -> bool {
+    matches!(c, '\n' | '\r' | '\t')
 }
 
 fn visible(text: &str) -> Result<(), TextFault> {
@@ -350,18 +364,21 @@ mod tests {
 
     #[test]
     fn what_may_not_be_there_can_be_dropped() {
-        assert_eq!(without_invisible(" Ada\u{7} \u{202E}Love\u{200B}lace\u{0} "), "Ada Lovelace");
-        assert_eq!(without_invisible("\u{200B}\u{200B}"), "");
+        assert_eq!(fitting(" Ada\u{7} \u{202E}Love\u{200B}lace\u{0} "), "Ada Lovelace");
+        assert_eq!(fitting("\u{200B}\u{200B}"), "");
+        assert_eq!(fitting("Acme\u{A0}GmbH"), "Acme GmbH");
+        assert_eq!(fitting("نیم\u{200C}\u{200C}روز"), "نیم\u{200C}روز");
+        assert_eq!(fitting_lines(" 1 Main\u{A0}St\r\nSpring\u{AD}field\n"), "1 Main St\r\nSpringfield");
     }
 
     proptest! {
         #[test]
-        fn the_one_spelling_is_its_own(text in "\\PC{0,40}|[a-z\u{300}-\u{30F} \u{FE0F}\u{200D}\u{410}-\u{44F}]{0,20}") {
+        fn the_one_spelling_is_its_own(text in "\\PC{0,40}|[a-z\u{300}-\u{30F} \u{FE0F}\u{200B}-\u{200D}\u{A0}\u{627}-\u{62F}\u{410}-\u{44F}]{0,20}") {
             if let Ok(once) = comparable(&text) {
                 prop_assert_eq!(comparable(&once), Ok(once));
             }
-            let kept = without_invisible(&text);
-            prop_assert!(visible(&canonical(&kept)).is_ok(), "{:?}", kept);
+            let kept = fitting(&text);
+            prop_assert!(visible(&kept).is_ok() && canonical(&kept) == kept, "{:?}", kept);
         }
     }
 }

@@ -125,6 +125,15 @@ pub fn attributes(pointer: &str, attributes: &mut Map<String, Value>, faults: &m
     }
 }
 
+/// An attribute that an identity provider sends, and that cannot be sent back to it: as people see it.
+pub fn fitting_attribute(value: &Value) -> Value {
+    match value {
+        Value::String(text) => text::fitting_lines(text).into(),
+        Value::Array(items) => items.iter().map(fitting_attribute).collect(),
+        value => value.clone(),
+    }
+}
+
 fn spell(value: &mut Value) -> Result<(), TextFault> {
     if let Value::String(text) = value {
         *text = text::comparable_lines(text)?;

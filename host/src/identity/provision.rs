@@ -265,7 +265,7 @@ fn renewed(known: &Map<String, Value>, said: &Map<String, Value>) -> Map<String,
     let others: Map<String, Value> = others.collect();
     let mut renewed = others.clone();
     for (name, value) in said {
-        let mut one = Map::from_iter([(name.clone(), value.clone())]);
+        let mut one = Map::from_iter([(name.clone(), user::fitting_attribute(value))]);
         if faults_of(&mut one).is_empty() {
             renewed.extend(one);
         }
@@ -365,6 +365,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_provider_says_has_the_spelling_that_policies_compare() {
+        let said = json!({
+            "team": " Cafe\u{301}\u{200B} ", "company": "Acme\u{A0}GmbH", "teams": ["a\u{AD}b"], "address": "1 Main St\nX",
+            "imitation": "f\u{456}nance",
+        });
+        let renewed = super::renewed(&Map::new(), said.as_object().unwrap());
+        let spelled = json!({ "team": "Café", "company": "Acme GmbH", "teams": ["ab"], "address": "1 Main St\nX" });
+        assert_eq!(Value::Object(renewed), spelled);
+    }
+
+    #[test]
     fn names_and_attributes_are_made_to_fit() {
         let email = Email::parse("ada@example.com").unwrap();
         let mut identity = ProviderIdentity {
@@ -377,6 +388,10 @@ mod tests {
         };
         assert_eq!(name(&identity, &email), "Ada Lovelace");
         identity.name = Some("\n".into());
+        assert_eq!(name(&identity, &email), "ada");
+        identity.name = Some("Z\u{202E}oe\u{308}".into());
+        assert_eq!(name(&identity, &email), "Zoë");
+        identity.name = Some("\u{410}da".into());
         assert_eq!(name(&identity, &email), "ada");
         let renewed = |known: Value, said: Value| {
             Value::Object(super::renewed(known.as_object().unwrap(), said.as_object().unwrap()))
