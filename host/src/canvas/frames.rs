@@ -68,6 +68,8 @@ impl From<Rejection> for Refusal {
             Code::Invalid => "invalid",
             Code::NotFound => "not_found",
             Code::MissingNode => "missing_node",
+            Code::MissingParent => "missing_parent",
+            Code::ParentCycle => "parent_cycle",
             Code::Immutable => "immutable",
             Code::Limit => "limit",
         };

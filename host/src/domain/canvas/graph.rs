@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
+    sync::Arc,
 };
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use super::{Code, DEPTH, ID, Limits, Object, Op, Rejection};
 
-/// Nodes or edges in the order they were added: React Flow draws in that order, and wants parents before children.
+/// Nodes or edges in the order they were added: React Flow draws in that order. Parents come before their children.
 #[derive(Debug, Clone, Default)]
 pub struct Items {
     slots: BTreeMap<u64, Item>,
@@ -21,7 +22,8 @@ pub struct Items {
 
 #[derive(Debug, Clone)]
 struct Item {
-    object: Object,
+    /// Shared, since a step that is undone keeps the object as it was.
+    object: Arc<Object>,
     /// As JSON.
     bytes: usize,
 }
@@ -39,12 +41,12 @@ impl Items {
 
     /// The one with this id.
     pub fn get(&self, id: &str) -> Option<&Object> {
-        self.slots.get(self.index.get(id)?).map(|item| &item.object)
+        self.slots.get(self.index.get(id)?).map(|item| &*item.object)
     }
 
     /// All, in their order.
     pub fn iter(&self) -> impl Iterator<Item = &Object> {
-        self.slots.values().map(|item| &item.object)
+        self.slots.values().map(|item| &*item.object)
     }
 }
 
@@ -64,13 +66,16 @@ impl Serialize for Items {
 /// The nodes and edges of a canvas. As JSON: `{"nodes":[…],"edges":[…]}`.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Graph {
-    /// React Flow's nodes.
+    /// React Flow's nodes; the parent of each is among them, before it.
     pub nodes: Items,
     /// React Flow's edges; both ends of each are among the nodes.
     pub edges: Items,
     /// By node id, the slots of the edges at it.
     #[serde(skip)]
     touching: HashMap<String, BTreeSet<u64>>,
+    /// By node id, the slots of the nodes whose parent it is.
+    #[serde(skip)]
+    children: HashMap<String, BTreeSet<u64>>,
 }
 
 impl PartialEq for Graph {
@@ -87,7 +92,7 @@ impl<'de> Deserialize<'de> for Graph {
             edges: Vec<Object>,
         }
         let Lists { nodes, edges } = Lists::deserialize(deserializer)?;
-        let nodes = nodes.into_iter().map(|node| Op::NodePut { node });
+        let nodes = parents_first(nodes).into_iter().map(|node| Op::NodePut { node });
         let ops: Vec<Op> = nodes.chain(edges.into_iter().map(|edge| Op::EdgePut { edge })).collect();
         let mut graph = Self::default();
         drop(graph.apply(&ops, &Limits::REPLAY).map_err(D::Error::custom)?);
@@ -104,7 +109,32 @@ enum Shelf {
 /// What [`Graph::revert`] needs to take operations back.
 #[derive(Debug, Default)]
 #[must_use = "keep it until the operations are stored, or say that they are with `drop`"]
-pub struct Undo(Vec<Step>);
+pub struct Undo {
+    steps: Vec<Step>,
+    /// Nodes that were removed with their parent: by which operation, and their ids, children before parents.
+    followed: Vec<(usize, String)>,
+    /// Objects written or visited so far.
+    work: usize,
+}
+
+impl Undo {
+    /// The operations with everything named that followed from them, where that is more than `ops`: a node that is
+    /// removed takes its children along. Whoever applies these needs no rule about children.
+    pub fn in_full(&self, ops: &[Op]) -> Option<Vec<Op>> {
+        if self.followed.is_empty() {
+            return None;
+        }
+        let mut full = Vec::with_capacity(ops.len() + self.followed.len());
+        let mut followed = self.followed.iter().peekable();
+        for (index, op) in ops.iter().enumerate() {
+            while let Some((_, id)) = followed.next_if(|(of, _)| *of == index) {
+                full.push(Op::NodeRemove { id: id.clone() });
+            }
+            full.push(op.clone());
+        }
+        Some(full)
+    }
+}
 
 #[derive(Debug)]
 struct Step {
@@ -132,7 +162,7 @@ impl Graph {
         }
         let mut undo = Undo::default();
         for (op, operation) in ops.iter().enumerate() {
-            if let Err((code, detail)) = self.step(operation, limits, &mut undo.0) {
+            if let Err((code, detail)) = self.step((op, operation), limits, &mut undo) {
                 self.revert(undo);
                 return Err(Rejection { code, op, detail });
             }
@@ -142,7 +172,7 @@ impl Graph {
 
     /// Takes back what [`Graph::apply`] did. Several are taken back in the opposite order.
     pub fn revert(&mut self, undo: Undo) {
-        for Step { shelf, slot, before } in undo.0.into_iter().rev() {
+        for Step { shelf, slot, before } in undo.steps.into_iter().rev() {
             self.set(shelf, slot, before);
         }
     }
@@ -152,34 +182,43 @@ impl Graph {
         self.nodes.bytes + self.edges.bytes
     }
 
-    fn step(&mut self, op: &Op, limits: &Limits, undo: &mut Vec<Step>) -> Result<(), Fault> {
+    fn step(&mut self, (index, op): (usize, &Op), limits: &Limits, undo: &mut Undo) -> Result<(), Fault> {
         match op {
-            Op::NodePut { node } => self.put(Shelf::Nodes, node.clone(), limits, undo),
-            Op::EdgePut { edge } => self.put(Shelf::Edges, edge.clone(), limits, undo),
-            Op::NodePatch { id, set } => self.patch(Shelf::Nodes, id, set, limits, undo),
-            Op::EdgePatch { id, set } => self.patch(Shelf::Edges, id, set, limits, undo),
+            Op::NodePut { node } => self.put(Shelf::Nodes, node.clone(), limits, undo)?,
+            Op::EdgePut { edge } => self.put(Shelf::Edges, edge.clone(), limits, undo)?,
+            Op::NodePatch { id, set } => self.patch(Shelf::Nodes, id, set, limits, undo)?,
+            Op::EdgePatch { id, set } => self.patch(Shelf::Edges, id, set, limits, undo)?,
             Op::NodeRemove { id } => {
-                let edges = self.touching.get(id).cloned().unwrap_or_default();
-                for slot in edges {
-                    self.write(Shelf::Edges, slot, None, undo);
+                if limits.mend {
+                    self.orphan(id, undo);
+                } else {
+                    for child in self.descendants(id).into_iter().rev() {
+                        self.remove_node(&child, undo);
+                        undo.followed.push((index, child));
+                    }
                 }
-                self.remove(Shelf::Nodes, id, undo);
-                Ok(())
+                self.remove_node(id, undo);
             }
-            Op::EdgeRemove { id } => {
-                self.remove(Shelf::Edges, id, undo);
-                Ok(())
-            }
+            Op::EdgeRemove { id } => self.remove(Shelf::Edges, id, undo),
         }
+        if undo.work > limits.work {
+            return Err((Code::Limit, format!("the message changes or visits more than {} objects: split it", limits.work)));
+        }
+        Ok(())
     }
 
-    fn put(&mut self, shelf: Shelf, object: Object, limits: &Limits, undo: &mut Vec<Step>) -> Result<(), Fault> {
-        let id = check(shelf, &object)?;
-        if shelf == Shelf::Edges {
-            self.ends_exist(&object)?;
-        }
+    fn put(&mut self, shelf: Shelf, mut object: Object, limits: &Limits, undo: &mut Undo) -> Result<(), Fault> {
+        let id = check(shelf, &object)?.to_owned();
         let items = self.shelf(shelf);
-        let slot = items.index.get(id).copied();
+        let slot = items.index.get(&id).copied();
+        let parent = match shelf {
+            Shelf::Edges => {
+                self.ends_exist(&object)?;
+                None
+            }
+            Shelf::Nodes => self.new_parent(&id, &mut object, limits, undo)?,
+        };
+        let items = self.shelf(shelf);
         let (most, what) = match shelf {
             Shelf::Nodes => (limits.nodes, "nodes"),
             Shelf::Edges => (limits.edges, "edges"),
@@ -190,6 +229,7 @@ impl Graph {
         let slot = slot.unwrap_or(items.next);
         let item = self.weigh(shelf, slot, object, limits)?;
         self.write(shelf, slot, Some(item), undo);
+        self.keep_behind(&id, slot, parent, undo);
         Ok(())
     }
 
@@ -199,7 +239,7 @@ impl Graph {
         id: &str,
         set: &Object,
         limits: &Limits,
-        undo: &mut Vec<Step>,
+        undo: &mut Undo,
     ) -> Result<(), Fault> {
         let items = self.shelf(shelf);
         let found = items.index.get(id).and_then(|slot| Some((*slot, items.slots.get(slot)?)));
@@ -209,24 +249,123 @@ impl Graph {
         if set.get("id").is_some_and(|new| new.as_str() != Some(id)) {
             return Err((Code::Immutable, "`set` must not change `id`: put a new one and remove the old".into()));
         }
-        let mut object = item.object.clone();
+        let mut object = (*item.object).clone();
         // `remove` may move the last property into the gap; the order of the others is to stay.
         object.retain(|property, _| set.get(property) != Some(&Value::Null));
         for (property, value) in set.iter().filter(|(_, value)| !value.is_null()) {
             object.insert(property.clone(), value.clone());
         }
         check(shelf, &object)?;
-        if shelf == Shelf::Edges {
-            self.ends_exist(&object)?;
-        }
+        let parent = match shelf {
+            Shelf::Edges => {
+                self.ends_exist(&object)?;
+                None
+            }
+            Shelf::Nodes => self.new_parent(id, &mut object, limits, undo)?,
+        };
         let item = self.weigh(shelf, slot, object, limits)?;
         self.write(shelf, slot, Some(item), undo);
+        self.keep_behind(id, slot, parent, undo);
         Ok(())
     }
 
-    fn remove(&mut self, shelf: Shelf, id: &str, undo: &mut Vec<Step>) {
+    fn remove(&mut self, shelf: Shelf, id: &str, undo: &mut Undo) {
         if let Some(slot) = self.shelf(shelf).index.get(id).copied() {
             self.write(shelf, slot, None, undo);
+        }
+    }
+
+    /// A node and the edges at it.
+    fn remove_node(&mut self, id: &str, undo: &mut Undo) {
+        for slot in self.touching.get(id).cloned().unwrap_or_default() {
+            self.write(Shelf::Edges, slot, None, undo);
+        }
+        self.remove(Shelf::Nodes, id, undo);
+    }
+
+    /// The slot of the parent that `object` gives the node `id`, if it has not that parent already. An impossible one is
+    /// refused, or taken out where operations of earlier rules are mended.
+    fn new_parent(
+        &self,
+        id: &str,
+        object: &mut Object,
+        limits: &Limits,
+        undo: &mut Undo,
+    ) -> Result<Option<u64>, Fault> {
+        let Some(parent) = object.get(PARENT).filter(|parent| !parent.is_null()) else { return Ok(None) };
+        if self.nodes.get(id).and_then(|before| before.get(PARENT)) == Some(parent) {
+            return Ok(None);
+        }
+        match self.possible_parent(id, object, undo) {
+            Ok(slot) => Ok(Some(slot)),
+            Err(_) if limits.mend => {
+                object.retain(|property, _| property != PARENT);
+                Ok(None)
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+
+    fn possible_parent(&self, id: &str, object: &Object, undo: &mut Undo) -> Result<u64, Fault> {
+        let parent = identifier(object, PARENT)?;
+        if parent == id {
+            return Err((Code::ParentCycle, "a node cannot be its own parent".into()));
+        }
+        let Some(slot) = self.nodes.index.get(parent).copied() else {
+            let detail = format!("the parent `{}` is not there: put it first", shown(parent));
+            return Err((Code::MissingParent, detail));
+        };
+        let mut above = self.nodes.get(parent);
+        while let Some(next) = above.and_then(parent_of) {
+            undo.work += 1;
+            if next == id {
+                let detail = format!("`{}` is below this node already, and cannot be its parent too", shown(parent));
+                return Err((Code::ParentCycle, detail));
+            }
+            above = self.nodes.get(next);
+        }
+        Ok(slot)
+    }
+
+    /// A node comes after its parent: if it does not yet, it moves to the end, with everything below it.
+    fn keep_behind(&mut self, id: &str, slot: u64, parent: Option<u64>, undo: &mut Undo) {
+        if parent.is_none_or(|parent| parent < slot) {
+            return;
+        }
+        let below = self.descendants(id);
+        let mut moving: Vec<u64> = below.iter().filter_map(|id| self.nodes.index.get(id)).copied().collect();
+        moving.push(slot);
+        // In the order they had.
+        moving.sort_unstable();
+        for slot in moving {
+            let item = self.nodes.slots.get(&slot).cloned();
+            self.write(Shelf::Nodes, slot, None, undo);
+            self.write(Shelf::Nodes, self.nodes.next, item, undo);
+        }
+    }
+
+    /// Everything below a node, parents before children.
+    fn descendants(&self, id: &str) -> Vec<String> {
+        let mut found: Vec<String> = Vec::new();
+        let mut next = Some(id.to_owned());
+        let mut at = 0;
+        while let Some(id) = next {
+            let children = self.children.get(&id).into_iter().flatten();
+            found.extend(children.filter_map(|slot| self.nodes.slots.get(slot)).map(|item| id_of(&item.object).to_owned()));
+            next = found.get(at).cloned();
+            at += 1;
+        }
+        found
+    }
+
+    /// Takes the children of a node from it, as rules did before children were removed with their parent.
+    fn orphan(&mut self, id: &str, undo: &mut Undo) {
+        for slot in self.children.get(id).cloned().unwrap_or_default() {
+            let Some(item) = self.nodes.slots.get(&slot) else { continue };
+            let mut object = (*item.object).clone();
+            object.retain(|property, _| property != PARENT);
+            let bytes = weight(&object);
+            self.write(Shelf::Nodes, slot, Some(Item { object: Arc::new(object), bytes }), undo);
         }
     }
 
@@ -249,7 +388,7 @@ impl Graph {
         if total > limits.graph && bytes > replaced {
             return Err((Code::Limit, format!("the canvas would be {total} bytes as JSON; at most {}", limits.graph)));
         }
-        Ok(Item { object, bytes })
+        Ok(Item { object: Arc::new(object), bytes })
     }
 
     fn shelf(&self, shelf: Shelf) -> &Items {
@@ -259,29 +398,33 @@ impl Graph {
         }
     }
 
-    fn write(&mut self, shelf: Shelf, slot: u64, item: Option<Item>, undo: &mut Vec<Step>) {
+    fn write(&mut self, shelf: Shelf, slot: u64, item: Option<Item>, undo: &mut Undo) {
         let before = self.set(shelf, slot, item);
-        undo.push(Step { shelf, slot, before });
+        undo.steps.push(Step { shelf, slot, before });
+        undo.work += 1;
     }
 
     /// The one place that changes anything: keeps every index in step, and returns what was in the slot.
     fn set(&mut self, shelf: Shelf, slot: u64, item: Option<Item>) -> Option<Item> {
-        let Self { nodes, edges, touching } = self;
+        let Self { nodes, edges, touching, children } = self;
         let items = match shelf {
             Shelf::Nodes => nodes,
             Shelf::Edges => edges,
+        };
+        // Under which node's id the slot is found, and where.
+        let (index, keys): (_, fn(&Object) -> [Option<&str>; 2]) = match shelf {
+            Shelf::Nodes => (children, |node| [parent_of(node), None]),
+            Shelf::Edges => (touching, |edge| ends(edge).map(Some)),
         };
         let before = items.slots.remove(&slot);
         if let Some(Item { object, bytes }) = &before {
             items.bytes -= bytes;
             items.index.remove(id_of(object));
-            if shelf == Shelf::Edges {
-                for end in ends(object) {
-                    if let Some(slots) = touching.get_mut(end) {
-                        slots.remove(&slot);
-                        if slots.is_empty() {
-                            touching.remove(end);
-                        }
+            for key in keys(object).into_iter().flatten() {
+                if let Some(slots) = index.get_mut(key) {
+                    slots.remove(&slot);
+                    if slots.is_empty() {
+                        index.remove(key);
                     }
                 }
             }
@@ -290,15 +433,41 @@ impl Graph {
             items.bytes += item.bytes;
             items.index.insert(id_of(&item.object).to_owned(), slot);
             items.next = items.next.max(slot + 1);
-            if shelf == Shelf::Edges {
-                for end in ends(&item.object) {
-                    touching.entry(end.to_owned()).or_default().insert(slot);
-                }
+            for key in keys(&item.object).into_iter().flatten() {
+                index.entry(key.to_owned()).or_default().insert(slot);
             }
             items.slots.insert(slot, item);
         }
         before
     }
+}
+
+/// Nodes so that each comes after its parent, otherwise in their order: what was stored by earlier rules may be in another.
+fn parents_first(nodes: Vec<Object>) -> Vec<Object> {
+    let place: HashMap<String, usize> =
+        nodes.iter().enumerate().map(|(at, node)| (id_of(node).to_owned(), at)).collect();
+    let above: Vec<Option<usize>> =
+        nodes.iter().map(|node| parent_of(node).and_then(|parent| place.get(parent)).copied()).collect();
+    let mut waiting: Vec<Option<Object>> = nodes.into_iter().map(Some).collect();
+    let mut ordered = Vec::with_capacity(waiting.len());
+    let mut chain: Vec<Object> = Vec::new();
+    for at in 0..waiting.len() {
+        let mut next = Some(at);
+        // Ends at the top, at a node that is placed already, and within a cycle, whose nodes are all in the chain.
+        while let Some((at, node)) = next.and_then(|at| Some((at, waiting.get_mut(at)?.take()?))) {
+            chain.push(node);
+            next = above.get(at).copied().flatten();
+        }
+        ordered.extend(chain.drain(..).rev());
+    }
+    ordered
+}
+
+/// React Flow's property that names the group a node is in.
+const PARENT: &str = "parentId";
+
+fn parent_of(node: &Object) -> Option<&str> {
+    node.get(PARENT).and_then(Value::as_str)
 }
 
 fn id_of(object: &Object) -> &str {
@@ -355,7 +524,7 @@ fn deeper_than(value: &Value, levels: usize) -> bool {
 
 /// As much of an id as an error may carry.
 fn shown(id: &str) -> String {
-    id.chars().take(ID).collect()
+    id.chars().take(128).collect()
 }
 
 /// Bytes of the object as JSON.

@@ -7,11 +7,15 @@
 //! |---|---|
 //! | `node.put`, `edge.put` | adds the object, or replaces the one with its id in its place |
 //! | `node.patch`, `edge.patch` | each property in `set` replaces that property whole; `null` removes it; the rest stays |
-//! | `node.remove` | removes the node and every edge at it; nothing if it is gone already |
+//! | `node.remove` | removes the node, the nodes below it (whose `parentId` leads to it) and every edge at any of these; nothing if it is gone already |
 //! | `edge.remove` | removes the edge; nothing if it is gone already (a client that removes a node names its edges too) |
 //!
 //! Whoever writes a property last, in the server's order, wins. A message's operations apply all or none. Rejected are: a
-//! patch of what is not there, an edge to a node that is not there, a change of `id`, and what is over [`Limits`].
+//! patch of what is not there, an edge to a node that is not there, a `parentId` that is not there or leads back to the
+//! node itself, a change of `id`, and what is over [`Limits`].
+//!
+//! As React Flow wants it, parents come before their children: a node that is given a parent after it in the order moves
+//! to the end, and the nodes below it too, in the order they had.
 
 mod graph;
 #[cfg(test)]
@@ -84,19 +88,39 @@ pub struct Limits {
     pub graph: usize,
     /// Operations of one message.
     pub ops: usize,
+    /// Nodes and edges that one message may write or visit, those that follow from its operations included.
+    pub work: usize,
+    /// Whether operations come from the journal, where rules of an earlier version accepted them: a `parentId` that is
+    /// not possible is then taken out instead of refused, and children outlive their parent, without it.
+    pub mend: bool,
 }
 
 impl Limits {
     /// Those of every canvas.
-    pub const CANVAS: Self = Self { nodes: 2_000, edges: 5_000, object: 64 * 1024, graph: 4 * 1024 * 1024, ops: 1_000 };
+    pub const CANVAS: Self = Self {
+        nodes: 2_000,
+        edges: 5_000,
+        object: 64 * 1024,
+        graph: 4 * 1024 * 1024,
+        ops: 1_000,
+        work: 20_000,
+        mend: false,
+    };
 
     /// For operations that were accepted before: what was within the limits then, is.
-    pub const REPLAY: Self =
-        Self { nodes: usize::MAX, edges: usize::MAX, object: usize::MAX, graph: usize::MAX, ops: usize::MAX };
+    pub const REPLAY: Self = Self {
+        nodes: usize::MAX,
+        edges: usize::MAX,
+        object: usize::MAX,
+        graph: usize::MAX,
+        ops: usize::MAX,
+        work: usize::MAX,
+        mend: true,
+    };
 }
 
-/// Bytes of an id, at the most.
-pub const ID: usize = 128;
+/// Bytes of an id, at the most. Editors make edge ids of both nodes' and both handles' ids: 293 bytes were seen.
+pub const ID: usize = 512;
 /// Levels of nesting within a node or edge, at the most: readers of JSON stop at 128 levels, and a graph is nested in more.
 pub const DEPTH: usize = 64;
 
@@ -110,6 +134,10 @@ pub enum Code {
     NotFound,
     /// An edge to a node that is not there.
     MissingNode,
+    /// A `parentId` of a node that is not there.
+    MissingParent,
+    /// A `parentId` that leads back to the node itself.
+    ParentCycle,
     /// A change of an id.
     Immutable,
     /// Over one of the [`Limits`].

@@ -17,6 +17,18 @@ fn edge(id: &str, source: &str, target: &str) -> Value {
     json!({ "op": "edge.put", "edge": { "id": id, "source": source, "target": target } })
 }
 
+fn child(id: &str, parent: &str) -> Value {
+    json!({ "op": "node.put", "node": { "id": id, "parentId": parent, "position": { "x": 1, "y": 1 } } })
+}
+
+fn reparent(id: &str, parent: Value) -> Value {
+    json!({ "op": "node.patch", "id": id, "set": { "parentId": parent } })
+}
+
+fn order(graph: &Graph) -> String {
+    graph.nodes.iter().map(|node| node["id"].as_str().unwrap().to_owned()).collect()
+}
+
 fn graph_of(value: Value) -> Graph {
     let mut graph = Graph::default();
     drop(graph.apply(&ops(value), &Limits::CANVAS).unwrap());
@@ -97,7 +109,7 @@ fn what_does_not_hold_up_is_rejected_with_code_and_place() {
         (json!([{ "op": "node.put", "node": { "position": { "x": 1, "y": 1 } } }]), Code::Invalid, 0),
         (json!([{ "op": "node.put", "node": { "id": "" } }]), Code::Invalid, 0),
         (json!([{ "op": "node.put", "node": { "id": "a\u{0}" } }]), Code::Invalid, 0),
-        (json!([{ "op": "node.put", "node": { "id": "x".repeat(129) } }]), Code::Invalid, 0),
+        (json!([{ "op": "node.put", "node": { "id": "x".repeat(513) } }]), Code::Invalid, 0),
         (json!([{ "op": "node.put", "node": { "id": "big", "data": "x".repeat(70_000) } }]), Code::Limit, 0),
     ];
     for (message, code, place) in cases {
@@ -130,13 +142,105 @@ fn limits_hold_and_an_overfull_graph_can_be_cleaned_up() {
 fn order_is_that_of_adding_and_survives_replacing() {
     let mut graph = graph_of(json!([node("b"), node("a"), node("c")]));
     drop(graph.apply(&ops(json!([node("b")])), &Limits::CANVAS).unwrap());
-    let order =
-        |graph: &Graph| graph.nodes.iter().map(|node| node["id"].as_str().unwrap().to_owned()).collect::<String>();
     assert_eq!(order(&graph), "bac");
     let undo = graph.apply(&ops(json!([{ "op": "node.remove", "id": "a" }, node("a")])), &Limits::CANVAS).unwrap();
     assert_eq!(order(&graph), "bca");
     graph.revert(undo);
     assert_eq!(order(&graph), "bac");
+}
+
+#[test]
+fn a_parent_must_be_there_and_not_be_the_node_itself_or_below_it() {
+    let graph = graph_of(json!([node("a"), child("b", "a"), child("c", "b"), node("d")]));
+    let cases = [
+        (json!([child("e", "nowhere")]), Code::MissingParent, 0),
+        (json!([child("e", "f"), node("f")]), Code::MissingParent, 0),
+        (json!([child("e", "e")]), Code::ParentCycle, 0),
+        (json!([reparent("a", json!("nowhere"))]), Code::MissingParent, 0),
+        (json!([reparent("a", json!("a"))]), Code::ParentCycle, 0),
+        (json!([reparent("a", json!("c"))]), Code::ParentCycle, 0),
+        (json!([child("a", "b")]), Code::ParentCycle, 0),
+        (json!([reparent("d", json!(""))]), Code::Invalid, 0),
+        (json!([reparent("d", json!(7))]), Code::Invalid, 0),
+        (json!([{ "op": "node.remove", "id": "d" }, reparent("a", json!("d"))]), Code::MissingParent, 1),
+    ];
+    for (message, code, place) in cases {
+        assert_eq!(rejected(&graph, message.clone()), (code, place), "{message}");
+    }
+    let mut graph = graph;
+    drop(graph.apply(&ops(json!([reparent("b", Value::Null), reparent("a", json!("c"))])), &Limits::CANVAS).unwrap());
+    assert_eq!(order(&graph), "bcda");
+    consistent(&graph);
+}
+
+#[test]
+fn removing_a_parent_removes_what_is_below_it_and_the_stored_operations_say_so() {
+    let before = graph_of(json!([
+        node("a"),
+        child("b", "a"),
+        child("c", "b"),
+        node("d"),
+        edge("cd", "c", "d"),
+        edge("dd", "d", "d")
+    ]));
+    let mut graph = before.clone();
+    let message = ops(json!([node("z"), { "op": "node.remove", "id": "a" }, { "op": "node.remove", "id": "b" }]));
+    let undo = graph.apply(&message, &Limits::CANVAS).unwrap();
+    assert_eq!(order(&graph), "dz");
+    assert_eq!(graph.edges.iter().map(|edge| &edge["id"]).collect::<Vec<_>>(), ["dd"]);
+    let full = undo.in_full(&message).unwrap();
+    let removed = |id: &str| Op::NodeRemove { id: id.into() };
+    assert_eq!(full[1..], [removed("c"), removed("b"), removed("a"), removed("b")]);
+    let mut replayed = before.clone();
+    drop(replayed.apply(&full, &Limits::REPLAY).unwrap());
+    assert_eq!(replayed, graph);
+    graph.revert(undo);
+    assert_eq!(graph, before);
+    consistent(&graph);
+}
+
+#[test]
+fn a_node_moves_behind_its_new_parent_with_everything_below_it() {
+    let mut graph = graph_of(json!([node("a"), node("b"), child("c", "a"), child("d", "c"), node("g"), node("h")]));
+    let before = graph.clone();
+    let undo = graph.apply(&ops(json!([reparent("a", json!("g")), reparent("h", json!("g"))])), &Limits::CANVAS).unwrap();
+    assert_eq!(order(&graph), "bghacd");
+    consistent(&graph);
+    graph.revert(undo);
+    assert_eq!((order(&graph).as_str(), &graph), ("abcdgh", &before));
+}
+
+#[test]
+fn what_earlier_rules_stored_loads_with_parents_first_and_without_impossible_ones() {
+    let plain = |id: &str, parent: Value| json!({ "id": id, "parentId": parent, "position": { "x": 0, "y": 0 } });
+    let stored = json!({ "edges": [], "nodes": [
+        plain("a", json!("d")), plain("b", json!("gone")), plain("c", json!("c")), plain("d", Value::Null),
+        plain("e", json!("f")), plain("f", json!("e")), plain("g", json!(7)), plain("h", json!("a")),
+    ] });
+    let graph: Graph = serde_json::from_value(stored).unwrap();
+    consistent(&graph);
+    assert_eq!(order(&graph), "dabcfegh");
+    let parents: Vec<_> = graph.nodes.iter().filter_map(|node| node.get("parentId")?.as_str()).collect();
+    assert_eq!(parents, ["d", "f", "a"], "one of the two in the cycle keeps its parent");
+    // Entries of the journal that earlier rules took.
+    let mut graph = graph_of(json!([node("a"), child("b", "a")]));
+    let old = json!([{ "op": "node.remove", "id": "a" }, child("c", "a"), { "op": "node.patch", "id": "b", "set": { "data": 1 } }]);
+    drop(graph.apply(&ops(old), &Limits::REPLAY).unwrap());
+    assert_eq!(order(&graph), "bc");
+    consistent(&graph);
+}
+
+#[test]
+fn the_work_of_one_message_is_bounded() {
+    let mut all = vec![node("g")];
+    all.extend((0..900).map(|n| child(&format!("n{n}"), "g")));
+    let graph = graph_of(Value::from(all));
+    // Each pair removes a node and puts it behind `g` again, which then moves behind it with all of its children.
+    let pair = |n: usize| [json!({ "op": "node.remove", "id": format!("p{n}") }), node(&format!("p{n}")), reparent("g", json!(format!("p{n}")))];
+    let again: Vec<Value> = (0..50).flat_map(pair).collect();
+    let (code, place) = rejected(&graph, Value::from(again));
+    assert_eq!(code, Code::Limit);
+    assert!((20..80).contains(&place), "{place}");
 }
 
 fn any_id() -> impl Strategy<Value = String> {
@@ -158,6 +262,9 @@ fn any_op() -> impl Strategy<Value = Value> {
         3 => (any_id(), any::<f64>()).prop_map(|(id, x)| json!({ "op": "node.put", "node": { "id": id, "position": { "x": x, "y": 0 } } })),
         3 => (any_id(), any_set()).prop_map(|(id, set)| json!({ "op": "node.patch", "id": id, "set": set })),
         1 => any_id().prop_map(|id| json!({ "op": "node.remove", "id": id })),
+        2 => (any_id(), any_id()).prop_map(|(id, parent)| child(&id, &parent)),
+        2 => (any_id(), any_id()).prop_map(|(id, parent)| reparent(&id, json!(parent))),
+        1 => any_id().prop_map(|id| reparent(&id, Value::Null)),
         3 => (any_id(), any_id(), any_id()).prop_map(|(id, a, b)| edge(&id, &a, &b)),
         1 => (any_id(), any_set()).prop_map(|(id, set)| json!({ "op": "edge.patch", "id": id, "set": set })),
         1 => (any_id(), any_id()).prop_map(|(id, to)| json!({ "op": "edge.patch", "id": id, "set": { "target": to } })),
@@ -178,7 +285,7 @@ fn live(messages: &[Value]) -> (Graph, Vec<String>) {
         let before = graph.clone();
         let ops = ops(message.clone());
         match graph.apply(&ops, &Limits::CANVAS) {
-            Ok(_) => journal.push(serde_json::to_string(&ops).unwrap()),
+            Ok(undo) => journal.push(serde_json::to_string(&undo.in_full(&ops).unwrap_or(ops)).unwrap()),
             Err(_) => assert_eq!(graph, before, "a rejected message must change nothing"),
         }
         consistent(&graph);
@@ -192,12 +299,18 @@ fn replay(graph: &mut Graph, journal: &[String]) {
     }
 }
 
-/// No dangling edge, no duplicate id, and the counted size is the real one.
+/// No dangling edge, parents before their children, no duplicate id, and the counted size is the real one.
 fn consistent(graph: &Graph) {
     for edge in graph.edges.iter() {
         for end in ["source", "target"] {
             assert!(graph.nodes.get(edge[end].as_str().unwrap()).is_some(), "{edge:?} dangles");
         }
+    }
+    let mut before = std::collections::BTreeSet::new();
+    for node in graph.nodes.iter() {
+        let parent = node.get("parentId").filter(|parent| !parent.is_null());
+        assert!(parent.is_none_or(|parent| before.contains(parent.as_str().unwrap())), "{node:?} precedes its parent");
+        before.insert(node["id"].as_str().unwrap());
     }
     for items in [&graph.nodes, &graph.edges] {
         let ids: std::collections::BTreeSet<_> = items.iter().map(|item| item["id"].as_str().unwrap()).collect();
