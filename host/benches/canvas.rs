@@ -2,6 +2,8 @@
 //! messages committed together, as a room does with what arrived while it was committing.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark")]
 
+use std::time::Duration;
+
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use kaizen::{
     canvas::{
@@ -17,6 +19,7 @@ use kaizen::{
     store::{self, Store},
 };
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use tokio::{runtime::Runtime, sync::Mutex};
 use uuid::Uuid;
 
@@ -76,6 +79,7 @@ fn moved(user: UserId, node: u64, x: u64) -> Submission {
         reference: Some(format!("c{x}")),
         repeats: i64::MAX..=i64::MAX,
         ops,
+        digest: Sha256::digest(&text).to_vec(),
         text,
     }
 }
@@ -85,13 +89,13 @@ fn canvas(c: &mut Criterion) {
     let seeded = runtime.block_on(seed());
     let Seeded { store, clock, organization, agent, canvas, user, .. } = &seeded;
     let (journal, edits) = runtime.block_on(async {
-        let mut journal = Journal::open(store, clock, *organization, *canvas).await.unwrap();
+        let mut journal = Journal::open(store, clock, *organization, *canvas, Duration::from_secs(20)).await.unwrap();
         let mut edits = Edits::new(clock.clone(), *organization, *agent, *canvas);
         let node = |n| json!({ "op": "node.put", "node": { "id": format!("n{n}"), "type": "task", "position": { "x": 0, "y": 0 }, "data": { "label": "a node" } } });
         let ops = json!((0..200).map(node).collect::<Vec<_>>());
         let text = ops.to_string();
         let ops = serde_json::from_value(ops).unwrap();
-        let first = Submission { user: *user, client: "n:tab".into(), reference: None, repeats: i64::MAX..=i64::MAX, ops, text };
+        let first = Submission { user: *user, client: "n:tab".into(), reference: None, repeats: i64::MAX..=i64::MAX, ops, text, digest: Vec::new() };
         let stored = journal.commit(&[first], &mut edits).await.outcomes.unwrap();
         assert_eq!(stored, [Outcome::Stored(1)]);
         (Mutex::new(journal), Mutex::new(edits))

@@ -111,6 +111,9 @@ impl App {
             bus: bus.clone(),
             identity: identity.clone(),
             authz: authz.clone(),
+            denials: denials.clone(),
+            limits: config.limits.clone(),
+            host: hex::encode(clock.bytes::<8>()),
             stopping: stopping.clone(),
             tasks: tasks.clone(),
         });

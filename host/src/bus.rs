@@ -6,7 +6,13 @@
 //! while Redis is away everything is slower and nothing is lost. After each (re)connection [`Hint::Resync`] tells
 //! everyone, here and elsewhere, to look at the database for what was missed meanwhile.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -97,6 +103,8 @@ struct Message {
 pub struct Bus {
     local: broadcast::Sender<Hint>,
     remote: Option<mpsc::Sender<Hint>>,
+    /// Whether Redis answers.
+    linked: Arc<AtomicBool>,
     /// Until it is started.
     link: Arc<Mutex<Option<Link>>>,
 }
@@ -104,7 +112,7 @@ pub struct Bus {
 impl Bus {
     /// A bus within this process only.
     pub fn local() -> Self {
-        Self { local: broadcast::channel(LOCAL).0, remote: None, link: Arc::default() }
+        Self { local: broadcast::channel(LOCAL).0, remote: None, linked: Arc::default(), link: Arc::default() }
     }
 
     /// With `redis_url`, a bus between hosts, once it is [started](Bus::start); without, one within this process.
@@ -120,8 +128,9 @@ impl Bus {
         let (sender, outgoing) = mpsc::channel(OUTGOING);
         let local = broadcast::channel(LOCAL).0;
         let host = hex::encode(clock.bytes::<8>()).into();
-        let link = Link { client, clock: clock.clone(), host, local: local.clone(), outgoing };
-        Ok(Self { local, remote: Some(sender), link: Arc::new(Mutex::new(Some(link))) })
+        let linked = Arc::new(AtomicBool::new(false));
+        let link = Link { client, clock: clock.clone(), host, local: local.clone(), outgoing, linked: linked.clone() };
+        Ok(Self { local, remote: Some(sender), linked, link: Arc::new(Mutex::new(Some(link))) })
     }
 
     /// Begins to keep up the connection to Redis, until `stopping`. Does not wait for Redis, which may come later.
@@ -148,9 +157,14 @@ impl Bus {
         }
     }
 
-    /// Whether there may be other hosts.
+    /// Whether there may be other hosts that hear hints.
     pub fn reaches_others(&self) -> bool {
         self.remote.is_some()
+    }
+
+    /// Whether other hosts hear hints now; otherwise what they are to know must be read from the database.
+    pub fn is_linked(&self) -> bool {
+        self.linked.load(Ordering::Relaxed)
     }
 
     /// All hints from now on. A receiver that lags behind learns so from [`broadcast::error::RecvError::Lagged`]
@@ -167,6 +181,7 @@ struct Link {
     host: Arc<str>,
     local: broadcast::Sender<Hint>,
     outgoing: mpsc::Receiver<Hint>,
+    linked: Arc<AtomicBool>,
 }
 
 impl Link {
@@ -177,6 +192,7 @@ impl Link {
         loop {
             let mut connected = false;
             let ended = self.connection(&mut connected).await;
+            self.linked.store(false, Ordering::Relaxed);
             metrics::gauge!("kaizen_bus_connected").set(0.0);
             if connected {
                 (wait, said) = (BACK_OFF.0, false);
@@ -214,6 +230,7 @@ impl Link {
         let (mut sink, mut stream) = subscriber.split();
         timeout(PATIENCE, sink.subscribe(CHANNEL)).await.map_err(late)??;
         *connected = true;
+        self.linked.store(true, Ordering::Relaxed);
         metrics::gauge!("kaizen_bus_connected").set(1.0);
         tracing::info!("connected to Redis");
         drop(self.local.send(Hint::Resync));

@@ -9,6 +9,7 @@ on_both!(
     what_was_acknowledged_survives_the_kill,
     a_client_resumes_where_it_was,
     removing_a_node_removes_its_edges,
+    groups_go_with_their_nodes_and_parents_come_first,
     what_does_not_hold_up_is_rejected_whole,
     a_viewer_sees_and_does_not_draw,
     presence_is_passed_on_and_not_stored,
@@ -146,6 +147,30 @@ async fn removing_a_node_removes_its_edges(backend: Backend) {
     let seq = ada.commit("3", json!([{ "op": "edge.patch", "id": "bc", "set": { "data": { "when": "done" } } }, { "op": "edge.remove", "id": "bc" }, { "op": "node.remove", "id": "b" }])).await;
     ben.reach(seq).await;
     assert_eq!((ben.nodes.len(), ben.edges.len()), (1, 0));
+}
+
+async fn groups_go_with_their_nodes_and_parents_come_first(backend: Backend) {
+    let team = Team::start(backend).await;
+    let (mut ada, mut ben) = (team.join(&team.ada).await, team.join(&team.ben).await);
+    let within = |id: &str, parent: &str| json!({ "op": "node.patch", "id": id, "set": { "parentId": parent } });
+    ada.commit("1", json!([put("a", 1), put("b", 2), edge("ab", "a", "b"), put("group", 3), put("out", 4)])).await;
+    ada.commit("2", json!([within("a", "group"), within("b", "group")])).await;
+    for (parent, code) in
+        [("nowhere", "missing_parent"), ("group", "parent_cycle"), ("a", "parent_cycle"), ("", "invalid")]
+    {
+        assert_eq!(ada.refused(parent, json!([within("group", parent)])).await["code"], code, "{parent}");
+    }
+    // Whoever draws a graph that it is given finds each parent before its children.
+    let stored = team.ada.get(&format!("/api/v1/canvases/{}", team.canvas)).await.ok(200);
+    let order: Vec<_> = stored["nodes"].as_array().expect("nodes").iter().map(|node| node["id"].clone()).collect();
+    assert_eq!(order, ["group", "out", "a", "b"]);
+    let seq = ada.commit("3", json!([{ "op": "node.remove", "id": "group" }])).await;
+    ben.reach(seq).await;
+    let late = team.join(&team.ada).await;
+    for seen in [&ada, &ben, &late] {
+        assert_eq!(seen.nodes.keys().collect::<Vec<_>>(), ["out"]);
+        assert!(seen.edges.is_empty());
+    }
 }
 
 async fn what_does_not_hold_up_is_rejected_whole(backend: Backend) {

@@ -51,6 +51,29 @@ async fn clients_on_two_hosts_converge_with_redis_and_without() {
 }
 
 #[tokio::test]
+async fn presence_crosses_hosts_without_redis_too() {
+    let team = Team::start(Backend::Postgres).await;
+    let other = Arc::clone(&team.world.setup).start_beside().await;
+    let mut ada = team.join(&team.ada).await;
+    let mut ben = team.join(&team.ben.at(&other.url)).await;
+    let says = |x: i64| json!({ "type": "presence", "cursor": { "x": x, "y": 7 } });
+    ada.send(says(70_001)).await;
+    let seen = ben.until("Ada's cursor", |frame| frame["type"] == "presence" && frame["cursor"]["x"] == 70_001).await;
+    assert!(seen["actor"].as_str().is_some_and(|actor| actor.ends_with(&team.ada.id)), "{seen}");
+    ben.send(says(70_002)).await;
+    ada.until("Ben's cursor", |frame| frame["type"] == "presence" && frame["cursor"]["x"] == 70_002).await;
+    ada.send(says(70_003)).await;
+    ben.until("Ada's next cursor", |frame| frame["cursor"]["x"] == 70_003).await;
+    // Who comes later learns of both from the snapshot, and who leaves is gone.
+    let owner = &team.tenant.owner;
+    let mut late = Canvas::open(&owner.at(&other.url), &team.canvas, "").await.expect("opens");
+    let peers = late.snapshot().await["peers"].to_string();
+    assert!(peers.contains("70003") && peers.contains("70002"), "{peers}");
+    ada.leave().await;
+    ben.until("Ada left", |frame| frame["left"] == true && frame["peer"] == seen["peer"]).await;
+}
+
+#[tokio::test]
 async fn the_first_changes_to_a_canvas_may_come_from_two_hosts_at_once() {
     let redis = Redis::start().await;
     let (team, other, _ada, _ben) = two_hosts(&redis).await;

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     canvas::{Team, put},
-    harness::{Backend, Canvas, Client, id, within},
+    harness::{Backend, Canvas, Client, Setup, World, id, within},
 };
 
 on_both!(
@@ -16,6 +16,7 @@ on_both!(
     a_ticket_opens_one_socket,
     revoking_is_felt_by_open_sockets,
     frames_that_make_no_sense_are_answered,
+    one_viewer_cannot_lock_a_canvas,
 );
 
 async fn closed(client: &crate::harness::Client, canvas: &str, query: &str) -> u16 {
@@ -60,7 +61,11 @@ async fn a_message_too_large_is_closed_with_4413(backend: Backend) {
 }
 
 async fn a_socket_that_does_not_read_is_closed_with_4408_and_resumes(backend: Backend) {
-    let team = Team::start(backend).await;
+    // As fast as the disk allows: how much a person may send in a second is not the point here.
+    let setup = Setup::new(backend).await.with("KAIZEN_CANVAS_MESSAGES_PER_SECOND", "1000000");
+    let setup = setup.with("KAIZEN_CANVAS_MESSAGES_BURST", "1000000");
+    let setup = setup.with("KAIZEN_CANVAS_ROOM_MESSAGES_PER_SECOND", "1000000");
+    let team = Team::on(World::with(setup).await).await;
     let mut ada = team.join(&team.ada).await;
     let base = ada.commit("base", json!([put("a", 0), put("b", 1), put("c", 2)])).await;
     let mut ben = Canvas::open_narrow(&team.ben, &team.canvas).await.expect("opens");
@@ -182,4 +187,34 @@ async fn frames_that_make_no_sense_are_answered(backend: Backend) {
         }
     }
     assert_eq!(team.join(&team.ada).await.seq, 0);
+}
+
+async fn one_viewer_cannot_lock_a_canvas(backend: Backend) {
+    let team = Team::start(backend).await;
+    let eve = team.tenant.person("eve", "viewer").await;
+    let mut taken = Vec::new();
+    let code = loop {
+        assert!(taken.len() < 256, "a viewer has taken every place");
+        let mut socket = Canvas::open(&eve, &team.canvas, "").await.expect("the socket opens");
+        match within("a snapshot or the close", socket.next()).await {
+            Ok(frame) => taken.push((socket, frame)),
+            Err(code) => break code,
+        }
+    };
+    assert_eq!(code, 4429);
+    assert!(taken.len() >= 2, "several tabs are fine");
+    // Whatever they send on all of them, the others go on.
+    for (socket, _) in &mut taken {
+        for number in 0..200 {
+            socket
+                .send_text(
+                    json!({ "type": "ops", "ref": format!("{number}"), "ops": [put("eve", number)] }).to_string(),
+                )
+                .await;
+        }
+    }
+    let mut ada = team.join(&team.ada).await;
+    for number in 0..20 {
+        ada.commit(&number.to_string(), json!([put("ada", number)])).await;
+    }
 }

@@ -23,6 +23,7 @@ mod audit;
 mod authoring;
 mod bad_input;
 mod canvas;
+mod canvas_database;
 mod canvas_hosts;
 mod canvas_limits;
 mod checks;

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     app::App,
     authz::{Action, Context},
-    canvas::{Close, Connect, PROTOCOL, READ, refuse},
+    canvas::{Close, Connect, PROTOCOL, READ, READ_BUFFER, WRITE_BUFFER, refuse},
     domain::{agent::Agent, canvas::Graph, client::Client, id::CanvasId, principal::Principal},
     identity::{AuthError, throttle::Anonymous},
     store::{StoreError, agents, canvas},
@@ -144,7 +144,8 @@ impl Query {
 ///
 /// A WebSocket of subprotocol `kaizen.canvas.v1`: JSON text frames as the documentation tells. `session_id` is the
 /// agent's `canvas_id`. Who is refused is told by a close code after the upgrade, since browsers cannot read a failed
-/// one: 4401 not signed in, 4403 not allowed, 4404 no such canvas; later 4408 too slow, 4413 message too large.
+/// one: 4401 not signed in, 4403 not allowed, 4404 no such canvas, 4429 too many sockets; later 4408 too slow, 4413 message
+/// too large, 4429 too many messages. All frames and codes are in `docs/canvas.md`.
 #[utoipa::path(get, path = "/ws/canvas/{session_id}", tag = "Canvas",
     params(("session_id" = CanvasId, Path),
         ("since" = Option<i64>, Query, description = "Resume after this sequence"),
@@ -163,11 +164,16 @@ async fn socket(
         let detail = format!("This is a WebSocket of subprotocol {PROTOCOL}: {}.", rejection.body_text());
         Problem::new(ProblemType::Malformed, detail)
     })?;
-    let upgrade = upgrade.protocols([PROTOCOL]).max_message_size(READ).max_frame_size(READ);
+    let upgrade = upgrade
+        .protocols([PROTOCOL])
+        .max_message_size(READ)
+        .max_frame_size(READ)
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(WRITE_BUFFER);
     let canvas = path.ok().and_then(|Path(text)| text.parse().ok());
     let query = query.unwrap_or_default();
     if Query::parse(&query).is_some_and(|query| query.ticket.is_some()) {
-        // Anybody may send one, and each is looked for in a transaction that writes.
+        // Anybody may send one, and each is looked for in the database.
         app.identity.admit(Anonymous::CanvasTicket, client).map_err(limited)?;
     }
     let connect = admit(&app, canvas, &query, &method, &headers).await;
@@ -210,8 +216,12 @@ async fn admit(
 }
 
 async fn redeem(app: &App, ticket: &str, canvas: CanvasId) -> std::result::Result<Option<Principal>, StoreError> {
+    let hash = Sha256::digest(ticket);
+    if !canvas::ticket_exists(&mut app.store.read().await?, &hash, canvas, app.clock.now()).await? {
+        return Ok(None);
+    }
     let mut tx = app.store.begin().await?;
-    let ticket = canvas::redeem_ticket(&mut tx, &Sha256::digest(ticket), canvas, app.clock.now()).await?;
+    let ticket = canvas::redeem_ticket(&mut tx, &hash, canvas, app.clock.now()).await?;
     let Some(ticket) = ticket else { return Ok(None) };
     tx.commit().await?;
     let bearer = Principal {

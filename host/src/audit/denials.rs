@@ -18,11 +18,11 @@ use serde_json::{Value, json};
 use super::Record;
 use crate::{
     app::App,
-    bus::Hint,
-    clock,
+    bus::{Bus, Hint},
+    clock::{self, Clock},
     config::limits::ServerLimits,
     domain::{audit::Outcome, id::OrganizationId},
-    store::StoreError,
+    store::{Store, StoreError},
 };
 
 /// One denial.
@@ -169,18 +169,43 @@ fn leave<K: std::hash::Hash + Eq>(places: &mut HashMap<K, usize>, key: K) {
     }
 }
 
-/// Records a denial before it is answered, unless it repeats one that was.
+/// What denials are recorded with.
+#[derive(Clone, Copy)]
+pub struct Trail<'a> {
+    /// The database.
+    pub store: &'a Store,
+    /// Time and randomness.
+    pub clock: &'a Clock,
+    /// Who waits for audit events.
+    pub bus: &'a Bus,
+}
+
+impl Denials {
+    /// Records a denial before it is answered, unless it repeats one that was.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn record(&self, trail: Trail<'_>, denial: Denial, details: Value) -> Result<(), StoreError> {
+        let details = shortened(details);
+        let Some(key) = self.count(&denial, &details, trail.clock.now()) else { return Ok(()) };
+        let written = write(trail, &denial, details).await;
+        if written.is_err() {
+            self.not_recorded(&key, 1);
+        }
+        written
+    }
+}
+
+fn trail(app: &App) -> Trail<'_> {
+    Trail { store: &app.store, clock: &app.clock, bus: &app.bus }
+}
+
+/// As [`Denials::record`].
 ///
 /// # Errors
 /// As the database says.
 pub async fn record(app: &App, denial: Denial, details: Value) -> Result<(), StoreError> {
-    let details = shortened(details);
-    let Some(key) = app.denials.count(&denial, &details, app.clock.now()) else { return Ok(()) };
-    let written = write(app, &denial, details).await;
-    if written.is_err() {
-        app.denials.not_recorded(&key, 1);
-    }
-    written
+    app.denials.record(trail(app), denial, details).await
 }
 
 /// Characters of a text, and items of a list, that the details of a denial have at the most. A tenant may describe a policy in
@@ -200,7 +225,7 @@ fn shortened(details: Value) -> Value {
     }
 }
 
-async fn write(app: &App, denial: &Denial, details: Value) -> Result<(), StoreError> {
+async fn write(Trail { store, clock, bus }: Trail<'_>, denial: &Denial, details: Value) -> Result<(), StoreError> {
     let organization_id = denial.organization;
     let event = Record {
         organization_id,
@@ -210,10 +235,10 @@ async fn write(app: &App, denial: &Denial, details: Value) -> Result<(), StoreEr
         outcome: Outcome::Denied,
         details,
     };
-    let mut tx = app.store.begin().await?;
-    super::record(&mut tx, &app.clock, event).await?;
+    let mut tx = store.begin().await?;
+    super::record(&mut tx, clock, event).await?;
     tx.commit().await?;
-    app.bus.publish(Hint::Audit { organization: organization_id });
+    bus.publish(Hint::Audit { organization: organization_id });
     Ok(())
 }
 
@@ -240,7 +265,7 @@ async fn write_counted(app: &App, all: bool) {
             details.insert("since".to_owned(), json!(clock::rfc3339(fold.since)));
             details.insert("until".to_owned(), json!(clock::rfc3339(fold.until)));
         }
-        if let Err(error) = write(app, &denial, details).await {
+        if let Err(error) = write(trail(app), &denial, details).await {
             tracing::warn!(%error, "counted denials were not recorded yet");
             app.denials.not_recorded(&denial, fold.repeated);
             break;

@@ -5,6 +5,7 @@
 //! one transaction. When the window ends, after [`WINDOW`] or when the person's last socket here closes, a second event
 //! (`closed`) tells the first and last sequence and how many messages there were, if there was more than that first one.
 //! What a crash leaves without its second event is still in the journal, message by message, with the actor.
+//! Refusals are [`denials`](crate::audit::denials) like any other.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -80,14 +81,23 @@ impl Edits {
         }
     }
 
-    /// Takes the windows that ended: those of people who are not `present`, and those that were open for long enough.
+    /// The windows that ended: those of people who are not `present`, and those that were open for long enough. They stay
+    /// until [`Edits::forget`], so that a database that is away loses none. One of a single message needs no second event.
     pub fn ended(&mut self, present: impl Fn(UserId) -> bool) -> Vec<Closed> {
         let now = self.clock.now();
         let over = |user: UserId, window: &Window| {
             !present(user) || (now - window.opened).to_std().is_ok_and(|open| open >= WINDOW)
         };
-        let ended = self.open.extract_if(|user, window| over(*user, window));
-        ended.filter(|(_, window)| window.messages > 1).map(|(user, window)| Closed(user, window)).collect()
+        self.open.retain(|user, window| window.messages > 1 || !over(*user, window));
+        let ended = self.open.iter().filter(|(user, window)| over(**user, window));
+        ended.map(|(user, window)| Closed(*user, *window)).collect()
+    }
+
+    /// Forgets windows whose ends are recorded.
+    pub fn forget(&mut self, ended: &[Closed]) {
+        for Closed(user, _) in ended {
+            self.open.remove(user);
+        }
     }
 
     /// Records the ends of windows. Last in the transaction.

@@ -6,16 +6,20 @@
 //! ← {"type":"ops","seq":42,"actor":"user/…","peer":"…","ops":[…]}
 //! ← {"type":"resumed","seq":42,"access":"edit","you":"…","peers":[…]}     after the messages missed since `?since=`
 //! ← {"type":"access","access":"view"}             what may be done changed while the socket was open
-//! ← {"type":"ack","ref":"c1","seq":43}            ← {"type":"reject","ref":"c1","code":"…","detail":"…","op":0}
+//! ← {"type":"ack","ref":"c1","seq":43}            with `ops` where more was stored than was sent
+//! ← {"type":"reject","ref":"c1","code":"…","detail":"…","op":0}            with `retry_after_ms` where the code is `rate`
+//! ← {"type":"status","writable":false,"detail":"…"}       and `true` once messages are stored again
 //! ← {"type":"presence","peer":"…","actor":"user/…","name":"…",…}           ← {"type":"presence","peer":"…","actor":"…","left":true}
 //! ```
+
+use std::{borrow::Cow, time::Duration};
 
 use axum::extract::ws::Utf8Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::RawValue};
 
 use super::access::Access;
-use crate::domain::canvas::{Code, Graph, Limits, Op, Rejection};
+use crate::domain::canvas::{Code, Limits, Op, Rejection};
 
 /// The subprotocol.
 pub const PROTOCOL: &str = "kaizen.canvas.v1";
@@ -53,12 +57,22 @@ pub struct Refusal {
     /// Which operation, from 0, where it is about one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub op: Option<usize>,
+    /// After how many milliseconds to send it again, where it came too soon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
 }
 
 impl Refusal {
     /// A refusal of a whole message.
     pub fn new(code: &'static str, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), op: None }
+        Self { code, detail: detail.into(), op: None, retry_after_ms: None }
+    }
+
+    /// A refusal of a message that came too soon.
+    pub fn rate(whose: &str, wait: Duration) -> Self {
+        let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+        let detail = format!("too many messages {whose}: send this one again in {wait} ms");
+        Self { retry_after_ms: Some(wait), ..Self::new("rate", detail) }
     }
 }
 
@@ -73,8 +87,23 @@ impl From<Rejection> for Refusal {
             Code::Immutable => "immutable",
             Code::Limit => "limit",
         };
-        Self { code, detail: rejection.to_string(), op: Some(rejection.op) }
+        Self { op: Some(rejection.op), ..Self::new(code, rejection.to_string()) }
     }
+}
+
+/// The `ref` of a message that is not read otherwise, if it has one.
+pub fn reference(text: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow, rename = "ref")]
+        reference: Option<Cow<'a, str>>,
+    }
+    let named: Named<'_> = serde_json::from_str(text).ok()?;
+    named.reference.filter(|reference| is_reference(reference)).map(Cow::into_owned)
+}
+
+fn is_reference(text: &str) -> bool {
+    text.len() <= REFERENCE && !text.chars().any(char::is_control)
 }
 
 /// Reads a message.
@@ -82,32 +111,28 @@ impl From<Rejection> for Refusal {
 /// # Errors
 /// The `ref`, if one could be made out, and why the message is refused.
 pub fn read(text: &str) -> Result<Incoming, (Option<String>, Refusal)> {
-    let malformed = |detail: String| (None, Refusal::new("malformed", detail));
-    let mut message: Map<String, Value> =
-        serde_json::from_str(text).map_err(|error| malformed(format!("not a JSON object: {error}")))?;
+    let malformed = |reference, detail: String| (reference, Refusal::new("malformed", detail));
+    let mut message: Map<String, Value> = serde_json::from_str(text)
+        .map_err(|error| malformed(reference(text), format!("not a JSON object: {error}")))?;
+    let named = match message.get("ref") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if is_reference(text) => Ok(Some(text.clone())),
+        Some(_) => Err(format!("`ref` must be a string of at most {REFERENCE} bytes without control characters")),
+    };
     match message.remove("type").as_ref().and_then(Value::as_str) {
         Some("ops") => {
-            let reference = match message.remove("ref") {
-                None | Some(Value::Null) => None,
-                Some(Value::String(text)) if text.len() <= REFERENCE && !text.chars().any(char::is_control) => {
-                    Some(text)
-                }
-                Some(_) => {
-                    let detail =
-                        format!("`ref` must be a string of at most {REFERENCE} bytes without control characters");
-                    return Err(malformed(detail));
-                }
-            };
+            let reference = named.map_err(|detail| malformed(None, detail))?;
             match operations(message.remove("ops")) {
                 Ok(ops) => Ok(Incoming::Ops { reference, ops }),
                 Err(refusal) => Err((reference, refusal)),
             }
         }
         Some("presence") if text.len() > PRESENCE => {
-            Err((None, Refusal::new("limit", format!("a presence message may have {PRESENCE} bytes"))))
+            let refusal = Refusal::new("limit", format!("a presence message may have {PRESENCE} bytes"));
+            Err((named.ok().flatten(), refusal))
         }
         Some("presence") => Ok(Incoming::Presence(message)),
-        _ => Err(malformed("`type` must be `ops` or `presence`".into())),
+        _ => Err(malformed(named.ok().flatten(), "`type` must be `ops` or `presence`".into())),
     }
 }
 
@@ -123,9 +148,8 @@ fn operations(ops: Option<Value>) -> Result<Vec<Op>, Refusal> {
     }
     let read = |(index, op)| {
         Op::deserialize(op).map_err(|error| Refusal {
-            code: "malformed",
-            detail: format!("operation {index}: {error}"),
             op: Some(index),
+            ..Refusal::new("malformed", format!("operation {index}: {error}"))
         })
     };
     ops.into_iter().enumerate().map(read).collect()
@@ -136,19 +160,19 @@ fn frame(message: &impl Serialize) -> Frame {
     serde_json::to_string(message).unwrap_or_default().into()
 }
 
-/// The whole canvas, for one who joins.
-pub fn snapshot(seq: i64, graph: &Graph, access: Access, you: &str, peers: &[Value]) -> Frame {
+/// The whole canvas, for one who joins. `graph` is the JSON object of a [`Graph`](crate::domain::canvas::Graph), which is
+/// made once for all who join at the same sequence.
+pub fn snapshot(seq: i64, graph: &str, access: Access, you: &str, peers: &[Value]) -> Frame {
     #[derive(Serialize)]
-    struct Snapshot<'a> {
-        r#type: &'static str,
-        seq: i64,
-        #[serde(flatten)]
-        graph: &'a Graph,
+    struct Rest<'a> {
         access: Access,
         you: &'a str,
         peers: &'a [Value],
     }
-    frame(&Snapshot { r#type: "snapshot", seq, graph, access, you, peers })
+    let rest = serde_json::to_string(&Rest { access, you, peers }).unwrap_or_default();
+    let inside = |object: &str| object.get(1..object.len().saturating_sub(1)).unwrap_or_default().to_owned();
+    let (graph, rest) = (inside(graph), inside(&rest));
+    format!(r#"{{"type":"snapshot","seq":{seq},{graph},{rest}}}"#).into()
 }
 
 /// The end of what one who resumes had missed.
@@ -171,9 +195,28 @@ pub fn ops(seq: i64, actor: &str, peer: Option<&str>, ops: &str) -> Frame {
     frame(&Ops { r#type: "ops", seq, actor, peer, ops })
 }
 
-/// The message is on disk.
-pub fn ack(reference: Option<&str>, seq: i64) -> Frame {
-    frame(&json!({ "type": "ack", "ref": reference, "seq": seq }))
+/// The message is on disk; `ops`, as JSON, is what was stored where that is more than was sent.
+pub fn ack(reference: Option<&str>, seq: i64, ops: Option<&str>) -> Frame {
+    #[derive(Serialize)]
+    struct Ack<'a> {
+        r#type: &'static str,
+        r#ref: Option<&'a str>,
+        seq: i64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ops: Option<&'a RawValue>,
+    }
+    let ops = ops.and_then(|ops| serde_json::from_str(ops).ok());
+    frame(&Ack { r#type: "ack", r#ref: reference, seq, ops })
+}
+
+/// Whether messages are stored at present.
+pub fn status(writable: bool) -> Frame {
+    if writable {
+        return frame(&json!({ "type": "status", "writable": true }));
+    }
+    let detail =
+        "the database does not answer: what is sent is refused as `unavailable` until `writable` is true again";
+    frame(&json!({ "type": "status", "writable": false, "detail": detail }))
 }
 
 /// Nothing of the message was applied.
@@ -217,6 +260,9 @@ mod tests {
             ("", None, "malformed", None),
             ("[]", None, "malformed", None),
             (r#"{"type":"hello"}"#, None, "malformed", None),
+            (r#"{"type":"hello","ref":"c"}"#, Some("c"), "malformed", None),
+            (r#"{"ref":"c","type":7,"ops":[{}]}"#, Some("c"), "malformed", None),
+            (r#"{"ref":"c\u0000","type":7}"#, None, "malformed", None),
             (r#"{"type":"ops","ref":7,"ops":[]}"#, None, "malformed", None),
             (r#"{"type":"ops","ref":"c","ops":[]}"#, Some("c"), "malformed", None),
             (r#"{"type":"ops","ref":"c"}"#, Some("c"), "malformed", None),
@@ -234,6 +280,13 @@ mod tests {
         }
         let long = format!(r#"{{"type":"presence","x":"{}"}}"#, "x".repeat(PRESENCE));
         assert_eq!(read(&long).unwrap_err().1.code, "limit");
+    }
+
+    #[test]
+    fn a_snapshot_is_the_graph_with_who_is_there() {
+        let frame = snapshot(3, r#"{"nodes":[{"id":"a"}],"edges":[]}"#, Access::View, "p", &[]);
+        let expected = json!({ "type": "snapshot", "seq": 3, "nodes": [{ "id": "a" }], "edges": [], "access": "view", "you": "p", "peers": [] });
+        assert_eq!(serde_json::from_str::<Value>(&frame).unwrap(), expected);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Joining a room: may they, and what they are to know first.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use super::{
@@ -7,6 +9,7 @@ use super::{
     frames,
     journal::LOOK_BACK,
     outbox::Close,
+    patience,
     peers::Member,
     room::{Join, Room, failed},
 };
@@ -15,8 +18,6 @@ use crate::{
     store::{StoreError, canvas},
 };
 
-/// Sockets in one room, at the most.
-const SOCKETS: usize = 256;
 /// A client that resumes is sent so many messages or bytes; if it missed more, the whole canvas.
 const RESUME: (i64, i64) = (256, 1024 * 1024);
 
@@ -29,13 +30,16 @@ impl Room {
             Ok((principal, access, decided_at)) => {
                 let repeats = since.map_or(i64::MAX, |since| since.saturating_add(1))..=self.journal.sequence();
                 let presence = Map::new();
-                let member = Member { peer, principal, access, decided_at, outbox, client, repeats, presence };
+                let member =
+                    Member { peer: peer.clone(), principal, access, decided_at, outbox, client, repeats, presence };
                 self.welcome(member, since).await
             }
             Err(close) => Err(close),
         };
-        // Whoever asked may have given up; their `Leave` follows then.
-        let _ = joined.send(result);
+        if joined.send(result).is_err() {
+            // Whoever asked has given up.
+            self.remove(&peer, |outbox| outbox.close(Close::LATER));
+        }
     }
 
     /// Whether there is room for them, and what they may do as of now.
@@ -43,28 +47,33 @@ impl Room {
         if self.parts.stopping.is_cancelled() {
             return Err(Close::RESTART);
         }
-        if self.members.len() >= SOCKETS {
+        // While the database does not answer, those who wait to join are not made to wait for it one after the other.
+        if self.members.len() >= self.parts.limits.canvas_sockets_per_canvas || !self.reachable {
             return Err(Close::LATER);
         }
-        let decided_at = self.look().await.map_err(|error| failed(&error))?.ok_or(Close::GONE)?;
+        let looked = self.look().await;
+        let decided_at =
+            looked.inspect_err(|error| self.lost(error)).map_err(|error| failed(&error))?.ok_or(Close::GONE)?;
         let agent = access::resource(&self.agent);
         // Asked anew although the socket's handler did: what was revoked in between must not slip through.
-        let principal = {
-            let mut conn = self.parts.store.read().await.map_err(|error| failed(&error))?;
-            let again = self.parts.identity.again(&mut conn, &self.parts.clock, &principal).await;
-            again.map_err(|error| failed(&error))?.ok_or(Close::SIGNED_OUT)?
+        let admitted = async {
+            let again = {
+                let mut conn = self.parts.store.read().await?;
+                self.parts.identity.again(&mut conn, &self.parts.clock, &principal).await?
+            };
+            let Some(principal) = again else { return Ok(Err(Close::SIGNED_OUT)) };
+            let access = self.parts.access(&principal, &agent).await?;
+            Ok(access.map(|access| (principal, access, decided_at)).ok_or(Close::FORBIDDEN))
         };
-        match self.parts.access(&principal, &agent).await.map_err(|error| failed(&error))? {
-            Some(access) => Ok((principal, access, decided_at)),
-            None => Err(Close::FORBIDDEN),
-        }
+        patience::until(self.parts.deadline(), admitted).await.map_err(|error| failed(&error))?
     }
 
     /// Sends what the newcomer is to know first, and tells the others.
     async fn welcome(&mut self, member: Member, since: Option<i64>) -> Result<(), Close> {
         let seq = self.journal.sequence();
-        let peers: Vec<Value> = self.members.values().map(Member::shown).chain(self.remote.iter().cloned()).collect();
-        match self.missed(since).await.map_err(|error| failed(&error))? {
+        let peers = self.peers_of(&member.peer);
+        let missed = patience::until(self.parts.deadline(), self.missed(since)).await;
+        match missed.map_err(|error| failed(&error))? {
             Some(missed) => {
                 for entry in missed {
                     member.outbox.send(frames::ops(entry.sequence, &entry.actor, None, &entry.ops));
@@ -72,14 +81,36 @@ impl Room {
                 member.outbox.send(frames::resumed(seq, member.access, &member.peer, &peers));
             }
             None => {
-                let graph = self.journal.graph();
-                member.outbox.send(frames::snapshot(seq, graph, member.access, &member.peer, &peers));
+                let (seq, graph) = self.graph_as_json();
+                member.outbox.send(frames::snapshot(seq, &graph, member.access, &member.peer, &peers));
             }
         }
+        if !self.writable {
+            member.outbox.send(frames::status(false));
+        }
         self.tell(&member);
-        metrics::gauge!("kaizen_canvas_sockets").increment(1.0);
         self.members.insert(member.peer.clone(), member);
         Ok(())
+    }
+
+    /// Everyone but `peer`, on this host and others, as they are shown.
+    pub(super) fn peers_of(&self, peer: &str) -> Vec<Value> {
+        let here = self.members.values().filter(|member| member.peer != peer).map(Member::shown);
+        here.chain(self.remote.iter().cloned()).collect()
+    }
+
+    /// The sequence and the graph at it as JSON, made once for all who join at the same sequence.
+    pub(super) fn graph_as_json(&mut self) -> (i64, Arc<str>) {
+        let seq = self.journal.sequence();
+        match &self.shown {
+            Some((known, graph)) if *known == seq => (seq, graph.clone()),
+            _ => {
+                // Only a map with keys that are not strings could fail, and there is none.
+                let graph: Arc<str> = serde_json::to_string(self.journal.graph()).unwrap_or_default().into();
+                self.shown = Some((seq, graph.clone()));
+                (seq, graph)
+            }
+        }
     }
 
     /// The messages after `since`, if all of them are still there and not too many.

@@ -9,12 +9,21 @@
 //! **Repeats.** A client that lost its connection before an answer sends the message again under the same `ref`. Each row
 //! of the journal keeps whose `ref` it is, and a repeat within the last [`LOOK_BACK`] sequences is answered with the
 //! sequence it has, not applied. Whose it is: a client that gives itself a name (`?client=`, unique among the user's
-//! tabs) can repeat anything under that name, and must use each `ref` once. For a client without a name a repeat is the
-//! same `ref` with the same operations, stored after what the client resumed from (`?since=`) and before it joined.
+//! tabs) can repeat anything under that name, and must use each `ref` once: other operations under it are refused. For a
+//! client without a name a repeat is the same `ref` with the same operations, stored after what the client resumed from
+//! (`?since=`) and before it joined, or by a commit whose answer never came.
+//!
+//! **Unknown results.** A commit that the database does not answer in time is taken back here, and may still have been
+//! made. The sequence then is not what this host believes, so the next commit reads what is there first.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
-use super::edits::Edits;
+use tokio::time::Instant;
+
+use super::{edits::Edits, patience};
 use crate::{
     clock::Clock,
     domain::{
@@ -23,7 +32,7 @@ use crate::{
     },
     store::{
         Connection, Store, StoreError,
-        canvas::{self, Entry, Loaded},
+        canvas::{self, Entry, Loaded, Referred},
     },
 };
 
@@ -51,6 +60,8 @@ pub struct Submission {
     pub ops: Vec<Op>,
     /// The operations as JSON.
     pub text: String,
+    /// Of `text`: what is sent again under the same `reference` has the same.
+    pub digest: Vec<u8>,
 }
 
 /// What became of a message.
@@ -60,6 +71,8 @@ pub enum Outcome {
     Stored(i64),
     /// It was stored before.
     Repeated(i64),
+    /// Another message was stored under the same `reference`.
+    Reused(i64),
     /// Nothing of it was applied.
     Rejected(Rejection),
 }
@@ -71,6 +84,8 @@ pub struct Committed {
     pub others: Vec<Entry>,
     /// For each message what became of it; or why none was stored. [`StoreError::Reference`]: the canvas is gone.
     pub outcomes: Result<Vec<Outcome>, StoreError>,
+    /// By sequence, the operations as they were stored, where that is more than was sent.
+    pub in_full: HashMap<i64, String>,
     /// Whether an audit event was recorded too.
     pub audited: bool,
 }
@@ -86,6 +101,10 @@ pub struct Journal {
     references: References,
     snapshot: i64,
     tail_bytes: usize,
+    /// How long a commit may take.
+    patience: Duration,
+    /// Where messages may have been stored by a commit whose result is unknown; without an end until the next commit.
+    doubtful: Option<(i64, Option<i64>)>,
 }
 
 /// A batch applied to the graph, not yet stored.
@@ -94,11 +113,12 @@ struct Plan {
     outcomes: Vec<Outcome>,
     entries: Vec<Entry>,
     stored: Vec<(UserId, i64)>,
+    in_full: HashMap<i64, String>,
     undo: Vec<Undo>,
 }
 
 impl Journal {
-    /// Reads the canvas as it is now.
+    /// Reads the canvas as it is now. Each commit may later take as long as `patience`.
     ///
     /// # Errors
     /// As the database says.
@@ -107,19 +127,30 @@ impl Journal {
         clock: &Clock,
         organization: OrganizationId,
         canvas: CanvasId,
+        patience: Duration,
     ) -> Result<Self, StoreError> {
         let mut conn = store.read().await?;
         let Loaded { sequence, graph, snapshot, tail_bytes } = canvas::load(&mut conn, organization, canvas).await?;
         let mut references = References::default();
-        for (at, actor, client, reference) in
-            canvas::references(&mut conn, organization, canvas, sequence - LOOK_BACK).await?
-        {
-            if at <= sequence {
-                references.insert(at, key(&actor, &client, &reference));
+        for known in canvas::references(&mut conn, organization, canvas, sequence - LOOK_BACK).await? {
+            if known.sequence <= sequence {
+                references.insert(known);
             }
         }
-        let (store, clock) = (store.clone(), clock.clone());
-        Ok(Self { store, clock, organization, canvas, sequence, graph, references, snapshot, tail_bytes })
+        let (store, clock, doubtful) = (store.clone(), clock.clone(), None);
+        Ok(Self {
+            store,
+            clock,
+            organization,
+            canvas,
+            sequence,
+            graph,
+            references,
+            snapshot,
+            tail_bytes,
+            patience,
+            doubtful,
+        })
     }
 
     /// The last sequence known here.
@@ -159,24 +190,43 @@ impl Journal {
         self.sequence = entry.sequence;
         self.tail_bytes += entry.ops.len();
         if let Some(reference) = &entry.reference {
-            self.references.insert(entry.sequence, key(&entry.actor, &entry.client, reference));
+            self.references.insert(Referred {
+                sequence: entry.sequence,
+                actor: entry.actor.clone(),
+                client: entry.client.clone(),
+                reference: reference.clone(),
+                digest: entry.digest.clone(),
+            });
         }
     }
 
     /// Stores a batch of messages in one transaction, with the audit events that tell of it.
     pub async fn commit(&mut self, batch: &[Submission], edits: &mut Edits) -> Committed {
-        let mut committed = Committed { others: Vec::new(), outcomes: Ok(Vec::new()), audited: false };
+        let mut committed =
+            Committed { others: Vec::new(), outcomes: Ok(Vec::new()), in_full: HashMap::new(), audited: false };
         let mut plan = self.plan(batch);
-        match self.store_plan(batch, &mut plan, edits, &mut committed).await {
+        let deadline = Instant::now() + self.patience;
+        // Wherever it is given up, `plan` holds what is to be taken back: the graph changes between two waits only.
+        let stored = self.store_plan(batch, &mut plan, edits, &mut committed);
+        match patience::until(deadline, stored).await {
             Ok(()) => {
+                if let (Some((_, end @ None)), Some(first)) = (&mut self.doubtful, plan.entries.first()) {
+                    // The canvas was locked for this commit, so whatever was under way before it has ended.
+                    *end = Some(first.sequence - 1);
+                }
                 for entry in &plan.entries {
                     self.learn(entry);
                 }
                 edits.committed(&plan.stored);
+                committed.in_full = plan.in_full;
                 committed.outcomes = Ok(plan.outcomes);
             }
             Err(error) => {
                 self.revert(plan);
+                if matches!(error, StoreError::Unavailable(_)) {
+                    let from = self.doubtful.map_or(self.sequence + 1, |(from, _)| from);
+                    self.doubtful = Some((from, None));
+                }
                 committed.outcomes = Err(error);
             }
         }
@@ -190,17 +240,26 @@ impl Journal {
         edits: &Edits,
         committed: &mut Committed,
     ) -> Result<(), StoreError> {
+        if plan.entries.is_empty() {
+            // Nothing to store, but what was refused must have been judged by the latest graph. To read is enough:
+            // whoever sends only what is refused must not keep others from writing.
+            let mut conn = self.store.read().await?;
+            let latest = canvas::sequence(&mut conn, self.organization, self.canvas).await?.unwrap_or(0);
+            if latest == self.sequence {
+                return Ok(());
+            }
+            self.revert(std::mem::take(plan));
+            self.catch_up(&mut conn, &mut committed.others).await?;
+            *plan = self.plan(batch);
+            if plan.entries.is_empty() {
+                return Ok(());
+            }
+        }
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let (organization, canvas) = (self.organization, self.canvas);
         let step = |from: i64, plan: &Plan| (from, from + i64::try_from(plan.entries.len()).unwrap_or(i64::MAX - from));
-        let current = if plan.entries.is_empty() {
-            // Nothing to store, but what was refused must have been judged by the latest graph.
-            canvas::lock(&mut tx, organization, canvas).await?.unwrap_or(0) == self.sequence
-        } else {
-            canvas::advance(&mut tx, organization, canvas, step(self.sequence, plan), now).await?
-        };
-        if !current {
+        if !canvas::advance(&mut tx, organization, canvas, step(self.sequence, plan), now).await? {
             self.revert(std::mem::take(plan));
             canvas::create(&mut tx, organization, canvas, now).await?;
             canvas::lock(&mut tx, organization, canvas).await?;
@@ -223,22 +282,24 @@ impl Journal {
     /// Applies what holds up to the graph, in order, and says what the database is to store.
     fn plan(&mut self, batch: &[Submission]) -> Plan {
         let mut plan = Plan::default();
-        let mut new: HashMap<String, i64> = HashMap::new();
+        let mut new: HashMap<String, Known> = HashMap::new();
         let mut sequence = self.sequence;
         let now = self.clock.now();
         for message in batch {
             let actor = format!("user/{}", message.user);
             let key = message.reference.as_ref().map(|reference| key(&actor, &message.client, reference));
-            let before = key.as_ref().and_then(|key| self.references.get(key).or_else(|| new.get(key).copied()));
-            if let Some(before) = before.filter(|before| message.repeats.contains(before)) {
-                plan.outcomes.push(Outcome::Repeated(before));
+            let before = key.as_ref().and_then(|key| self.references.by_key.get(key).or_else(|| new.get(key)));
+            if let Some((before, digest)) = before.filter(|(before, _)| self.may_repeat(message, *before)) {
+                let same = digest.as_ref().is_none_or(|digest| *digest == message.digest);
+                plan.outcomes.push(if same { Outcome::Repeated(*before) } else { Outcome::Reused(*before) });
                 continue;
             }
             match self.graph.apply(&message.ops, &Limits::CANVAS) {
                 Err(rejection) => plan.outcomes.push(Outcome::Rejected(rejection)),
                 Ok(undo) => {
                     sequence += 1;
-                    new.extend(key.map(|key| (key, sequence)));
+                    new.extend(key.map(|key| (key, (sequence, Some(message.digest.clone())))));
+                    let in_full = undo.in_full(&message.ops).and_then(|ops| serde_json::to_string(&ops).ok());
                     plan.undo.push(undo);
                     plan.stored.push((message.user, sequence));
                     plan.outcomes.push(Outcome::Stored(sequence));
@@ -247,13 +308,21 @@ impl Journal {
                         actor,
                         client: message.client.clone(),
                         reference: message.reference.clone(),
-                        ops: message.text.clone(),
+                        ops: in_full.clone().unwrap_or_else(|| message.text.clone()),
+                        digest: Some(message.digest.clone()),
                         created_at: now,
                     });
+                    plan.in_full.extend(in_full.map(|ops| (sequence, ops)));
                 }
             }
         }
         plan
+    }
+
+    /// Whether what was stored as `before` may be this message.
+    fn may_repeat(&self, message: &Submission, before: i64) -> bool {
+        let doubtful = |(from, to): (i64, Option<i64>)| (from..=to.unwrap_or(i64::MAX)).contains(&before);
+        message.repeats.contains(&before) || self.doubtful.is_some_and(doubtful)
     }
 
     fn revert(&mut self, plan: Plan) {
@@ -286,26 +355,26 @@ fn key(actor: &str, client: &str, reference: &str) -> String {
     format!("{actor}\n{client}\n{reference}")
 }
 
+/// The sequence that a reference has, and [`Entry::digest`].
+type Known = (i64, Option<Vec<u8>>);
+
 /// The references of the last [`LOOK_BACK`] sequences.
 #[derive(Default)]
 struct References {
-    by_key: HashMap<String, i64>,
+    by_key: HashMap<String, Known>,
     by_age: VecDeque<(i64, String)>,
 }
 
 impl References {
-    fn get(&self, key: &str) -> Option<i64> {
-        self.by_key.get(key).copied()
-    }
-
-    fn insert(&mut self, sequence: i64, key: String) {
-        self.by_key.insert(key.clone(), sequence);
+    fn insert(&mut self, Referred { sequence, actor, client, reference, digest }: Referred) {
+        let key = key(&actor, &client, &reference);
+        self.by_key.insert(key.clone(), (sequence, digest));
         self.by_age.push_back((sequence, key));
         while let Some((oldest, key)) = self.by_age.front() {
             if *oldest > sequence - LOOK_BACK {
                 break;
             }
-            if self.by_key.get(key) == Some(oldest) {
+            if self.by_key.get(key).is_some_and(|(known, _)| known == oldest) {
                 self.by_key.remove(key);
             }
             self.by_age.pop_front();

@@ -10,6 +10,8 @@ use crate::{
     store::{self, StoreError},
 };
 
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
 fn message(f: &Fixture, user: usize, reference: Option<&str>, ops: Value) -> Submission {
     Submission {
         user: f.users[user],
@@ -17,12 +19,13 @@ fn message(f: &Fixture, user: usize, reference: Option<&str>, ops: Value) -> Sub
         reference: reference.map(Into::into),
         repeats: 1..=i64::MAX,
         text: ops.to_string(),
+        digest: ops.to_string().into_bytes(),
         ops: serde_json::from_value(ops).unwrap(),
     }
 }
 
 async fn open(f: &Fixture) -> (Journal, Edits) {
-    let journal = Journal::open(&f.store, &f.clock, f.organization, f.canvas).await.unwrap();
+    let journal = Journal::open(&f.store, &f.clock, f.organization, f.canvas, PATIENCE).await.unwrap();
     (journal, Edits::new(f.clock.clone(), f.organization, f.agent, f.canvas))
 }
 
@@ -156,8 +159,11 @@ async fn snapshots_shorten_the_journal_and_change_nothing() {
     // A host that slept for longer than the journal goes back cannot follow it and must open it anew.
     let (mut again, mut again_edits) = open(&f).await;
     assert_eq!(again.graph(), journal.graph());
-    let repeat = message(&f, 0, Some(&format!("{}.3", rounds - 1)), put("n3", 0));
+    let reference = format!("{}.3", rounds - 1);
+    let repeat = message(&f, 0, Some(&reference), put("n3", rounds - 1));
     assert_eq!(commit(&mut again, &mut again_edits, &[repeat]).await, [Outcome::Repeated(last - 60)]);
+    let other = message(&f, 0, Some(&reference), put("n3", 0));
+    assert_eq!(commit(&mut again, &mut again_edits, &[other]).await, [Outcome::Reused(last - 60)]);
 }
 
 #[tokio::test]
@@ -172,11 +178,13 @@ async fn edits_are_told_once_a_window_with_the_first_of_them() {
     assert_eq!(told[0].1, format!("user/{}", f.users[0]));
     assert_eq!(told[0].2["first_sequence"], 1);
     assert_eq!(told[1].2["first_sequence"], 4);
-    // The first leaves; the second, who did no more than was told, too.
+    // The first leaves; the second, who did no more than was told, too. What is not recorded stays.
+    assert_eq!(edits.ended(|_| false).len(), 1);
     let ended = edits.ended(|_| false);
     let mut tx = f.store.begin().await.unwrap();
     edits.record_ends(&mut tx, &ended).await.unwrap();
     tx.commit().await.unwrap();
+    edits.forget(&ended);
     let told = f.audited().await;
     assert_eq!(told.len(), 3, "{told:?}");
     assert_eq!(
@@ -190,12 +198,17 @@ async fn edits_are_told_once_a_window_with_the_first_of_them() {
 async fn a_canvas_of_another_organization_is_not_there() {
     let f = Fixture::new().await;
     let stranger = f.clock.id();
-    let mut journal = Journal::open(&f.store, &f.clock, stranger, f.canvas).await.unwrap();
+    let mut journal = Journal::open(&f.store, &f.clock, stranger, f.canvas, PATIENCE).await.unwrap();
     let mut edits = Edits::new(f.clock.clone(), stranger, f.agent, f.canvas);
     let committed = journal.commit(&[message(&f, 0, None, put("a", 1))], &mut edits).await;
     assert!(matches!(committed.outcomes, Err(StoreError::Reference(_))), "{committed:?}");
     assert!(journal.graph().nodes.is_empty(), "what was not stored is taken back");
-    assert!(store::canvas::watch(&mut f.store.read().await.unwrap(), stranger, f.canvas).await.unwrap().is_none());
+    assert!(
+        store::canvas::watch(&mut f.store.read().await.unwrap(), stranger, f.canvas, "h", f.clock.now())
+            .await
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[tokio::test]
@@ -222,4 +235,29 @@ async fn a_ticket_lets_in_once_and_for_a_while() {
     let foreign = store::canvas::Ticket { organization_id: f.clock.id(), ..ticket };
     let refused = store::canvas::issue_ticket(&mut tx, b"three", &foreign, now, later).await;
     assert!(matches!(refused, Err(StoreError::Reference(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn what_a_commit_without_an_answer_stored_is_not_stored_again() {
+    let f = Fixture::new().await;
+    let patience = std::time::Duration::from_secs(1);
+    let mut here = Journal::open(&f.store, &f.clock, f.organization, f.canvas, patience).await.unwrap();
+    let (mut there, mut edits) = open(&f).await;
+    // Of a client without a name that resumed from nothing: otherwise never a repeat.
+    let sent =
+        || Submission { client: "d:1".into(), repeats: i64::MAX..=i64::MAX, ..message(&f, 0, Some("1"), put("a", 1)) };
+    let writing = f.store.begin().await.unwrap();
+    let given_up = here.commit(&[sent()], &mut edits).await.outcomes;
+    assert!(matches!(given_up, Err(StoreError::Unavailable(_))), "{given_up:?}");
+    assert_eq!(here.graph(), &Graph::default());
+    drop(writing);
+    // It arrives after all, as a commit of another host's would.
+    assert_eq!(commit(&mut there, &mut edits, &[sent()]).await, [Outcome::Stored(1)]);
+    assert_eq!(commit(&mut here, &mut edits, &[sent()]).await, [Outcome::Repeated(1)]);
+    let other = || message(&f, 0, Some("2"), put("b", 1));
+    assert_eq!(commit(&mut here, &mut edits, &[other()]).await, [Outcome::Stored(2)]);
+    assert_eq!(commit(&mut here, &mut edits, &[sent()]).await, [Outcome::Repeated(1)], "after the next commit too");
+    let again = Submission { client: "d:2".into(), repeats: i64::MAX..=i64::MAX, ..other() };
+    let twice = [again, Submission { client: "d:2".into(), repeats: i64::MAX..=i64::MAX, ..other() }];
+    assert_eq!(commit(&mut here, &mut edits, &twice).await, [Outcome::Stored(3), Outcome::Stored(4)]);
 }

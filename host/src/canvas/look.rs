@@ -12,10 +12,10 @@ use tokio::time::Instant;
 use super::{
     access::{self, Access},
     frames,
-    journal::Journal,
     outbox::Close,
-    peers::{Member, send_all},
-    room::{Room, failed},
+    patience,
+    peers::send_all,
+    room::Room,
 };
 use crate::{
     domain::{
@@ -37,10 +37,10 @@ enum Verdict {
 }
 
 impl Room {
-    /// As [`Room::look`]; a database that is away is logged, and tried again at the next tick.
+    /// As [`Room::look`]; a database that is away is told of, and tried again at the next tick.
     pub(super) async fn look_or_log(&mut self) {
         if let Err(error) = self.look().await {
-            failed(&error);
+            self.lost(&error);
         }
     }
 
@@ -60,30 +60,40 @@ impl Room {
     /// with everyone's socket closed.
     ///
     /// # Errors
-    /// As the database says; then everything stays as it was, and as old.
+    /// As the database says, or [`StoreError::Unavailable`] if it says nothing in time; then everything stays as it was,
+    /// and as old.
     pub(super) async fn look(&mut self) -> Result<Option<(i64, i64)>, StoreError> {
+        let looked = self.look_until(self.parts.deadline()).await;
+        self.reachable = looked.is_ok();
+        looked
+    }
+
+    async fn look_until(&mut self, deadline: Instant) -> Result<Option<(i64, i64)>, StoreError> {
         let begun = Instant::now();
         let (organization, id) = (self.agent.organization_id, self.agent.canvas_id);
-        let mut conn = self.parts.store.read().await?;
-        let Some(watch) = canvas::watch(&mut conn, organization, id).await? else {
+        let mut conn = patience::until(deadline, self.parts.store.read()).await?;
+        let since = self.presence_since();
+        let watched = canvas::watch(&mut conn, organization, id, &self.parts.host, since);
+        let Some(watch) = patience::until(deadline, watched).await? else {
             self.close_all(Close::GONE);
             return Ok(None);
         };
         if watch.sequence > self.journal.sequence() {
+            // Outlives a look that is given up: what was applied here must be passed on.
             let mut read = Vec::new();
-            let followed = self.journal.catch_up(&mut conn, &mut read).await;
+            let followed = patience::until(deadline, self.journal.catch_up(&mut conn, &mut read)).await;
             self.pass_on(read);
             match followed {
                 Err(StoreError::Stale) => {
                     drop(conn);
                     self.reopen().await?;
-                    conn = self.parts.store.read().await?;
+                    conn = patience::until(deadline, self.parts.store.read()).await?;
                 }
                 other => other?,
             }
         }
         if watch.agent_revision != self.agent.revision {
-            match agents::by_canvas(&mut conn, organization, id).await? {
+            match patience::until(deadline, agents::by_canvas(&mut conn, organization, id)).await? {
                 Some(agent) => self.agent = agent,
                 None => {
                     self.close_all(Close::GONE);
@@ -93,25 +103,27 @@ impl Room {
         }
         let now = (watch.agent_revision, watch.audit_sequence);
         let all = self.stale || self.looked_anew.elapsed() > ANEW;
-        let doubtful: Vec<Principal> = self
+        let doubtful: HashMap<_, Principal> = self
             .members
             .values()
             .filter(|member| all || member.decided_at != now)
-            .map(|member| member.principal.clone())
+            .map(|member| (who(&member.principal), member.principal.clone()))
             .collect();
-        let mut present = HashMap::new();
-        for principal in doubtful {
-            if let std::collections::hash_map::Entry::Vacant(entry) = present.entry(who(&principal)) {
-                entry.insert(self.parts.identity.again(&mut conn, &self.parts.clock, &principal).await?);
-            }
+        let mut present: HashMap<_, Option<Principal>> = doubtful.keys().map(|who| (*who, None)).collect();
+        if !doubtful.is_empty() {
+            let doubtful: Vec<Principal> = doubtful.into_values().collect();
+            let again = self.parts.identity.all_again(&mut conn, &self.parts.clock, &doubtful);
+            let again = patience::until(deadline, again).await?;
+            present.extend(again.into_iter().map(|principal| (who(&principal), Some(principal))));
         }
         // Policies are read through a connection of their own: whoever holds one and waits for another waits forever.
         drop(conn);
-        self.decide(present, now).await?;
+        self.decide(present, now, deadline).await?;
         if all {
             (self.stale, self.looked_anew) = (false, begun);
         }
         self.known_at = begun;
+        self.elsewhere.others = watch.elsewhere > 0;
         Ok(Some(now))
     }
 
@@ -119,13 +131,14 @@ impl Room {
         &mut self,
         present: HashMap<(UserId, Option<SessionId>), Option<Principal>>,
         now: (i64, i64),
+        deadline: Instant,
     ) -> Result<(), StoreError> {
         let agent = access::resource(&self.agent);
         let mut verdicts = HashMap::new();
         for (who, principal) in present {
             let verdict = match principal {
                 None => Verdict::Closed(Close::SIGNED_OUT),
-                Some(principal) => match self.parts.access(&principal, &agent).await? {
+                Some(principal) => match patience::until(deadline, self.parts.access(&principal, &agent)).await? {
                     Some(access) => Verdict::Allowed(Box::new(principal), access),
                     None => Verdict::Closed(Close::FORBIDDEN),
                 },
@@ -160,16 +173,18 @@ impl Room {
         }
     }
 
-    /// This host slept for longer than the journal goes back: reads the canvas anew and sends it to everyone.
-    async fn reopen(&mut self) -> Result<(), StoreError> {
-        let (organization, id) = (self.agent.organization_id, self.agent.canvas_id);
-        self.journal = Journal::open(&self.parts.store, &self.parts.clock, organization, id).await?;
+    /// This host slept for longer than the journal goes back, or the database was put back to an earlier state: reads the
+    /// canvas anew and sends it to everyone.
+    pub(super) async fn reopen(&mut self) -> Result<(), StoreError> {
+        let deadline = Instant::now() + Duration::from_secs(self.parts.limits.canvas_join_seconds);
+        self.journal = patience::until(deadline, self.parts.journal(&self.agent)).await?;
+        self.shown = None;
+        let (seq, graph) = self.graph_as_json();
         for member in self.members.values() {
-            let peers: Vec<_> =
-                self.members.values().filter(|other| other.peer != member.peer).map(Member::shown).collect();
-            let (seq, graph) = (self.journal.sequence(), self.journal.graph());
-            member.outbox.send(frames::snapshot(seq, graph, member.access, &member.peer, &peers));
+            let peers = self.peers_of(&member.peer);
+            member.outbox.send(frames::snapshot(seq, &graph, member.access, &member.peer, &peers));
         }
+        self.shown = None;
         Ok(())
     }
 }

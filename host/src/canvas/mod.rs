@@ -5,7 +5,9 @@
 //! | `journal` | the order of messages, group commit, repeats, snapshots |
 //! | `room`, `join`, `write`, `look` | one open canvas on this host: joining, storing and telling, access and other hosts |
 //! | `socket`, `frames`, `outbox` | the protocol and its bounds |
-//! | `peers` | presence |
+//! | `quota` | what one person, organization or canvas may take of this host |
+//! | `health`, `patience` | a database that does not answer |
+//! | `peers`, `elsewhere` | presence |
 //! | `edits` | what the audit trail tells of it |
 //!
 //! PostgreSQL or the SQLite file is the truth; the bus only says when to look. A host that gets no hints looks about once
@@ -13,14 +15,18 @@
 
 mod access;
 pub mod edits;
+mod elsewhere;
 mod frames;
+mod health;
 mod join;
 pub mod journal;
 #[cfg(test)]
 mod journal_tests;
 mod look;
 mod outbox;
+mod patience;
 mod peers;
+mod quota;
 mod room;
 mod socket;
 #[cfg(test)]
@@ -32,6 +38,7 @@ mod write;
 use std::{
     collections::HashMap,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -41,21 +48,25 @@ use tokio::sync::{
     mpsc::{self, error::TrySendError},
     oneshot,
 };
+use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     frames::{MESSAGE, PROTOCOL},
     outbox::Close,
-    socket::{READ, refuse},
+    socket::{READ, READ_BUFFER, WRITE_BUFFER, refuse},
 };
 use self::{
     outbox::Outbox,
-    room::{Command, Heard, INBOX, Inbox, Join, Nudge, Room, failed},
+    quota::Quota,
+    room::{Command, Door, Heard, INBOX, Inbox, Join, Nudge, Room, failed},
 };
 use crate::{
+    audit::denials::Denials,
     authz::Authz,
     bus::{Bus, Hint},
     clock::Clock,
+    config::limits::ServerLimits,
     domain::{
         agent::Agent,
         id::{CanvasId, OrganizationId},
@@ -65,8 +76,6 @@ use crate::{
     store::Store,
 };
 
-/// Open sockets of this host, at the most.
-const SOCKETS: usize = 8_000;
 /// What other hosts tell of presence and a room has not looked at yet; more is dropped.
 const HEARD: usize = 1024;
 /// A room may end just when somebody comes; more often than this it is a defect.
@@ -84,6 +93,12 @@ pub struct Parts {
     pub identity: Identity,
     /// What they may do.
     pub authz: Authz,
+    /// Denials that the audit trail tells of.
+    pub denials: Denials,
+    /// What one caller may take.
+    pub limits: ServerLimits,
+    /// Names this process, for other hosts.
+    pub host: String,
     /// The server stops.
     pub stopping: CancellationToken,
     /// What must end before the process does.
@@ -95,13 +110,13 @@ pub struct Parts {
 pub struct Canvases {
     parts: Arc<Parts>,
     rooms: Arc<Mutex<HashMap<CanvasId, Handle>>>,
-    sockets: Arc<Semaphore>,
+    quota: Quota,
 }
 
 /// How to reach an open room.
 struct Handle {
     organization: OrganizationId,
-    commands: mpsc::Sender<Command>,
+    door: Door,
     heard: mpsc::Sender<Heard>,
     nudge: Weak<Nudge>,
 }
@@ -121,7 +136,8 @@ pub struct Connect {
 impl Canvases {
     /// None open.
     pub fn new(parts: Parts) -> Self {
-        Self { parts: Arc::new(parts), rooms: Arc::default(), sockets: Arc::new(Semaphore::new(SOCKETS)) }
+        let quota = Quota::new(parts.limits.clone());
+        Self { parts: Arc::new(parts), rooms: Arc::default(), quota }
     }
 
     /// Begins to pass hints to the rooms, until the server stops.
@@ -163,9 +179,9 @@ impl Canvases {
     }
 
     /// Joins the canvas's room, opening it if need be. The first frames are in the outbox then.
-    async fn join(&self, connect: &Connect, peer: &str, outbox: &Outbox) -> Result<mpsc::Sender<Command>, Close> {
+    async fn join(&self, connect: &Connect, peer: &str, outbox: &Outbox) -> Result<Door, Close> {
         for _ in 0..TRIES {
-            let commands = self.room(&connect.agent);
+            let door = self.room(&connect.agent);
             let (joined, answer) = oneshot::channel();
             let join = Join {
                 peer: peer.to_owned(),
@@ -175,50 +191,55 @@ impl Canvases {
                 since: connect.since,
                 joined,
             };
-            if commands.send(Command::Join(Box::new(join))).await.is_ok()
+            if door.commands.send(Command::Join(Box::new(join))).await.is_ok()
                 && let Ok(answer) = answer.await
             {
-                return answer.map(|()| commands);
+                return answer.map(|()| door);
             }
         }
         Err(Close::LATER)
     }
 
     /// The canvas's room, opened if need be.
-    fn room(&self, agent: &Agent) -> mpsc::Sender<Command> {
+    fn room(&self, agent: &Agent) -> Door {
         let mut rooms = self.rooms.lock();
-        if let Some(handle) = rooms.get(&agent.canvas_id).filter(|handle| !handle.commands.is_closed()) {
-            return handle.commands.clone();
+        if let Some(handle) = rooms.get(&agent.canvas_id).filter(|handle| !handle.door.commands.is_closed()) {
+            return handle.door.clone();
         }
         let (commands, received) = mpsc::channel(INBOX);
         let (heard, hearing) = mpsc::channel(HEARD);
         let nudge = Arc::new(Nudge::default());
-        let handle = Handle {
-            organization: agent.organization_id,
-            commands: commands.clone(),
-            heard,
-            nudge: Arc::downgrade(&nudge),
-        };
+        let bytes = Arc::new(Semaphore::new(self.parts.limits.canvas_inbox_kib * 1024));
+        let door = Door { commands, bytes };
+        let handle =
+            Handle { organization: agent.organization_id, door: door.clone(), heard, nudge: Arc::downgrade(&nudge) };
         rooms.insert(agent.canvas_id, handle);
         let inbox = Inbox { commands: received, heard: hearing, nudge };
-        self.parts.tasks.spawn(self.clone().keep(agent.clone(), commands.downgrade(), inbox));
-        commands
+        self.parts.tasks.spawn(self.clone().keep(agent.clone(), door.commands.downgrade(), inbox));
+        door
     }
 
-    /// A room from its opening to its end.
+    /// A room from its opening to its end. When its inbox goes, by whatever end, its sockets notice and are closed.
     async fn keep(self, agent: Agent, me: mpsc::WeakSender<Command>, mut inbox: Inbox) {
-        metrics::gauge!("kaizen_canvas_rooms").increment(1.0);
+        let _open = Open::new();
         let canvas = agent.canvas_id;
-        let why = match Room::open(self.parts.clone(), agent).await {
+        let opening = Room::open(self.parts.clone(), agent);
+        let deadline = Instant::now() + Duration::from_secs(self.parts.limits.canvas_join_seconds);
+        let why = match patience::until(deadline, opening).await {
             Ok(room) => {
-                room.run(&mut inbox).await;
+                tokio::select! {
+                    () = room.run(&mut inbox) => {}
+                    () = self.out_of_time() => {
+                        tracing::warn!(%canvas, "a canvas did not come to its end in time; what was not acknowledged may not be stored");
+                    }
+                }
                 None
             }
             Err(error) => Some(failed(&error)),
         };
         {
             let mut rooms = self.rooms.lock();
-            let mine = |handle: &Handle| me.upgrade().is_some_and(|me| me.same_channel(&handle.commands));
+            let mine = |handle: &Handle| me.upgrade().is_some_and(|me| me.same_channel(&handle.door.commands));
             if rooms.get(&canvas).is_some_and(mine) {
                 rooms.remove(&canvas);
             }
@@ -230,6 +251,27 @@ impl Canvases {
                 let _ = join.joined.send(Err(close));
             }
         }
+    }
+
+    /// Some time after the server was asked to stop: a database that hangs must not hold it up.
+    async fn out_of_time(&self) {
+        self.parts.stopping.cancelled().await;
+        sleep(Duration::from_secs(self.parts.limits.canvas_stop_seconds)).await;
+    }
+}
+
+/// Counts a room in the metrics while it is there, however it ends.
+struct Open;
+
+impl Open {
+    fn new() -> Self {
+        metrics::gauge!("kaizen_canvas_rooms").increment(1.0);
+        Self
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
         metrics::gauge!("kaizen_canvas_rooms").decrement(1.0);
     }
 }

@@ -40,6 +40,12 @@ impl Close {
     pub const RESTART: Self = Self(1012, "the server restarts; reconnect with ?since=");
     /// Too many sockets, or the database is away.
     pub const LATER: Self = Self(1013, "try again later");
+    /// The database did not confirm for too long that the socket may be open.
+    pub const UNCONFIRMED: Self = Self(1013, "the database is away; reconnect with ?since=");
+    /// The person's or the organization's share of sockets is used up.
+    pub const CROWDED: Self = Self(4429, "too many sockets; close others first");
+    /// More was sent than `reject rate` asked for, again and again.
+    pub const FLOOD: Self = Self(4429, "too many messages; slow down, then reconnect with ?since=");
     /// A defect.
     pub const DEFECT: Self = Self(1011, "something went wrong here; reconnect");
 }
@@ -101,6 +107,11 @@ impl Outbox {
             metrics::counter!("kaizen_canvas_closes_total", "code" => close.0.to_string()).increment(1);
         }
         self.state.closed.cancel();
+    }
+
+    /// Whether the socket is closed, or its task has ended.
+    pub fn is_closed(&self) -> bool {
+        self.state.closed.is_cancelled() || self.queue.is_closed()
     }
 
     /// Closes after what waits is sent.

@@ -14,17 +14,20 @@ use std::{
 
 use serde_json::{Map, Value};
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::{
     Parts,
     edits::Edits,
-    frames,
+    elsewhere::Elsewhere,
+    frames::{self, Refusal},
     journal::Journal,
     outbox::{Close, Outbox},
+    patience,
     peers::{ANNOUNCE, Member, Members, Remote, send_all},
+    quota::{Bucket, Rate},
 };
 use crate::{
     bus::Hint,
@@ -53,6 +56,17 @@ pub enum Command {
         ops: Vec<Op>,
         /// The operations as JSON.
         text: String,
+        /// Their place in the inbox, until they are answered.
+        place: OwnedSemaphorePermit,
+    },
+    /// To answer, in its turn, a message that cannot be read.
+    Refuse {
+        /// Whose.
+        peer: String,
+        /// What the client calls it, if that could be made out.
+        reference: Option<String>,
+        /// Why.
+        refusal: Refusal,
     },
     /// To tell the others.
     Presence {
@@ -84,6 +98,15 @@ pub struct Join {
     pub since: Option<i64>,
     /// The answer: in, or why not.
     pub joined: oneshot::Sender<Result<(), Close>>,
+}
+
+/// The way into a room. Cheap to clone.
+#[derive(Clone)]
+pub struct Door {
+    /// Closed once the room has ended.
+    pub commands: mpsc::Sender<Command>,
+    /// Bytes of operations that the inbox still has place for.
+    pub bytes: Arc<Semaphore>,
 }
 
 /// How hints reach a room, without ever waiting for it.
@@ -131,6 +154,15 @@ pub(super) struct Room {
     pub(super) edits: Edits,
     pub(super) members: Members,
     pub(super) remote: Remote,
+    pub(super) elsewhere: Elsewhere,
+    /// Messages with operations that the canvas takes.
+    pub(super) messages: Bucket,
+    /// Whether the database answered when it was last looked at.
+    pub(super) reachable: bool,
+    /// Whether messages are stored, as far as is known.
+    pub(super) writable: bool,
+    /// The graph as JSON, while several join at the same sequence.
+    pub(super) shown: Option<(i64, Arc<str>)>,
     /// When what is known of access was true.
     pub(super) known_at: Instant,
     /// A hint said that access changed.
@@ -147,16 +179,24 @@ impl Room {
     /// # Errors
     /// As the database says.
     pub(super) async fn open(parts: Arc<Parts>, agent: Agent) -> Result<Self, StoreError> {
-        let journal = Journal::open(&parts.store, &parts.clock, agent.organization_id, agent.canvas_id).await?;
+        let journal = parts.journal(&agent).await?;
         let edits = Edits::new(parts.clock.clone(), agent.organization_id, agent.id, agent.canvas_id);
         let now = Instant::now();
+        let limits = &parts.limits;
+        let rate =
+            Rate { per_second: limits.canvas_room_messages_per_second, burst: limits.canvas_room_messages_burst };
         Ok(Self {
+            messages: Bucket::new(rate, now),
             parts,
             agent,
             journal,
             edits,
             members: Members::new(),
             remote: Remote::default(),
+            elsewhere: Elsewhere::default(),
+            reachable: true,
+            writable: true,
+            shown: None,
             known_at: now,
             stale: true,
             looked_anew: now,
@@ -188,7 +228,10 @@ impl Room {
                 _ = tick.tick() => self.tick().await,
             }
         }
-        self.tell_ends().await;
+        if let Err(error) = self.record_ends().await {
+            tracing::warn!(%error, canvas = %self.agent.canvas_id, "the end of an edit window was not recorded");
+        }
+        self.withdraw_presence().await;
     }
 
     fn over(&self) -> bool {
@@ -205,8 +248,8 @@ impl Room {
         let mut batch = Vec::new();
         for command in commands.drain(..) {
             match command {
-                Command::Ops { peer, reference, ops, text } => {
-                    batch.push(super::write::Message { peer, reference, ops, text });
+                Command::Ops { peer, reference, ops, text, place } => {
+                    batch.push(super::write::Message { peer, reference, ops, text, place });
                 }
                 other => {
                     self.write(std::mem::take(&mut batch)).await;
@@ -214,12 +257,22 @@ impl Room {
                         Command::Join(join) => self.join(*join).await,
                         Command::Presence { peer, presence } => self.present(&peer, presence),
                         Command::Leave { peer, close } => self.leave(&peer, close).await,
+                        Command::Refuse { peer, reference, refusal } => {
+                            self.answer_with(&peer, frames::reject(reference.as_deref(), &refusal));
+                        }
                         Command::Ops { .. } => {}
                     }
                 }
             }
         }
         self.write(batch).await;
+    }
+
+    /// Sends a member the answer to what it sent.
+    pub(super) fn answer_with(&self, peer: &str, answer: frames::Frame) {
+        if let Some(member) = self.members.get(peer) {
+            member.outbox.send(answer);
+        }
     }
 
     fn present(&mut self, peer: &str, presence: Map<String, Value>) {
@@ -253,7 +306,6 @@ impl Room {
     pub(super) fn remove(&mut self, peer: &str, close: impl FnOnce(&Outbox)) {
         let Some(member) = self.members.remove(peer) else { return };
         close(&member.outbox);
-        metrics::gauge!("kaizen_canvas_sockets").decrement(1.0);
         let frame = frames::left(peer, Some(&member.actor().into()));
         send_all(&self.members, None, &frame);
         self.publish(peer, &frame);
@@ -272,10 +324,8 @@ impl Room {
         match heard {
             Heard::WhoIsThere => self.announce(),
             Heard::Presence(peer, frame) => {
-                if !self.members.contains_key(&peer)
-                    && let Some(frame) = self.remote.heard(&peer, &frame, Instant::now())
-                {
-                    send_all(&self.members, None, &frame);
+                if !self.members.contains_key(&peer) {
+                    self.hear_of(&peer, &frame, Instant::now());
                 }
             }
         }
@@ -289,9 +339,14 @@ impl Room {
     }
 
     async fn tick(&mut self) {
-        if !self.members.is_empty() {
+        self.shown = None;
+        self.remove_ended();
+        if !self.members.is_empty() || !self.writable {
             self.look_or_log().await;
+            self.try_writing().await;
         }
+        self.share_presence().await;
+        self.close_unconfirmed();
         for frame in self.remote.forget(Instant::now()) {
             send_all(&self.members, None, &frame);
         }
@@ -301,24 +356,39 @@ impl Room {
         self.tell_ends().await;
     }
 
-    /// Records the windows of edits that ended. What cannot be recorded now is in the journal all the same.
+    /// Takes out members whose socket was closed or has ended: their task says so itself, if it still can.
+    fn remove_ended(&mut self) {
+        let ended = self.members.values().filter(|member| member.outbox.is_closed());
+        let ended: Vec<String> = ended.map(|member| member.peer.clone()).collect();
+        for peer in ended {
+            self.remove(&peer, |outbox| outbox.close(Close::DEFECT));
+        }
+    }
+
+    /// Records the windows of edits that ended; while that is not possible they are kept.
     async fn tell_ends(&mut self) {
+        if self.writable
+            && let Err(error) = self.record_ends().await
+        {
+            self.lost(&error);
+        }
+    }
+
+    async fn record_ends(&mut self) -> Result<(), StoreError> {
         let members = &self.members;
         let ended = self.edits.ended(|user| members.values().any(|member| member.principal.user_id == user));
         if ended.is_empty() {
-            return;
+            return Ok(());
         }
         let told = async {
             let mut tx = self.parts.store.begin().await?;
             self.edits.record_ends(&mut tx, &ended).await?;
             tx.commit().await
         };
-        match told.await {
-            Ok(()) => self.parts.bus.publish(Hint::Audit { organization: self.agent.organization_id }),
-            Err(error) => {
-                tracing::warn!(%error, canvas = %self.agent.canvas_id, "the end of an edit window was not recorded")
-            }
-        }
+        patience::until(self.parts.deadline(), told).await?;
+        self.edits.forget(&ended);
+        self.parts.bus.publish(Hint::Audit { organization: self.agent.organization_id });
+        Ok(())
     }
 }
 

@@ -1,28 +1,32 @@
 //! One socket: what is read goes to the room, what the room says is written, each at its own pace.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use futures::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
 };
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tokio::{
-    sync::mpsc,
+    sync::OwnedSemaphorePermit,
     time::{Instant, interval_at, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Canvases, Connect,
-    frames::{self, Incoming, MESSAGE},
+    frames::{self, Incoming, MESSAGE, Refusal},
     outbox::{self, Close, Out, Outbox, Outgoing},
-    room::Command,
+    quota::{self, Bucket, Rate},
+    room::{Command, Door},
 };
 
 /// Bytes of a message that are read at all, so that one somewhat too large is answered properly.
 pub const READ: usize = 4 * MESSAGE;
+/// Bytes that are read from the network at once. tungstenite fills as many with zeros before each read, and keeps them.
+pub const READ_BUFFER: usize = 8 * 1024;
 /// Between pings.
 const PING: Duration = Duration::from_secs(20);
 /// A socket that nothing was heard from for so long, not even the answer to a ping, is closed.
@@ -36,7 +40,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// A peer's presence is passed on at most this often: the last it said, what came between is left out.
 const PRESENCE: Duration = Duration::from_millis(33);
 /// Bytes that are gathered into one write to the network.
-const GATHER: usize = 64 * 1024;
+pub const WRITE_BUFFER: usize = 64 * 1024;
 
 /// Closes a socket that was never let in.
 pub async fn refuse(mut socket: WebSocket, close: Close) {
@@ -60,17 +64,38 @@ fn frame(Close(code, reason): Close) -> Message {
 impl Canvases {
     /// Serves a socket from joining to its end.
     pub async fn serve(&self, socket: WebSocket, connect: Connect) {
-        let Ok(_permit) = self.sockets.clone().try_acquire_owned() else { return refuse(socket, Close::LATER).await };
+        let canvas = connect.agent.canvas_id;
+        // Until this socket's memory is free again, also while it is being closed.
+        let seat = match self.quota.seat(&connect.principal, canvas, Instant::now()) {
+            Ok(seat) => seat,
+            Err(close) => return refuse(socket, close).await,
+        };
         let (outbox, outgoing) = outbox::pair();
         let peer = hex::encode(self.parts.clock.bytes::<8>());
-        let commands = match self.join(&connect, &peer, &outbox).await {
-            Ok(commands) => commands,
+        let patience = Duration::from_secs(self.parts.limits.canvas_join_seconds);
+        let joined = tokio::select! {
+            joined = timeout(patience, self.join(&connect, &peer, &outbox)) => joined.unwrap_or(Err(Close::LATER)),
+            () = self.parts.stopping.cancelled() => Err(Close::RESTART),
+        };
+        let door = match joined {
+            Ok(door) => door,
             Err(close) => return refuse(socket, close).await,
         };
         let (sink, stream) = socket.split();
         let done = CancellationToken::new();
-        let reader =
-            Reader { stream, peer, commands, outbox, done: done.clone(), stopping: self.parts.stopping.clone() };
+        let reader = Reader {
+            stream,
+            peer,
+            door,
+            outbox,
+            messages: seat.messages.clone(),
+            refusals: Bucket::new(
+                Rate { per_second: 1, burst: self.parts.limits.canvas_rate_refusals },
+                Instant::now(),
+            ),
+            done: done.clone(),
+            stopping: self.parts.stopping.clone(),
+        };
         let writer = Writer { sink, outgoing, stopping: self.parts.stopping.clone() };
         let (mut stream, ()) = tokio::join!(reader.run(), async {
             writer.run().await;
@@ -88,8 +113,12 @@ impl Canvases {
 struct Reader {
     stream: SplitStream<WebSocket>,
     peer: String,
-    commands: mpsc::Sender<Command>,
+    door: Door,
     outbox: Outbox,
+    /// What the person may send, on all sockets together.
+    messages: Arc<Mutex<Bucket>>,
+    /// How often this socket may send too much before it is closed.
+    refusals: Bucket,
     /// The writer has ended.
     done: CancellationToken,
     stopping: CancellationToken,
@@ -100,8 +129,8 @@ impl Reader {
     async fn run(mut self) -> SplitStream<WebSocket> {
         let close = self.read().await;
         let leave = Command::Leave { peer: self.peer.clone(), close };
-        if self.commands.send(leave).await.is_err() {
-            self.outbox.close(Close::DEFECT);
+        if self.door.commands.send(leave).await.is_err() {
+            self.outbox.close(self.ended());
         }
         self.stream
     }
@@ -121,6 +150,7 @@ impl Reader {
                     }
                     continue;
                 }
+                () = self.door.commands.closed() => return self.ended(),
                 message = timeout(SILENCE, self.stream.next()) => message,
             };
             let text = match message {
@@ -134,23 +164,52 @@ impl Reader {
             if text.len() > MESSAGE {
                 return Close::TOO_LARGE;
             }
+            if let Err(wait) = self.messages.lock().take(quota::cost(text.len()), Instant::now()) {
+                metrics::counter!("kaizen_canvas_rate_refusals_total").increment(1);
+                if self.refusals.take(1, Instant::now()).is_err() {
+                    return Close::FLOOD;
+                }
+                let refusal = Refusal::rate("from you, on all of your sockets together", wait);
+                self.outbox.send(frames::reject(frames::reference(&text).as_deref(), &refusal));
+                continue;
+            }
+            // Before it is read: in memory a message is several times as large as on the wire.
+            let Some(place) = self.place(text.len()).await else { continue };
             match frames::read(&text) {
                 Ok(Incoming::Presence(presence)) => pending = Some(presence),
                 Ok(Incoming::Ops { reference, ops }) => {
                     let text = serde_json::to_string(&ops).unwrap_or_default();
-                    self.command(Command::Ops { peer: self.peer.clone(), reference, ops, text }).await;
+                    self.command(Command::Ops { peer: self.peer.clone(), reference, ops, text, place }).await;
                 }
-                Err((reference, refusal)) => self.outbox.send(frames::reject(reference.as_deref(), &refusal)),
+                Err((reference, refusal)) => {
+                    self.command(Command::Refuse { peer: self.peer.clone(), reference, refusal }).await;
+                }
             }
+        }
+    }
+
+    /// A place in the room's inbox; while there is none this socket is not read from. None once the writer or the room
+    /// has ended.
+    async fn place(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        tokio::select! {
+            place = self.door.bytes.clone().acquire_many_owned(bytes) => place.ok(),
+            () = self.door.commands.closed() => None,
+            () = self.done.cancelled() => None,
         }
     }
 
     /// Hands to the room; while its inbox is full this socket is not read from.
     async fn command(&self, command: Command) {
-        let sent = self.done.run_until_cancelled(self.commands.send(command)).await;
+        let sent = self.done.run_until_cancelled(self.door.commands.send(command)).await;
         if matches!(sent, Some(Err(_))) {
-            self.outbox.close(Close::DEFECT);
+            self.outbox.close(self.ended());
         }
+    }
+
+    /// What to close with where the room has ended.
+    fn ended(&self) -> Close {
+        if self.stopping.is_cancelled() { Close::RESTART } else { Close::DEFECT }
     }
 }
 
@@ -193,7 +252,7 @@ impl Writer {
                         }
                     }
                 }
-                next = if gathered < GATHER { self.outgoing.ready() } else { None };
+                next = if gathered < WRITE_BUFFER { self.outgoing.ready() } else { None };
             }
             if !self.flush().await {
                 return self.close(self.outgoing.reason()).await;

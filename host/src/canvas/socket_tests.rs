@@ -22,8 +22,14 @@ struct Host {
 impl Host {
     /// With a developer and a viewer.
     async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    async fn with(more: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let settings = [("KAIZEN_DATA_DIR".to_owned(), folder.path().display().to_string())];
+        let data_dir = ("KAIZEN_DATA_DIR".to_owned(), folder.path().display().to_string());
+        let more = more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let settings: Vec<_> = std::iter::once(data_dir).chain(more).collect();
         let config = Config::load(None, settings, []).unwrap();
         let app = App::build(config, Clock::system()).await.unwrap();
         let fixture = Fixture::within(app.store.clone(), folder).await;
@@ -108,6 +114,16 @@ impl Client {
 
     async fn ops(&mut self, reference: &str, ops: Value) {
         self.send(json!({ "type": "ops", "ref": reference, "ops": ops })).await;
+    }
+
+    /// The answer to what was sent under a `ref`.
+    async fn answer(&mut self, reference: &str) -> Value {
+        loop {
+            let frame = self.next().await.unwrap_or_else(|code| panic!("closed with {code} before {reference}"));
+            if frame["ref"] == reference {
+                return frame;
+            }
+        }
     }
 
     async fn commit(&mut self, reference: &str, ops: Value) -> i64 {
@@ -313,4 +329,268 @@ async fn a_deleted_agent_closes_its_canvas() {
     crate::store::agents::delete(&mut tx, &agent).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(timeout(Duration::from_secs(1), ada.closed()).await.expect("within a second"), 4404);
+}
+
+#[tokio::test]
+async fn one_persons_sockets_leave_place_for_everybody_else() {
+    let host =
+        Host::with(&[("KAIZEN_CANVAS_SOCKETS_PER_PERSON_AND_CANVAS", "2"), ("KAIZEN_CANVAS_SOCKETS_PER_CANVAS", "3")])
+            .await;
+    let (first, second) = (host.joined(1).await, host.joined(1).await);
+    assert_eq!(host.join(1, "").await.closed().await, 4429);
+    let (mut ada, _) = host.joined(0).await;
+    ada.commit("c1", put("a", 1)).await;
+    assert_eq!(host.join(0, "").await.closed().await, 1013, "the canvas itself is full");
+    drop(first);
+    loop {
+        // Its place is free once its task has noticed.
+        let mut again = host.join(1, "").await;
+        match again.next().await {
+            Err(code) => assert!([4429, 1013].contains(&code), "{code}"),
+            Ok(snapshot) => break assert_eq!(snapshot["type"], "snapshot"),
+        }
+    }
+    drop(second);
+}
+
+#[tokio::test]
+async fn who_sends_too_much_is_told_when_to_go_on_and_closed_if_they_do_not_listen() {
+    let host = Host::with(&[
+        ("KAIZEN_CANVAS_MESSAGES_PER_SECOND", "1"),
+        ("KAIZEN_CANVAS_MESSAGES_BURST", "5"),
+        ("KAIZEN_CANVAS_RATE_REFUSALS", "3"),
+    ])
+    .await;
+    let (mut ada, _) = host.joined(0).await;
+    let (mut ben, _) = host.joined(1).await;
+    for n in 0..40 {
+        // It may be closed already.
+        let message = json!({ "type": "ops", "ref": format!("b{n}"), "ops": put("b", n) });
+        drop(ben.0.send(Message::text(message.to_string())).await);
+    }
+    ada.commit("c1", put("a", 1)).await;
+    let mut codes = std::collections::BTreeMap::<String, usize>::new();
+    let code = loop {
+        match ben.next().await {
+            Ok(frame) if frame["type"] == "reject" => {
+                let code = frame["code"].as_str().unwrap().to_owned();
+                assert!(frame["ref"].as_str().unwrap().starts_with('b'), "{frame}");
+                assert_eq!(frame["retry_after_ms"].as_u64().is_some_and(|wait| wait > 0), code == "rate", "{frame}");
+                *codes.entry(code).or_default() += 1;
+            }
+            Ok(_) => {}
+            Err(code) => break code,
+        }
+    };
+    assert_eq!(code, 4429);
+    assert!(codes["denied"] >= 5 && codes["rate"] >= 3, "{codes:?}");
+    // Another socket does not help; another person is not concerned.
+    let (mut ben, _) = host.joined(1).await;
+    ben.ops("again", put("b", 1)).await;
+    let answer = ben.answer("again").await;
+    assert!(["rate", "denied"].contains(&answer["code"].as_str().unwrap()), "{answer}");
+    ada.commit("c2", put("a", 2)).await;
+}
+
+#[tokio::test]
+async fn a_canvas_takes_so_many_messages_and_no_more() {
+    let host =
+        Host::with(&[("KAIZEN_CANVAS_ROOM_MESSAGES_PER_SECOND", "1"), ("KAIZEN_CANVAS_ROOM_MESSAGES_BURST", "5")])
+            .await;
+    let (mut ben, _) = host.joined(1).await;
+    for n in 0..10 {
+        ben.ops(&format!("b{n}"), put("b", n)).await;
+    }
+    assert_eq!(ben.answer("b9").await["code"], "denied", "what a viewer sends is not counted");
+    let (mut ada, _) = host.joined(0).await;
+    for n in 0..10 {
+        ada.ops(&format!("c{n}"), put("a", n)).await;
+    }
+    // A refusal for the rate may overtake the answers to messages before it.
+    let mut answers = std::collections::BTreeMap::new();
+    while answers.len() < 10 {
+        let frame = ada.next().await.unwrap();
+        answers.extend(frame["ref"].as_str().map(|reference| (reference.to_owned(), frame.clone())));
+    }
+    assert_eq!(answers["c0"]["type"], "ack");
+    let last = &answers["c9"];
+    assert_eq!(last["code"], "rate", "{last}");
+    tokio::time::sleep(Duration::from_millis(last["retry_after_ms"].as_u64().unwrap())).await;
+    ada.commit("c9", put("a", 9)).await;
+}
+
+#[tokio::test]
+async fn refusals_and_made_up_tickets_take_no_write_lock() {
+    let host = Host::start().await;
+    let (mut ada, _) = host.joined(0).await;
+    ada.commit("c1", put("a", 1)).await;
+    // The only writer is taken; were it asked for, the answer would be `unavailable`, and the close 1013.
+    let writing = host.app.store.begin().await.unwrap();
+    for n in 0..20 {
+        ada.ops(&format!("bad{n}"), json!([{ "op": "node.patch", "id": "nowhere", "set": {} }])).await;
+        assert_eq!(ada.answer(&format!("bad{n}")).await["code"], "not_found");
+    }
+    let canvas = host.fixture.canvas.to_string();
+    for _ in 0..20 {
+        assert_eq!(host.open(&canvas, "ticket=made-up").await.closed().await, 4401);
+    }
+    drop(writing);
+    ada.commit("c2", put("a", 2)).await;
+}
+
+#[tokio::test]
+async fn a_database_that_hangs_is_told_of_and_nothing_acknowledged_is_lost() {
+    let host = Host::with(&[("KAIZEN_CANVAS_DATABASE_MS", "200")]).await;
+    let (mut ada, _) = host.joined(0).await;
+    let (mut ben, _) = host.joined(1).await;
+    ada.commit("c1", put("a", 1)).await;
+    assert_eq!(ben.until("ops").await["seq"], 1);
+    let writing = host.app.store.begin().await.unwrap();
+    ada.ops("c2", put("a", 2)).await;
+    let status = ada.until("status").await;
+    assert_eq!(status["writable"], false);
+    assert_eq!(ada.answer("c2").await["code"], "unavailable");
+    ada.ops("c3", put("a", 3)).await;
+    assert_eq!(ada.answer("c3").await["code"], "unavailable");
+    assert_eq!(ben.until("status").await["writable"], false);
+    drop(writing);
+    assert_eq!(ada.until("status").await["writable"], true);
+    assert_eq!(ben.until("status").await["writable"], true);
+    assert_eq!(ada.commit("c2", put("a", 2)).await, 2);
+    assert_eq!(ben.until("ops").await["seq"], 2);
+}
+
+#[tokio::test]
+async fn sockets_whose_access_cannot_be_confirmed_are_closed() {
+    let host = Host::with(&[
+        ("KAIZEN_DATABASE_CONNECTIONS", "2"),
+        ("KAIZEN_CANVAS_DATABASE_MS", "200"),
+        ("KAIZEN_CANVAS_UNCONFIRMED_SECONDS", "2"),
+    ])
+    .await;
+    let (mut ada, _) = host.joined(0).await;
+    let (one, two) = (host.app.store.read().await.unwrap(), host.app.store.read().await.unwrap());
+    assert_eq!(ada.until("status").await["writable"], false);
+    assert_eq!(ada.closed().await, 1013);
+    drop((one, two));
+    loop {
+        // As soon as the canvas has seen that the database answers again.
+        let mut ada = host.join(0, "").await;
+        match ada.next().await {
+            Ok(_) => {
+                ada.commit("c1", put("a", 1)).await;
+                break;
+            }
+            Err(code) => assert_eq!(code, 1013),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_hangs_does_not_hold_up_the_stop() {
+    let host = Host::with(&[("KAIZEN_CANVAS_DATABASE_MS", "60000"), ("KAIZEN_CANVAS_STOP_SECONDS", "1")]).await;
+    let (mut ada, _) = host.joined(0).await;
+    let writing = host.app.store.begin().await.unwrap();
+    // More than the inbox takes, so that the reader waits too.
+    for n in 0..200 {
+        ada.ops(&format!("c{n}"), put("a", n)).await;
+    }
+    host.app.stopping.cancel();
+    host.app.tasks.close();
+    let ended = timeout(Duration::from_secs(4), host.app.tasks.wait());
+    let (ended, code) = tokio::join!(ended, ada.closed());
+    ended.expect("the canvas does not wait for the database");
+    assert_eq!(code, 1012);
+    drop(writing);
+}
+
+#[tokio::test]
+async fn a_reference_used_again_for_something_else_is_refused() {
+    let host = Host::start().await;
+    let mut ada = host.join(0, "client=tab").await;
+    assert_eq!(ada.commit("c1", put("a", 1)).await, 1);
+    assert_eq!(ada.commit("c1", put("a", 1)).await, 1);
+    ada.ops("c1", put("b", 1)).await;
+    assert_eq!(ada.answer("c1").await["code"], "ref_reused");
+    // On another host, from the database.
+    let another = host.another().await;
+    let ticket = host.fixture.ticket(0).await;
+    let mut ada = another.open(&host.fixture.canvas.to_string(), &format!("ticket={ticket}&client=tab")).await;
+    assert_eq!(ada.until("snapshot").await["nodes"].as_array().unwrap().len(), 1);
+    ada.ops("c1", put("b", 1)).await;
+    assert_eq!(ada.answer("c1").await["code"], "ref_reused");
+    assert_eq!(ada.commit("c1", put("a", 1)).await, 1);
+}
+
+#[tokio::test]
+async fn answers_come_in_the_order_of_the_messages() {
+    let host = Host::start().await;
+    let (mut ada, _) = host.joined(0).await;
+    for n in 0..20 {
+        ada.ops(&format!("c{n}"), put("a", n)).await;
+        ada.0.send(Message::text("nonsense")).await.unwrap();
+        ada.send(json!({ "type": "nothing", "ref": format!("x{n}") })).await;
+    }
+    for n in 0..20 {
+        let ack = ada.next().await.unwrap();
+        assert_eq!((&ack["type"], &ack["ref"]), (&json!("ack"), &json!(format!("c{n}"))));
+        let reject = ada.next().await.unwrap();
+        assert_eq!((&reject["code"], &reject["ref"]), (&json!("malformed"), &Value::Null));
+        assert_eq!(ada.next().await.unwrap()["ref"], format!("x{n}"));
+    }
+}
+
+#[tokio::test]
+async fn removing_a_parent_is_told_in_full_to_everyone() {
+    let host = Host::start().await;
+    let (mut ada, _) = host.joined(0).await;
+    let (mut ben, _) = host.joined(1).await;
+    let child = |id: &str, parent: &str| json!({ "op": "node.put", "node": { "id": id, "parentId": parent } });
+    let group = json!([{ "op": "node.put", "node": { "id": "g" } }, child("a", "g"), child("b", "a")]);
+    ada.commit("c1", group).await;
+    ada.ops("c2", json!([{ "op": "node.remove", "id": "g" }])).await;
+    let ack = ada.answer("c2").await;
+    let removed = json!(["b", "a", "g"].map(|id| json!({ "op": "node.remove", "id": id })));
+    assert_eq!(ack["ops"], removed, "{ack}");
+    ben.until("ops").await;
+    assert_eq!(ben.until("ops").await["ops"], removed);
+    ada.ops("c3", json!([child("z", "g")])).await;
+    assert_eq!(ada.answer("c3").await["code"], "missing_parent");
+    let again = host.another().await;
+    let ticket = host.fixture.ticket(0).await;
+    let mut late = again.open(&host.fixture.canvas.to_string(), &format!("ticket={ticket}")).await;
+    assert_eq!(late.until("snapshot").await["nodes"], json!([]));
+}
+
+#[tokio::test]
+async fn a_refused_edit_is_told_in_the_audit_trail_once() {
+    let host = Host::start().await;
+    let (mut ben, _) = host.joined(1).await;
+    let (mut again, _) = host.joined(1).await;
+    for n in 0..5 {
+        ben.ops(&format!("b{n}"), put("b", n)).await;
+        again.ops(&format!("b{n}"), put("b", n)).await;
+    }
+    assert_eq!(ben.answer("b4").await["code"], "denied");
+    assert_eq!(again.answer("b4").await["code"], "denied");
+    let told = host.fixture.audited().await;
+    let edits: Vec<_> = told.iter().filter(|(action, ..)| action == "canvas.edit").collect();
+    let [(_, actor, details)] = edits[..] else { panic!("{told:?}") };
+    assert_eq!(*actor, format!("user/{}", host.fixture.users[1]));
+    assert_eq!(details["decision"]["allowed"], false, "{details}");
+}
+
+#[tokio::test]
+async fn a_small_inbox_holds_nobody_up_for_good() {
+    let host = Host::with(&[("KAIZEN_CANVAS_INBOX_KIB", "256")]).await;
+    let (mut ada, _) = host.joined(0).await;
+    let (mut eve, _) = host.joined(0).await;
+    let large = |n: usize| json!([{ "op": "node.put", "node": { "id": "big", "data": [n, "x".repeat(60_000)] } }]);
+    let sending = async |client: &mut Client| {
+        for n in 0..12 {
+            client.ops(&format!("c{n}"), large(n)).await;
+        }
+        assert_eq!(client.answer("c11").await["type"], "ack");
+    };
+    tokio::join!(sending(&mut ada), sending(&mut eve));
 }

@@ -1,16 +1,29 @@
 //! Storing what members send: judged by access no older than a second, committed together, then told to everyone.
 
+use std::collections::HashMap;
+
+use serde_json::json;
 use sha2::{Digest, Sha256};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
+    Parts,
     access::Access,
     frames::{self, Refusal},
-    journal::{Outcome, Submission},
+    journal::{Committed, Outcome, Submission},
     outbox::Close,
+    patience,
     peers::{Member, send_all},
-    room::{Room, failed},
+    quota,
+    room::Room,
 };
-use crate::{bus::Hint, domain::canvas::Op, store::StoreError};
+use crate::{
+    audit::denials::{Denial, Trail},
+    authz::{Action, Context},
+    bus::Hint,
+    domain::{canvas::Op, id::UserId, principal::Principal},
+    store::StoreError,
+};
 
 /// Bytes of one transaction, about: a message more is the next one's.
 const BATCH: usize = 2 * 1024 * 1024;
@@ -21,6 +34,8 @@ pub(super) struct Message {
     pub(super) reference: Option<String>,
     pub(super) ops: Vec<Op>,
     pub(super) text: String,
+    /// Its place in the inbox, until it is answered.
+    pub(super) place: OwnedSemaphorePermit,
 }
 
 impl Room {
@@ -39,38 +54,55 @@ impl Room {
     }
 
     async fn write_batch(&mut self, messages: Vec<Message>) {
-        let (mut from, mut batch) = (Vec::new(), Vec::new());
-        let fresh = self.freshen().await;
-        for Message { peer, reference, ops, text } in messages {
+        let (mut from, mut batch, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        if self.writable
+            && let Err(error) = self.freshen().await
+        {
+            self.lost(&error);
+            // Not known to be away, and still nothing may be done.
+            self.reject_all(&messages, &unavailable());
+            return;
+        }
+        let mut refused = Vec::new();
+        let mut denied: HashMap<UserId, (Principal, usize)> = HashMap::new();
+        for Message { peer, reference, ops, text, place } in messages {
             // Whoever is not a member any more was closed; nobody waits for an answer.
+            let Some(access) = self.members.get(&peer).map(|member| member.access) else { continue };
+            let refusal = self.refusal(access, text.len());
             let Some(member) = self.members.get(&peer) else { continue };
-            let refusal = match (&fresh, member.access) {
-                (Err(error), _) => Some(refused(error)),
-                (Ok(()), Access::View) => {
-                    Some(Refusal::new("denied", "you may look at this canvas but not draw on it"))
-                }
-                (Ok(()), Access::Edit) => None,
-            };
             if let Some(refusal) = refusal {
-                member.outbox.send(frames::reject(reference.as_deref(), &refusal));
+                if refusal.code == DENIED {
+                    metrics::counter!("kaizen_denials_total", "action" => super::edits::ACTION).increment(1);
+                    let (_, messages) =
+                        denied.entry(member.principal.user_id).or_insert_with(|| (member.principal.clone(), 0));
+                    *messages += 1;
+                }
+                refused.push((peer, frames::reject(reference.as_deref(), &refusal)));
                 continue;
             }
-            let (client, repeats) = repeats(member, &text);
-            batch.push(Submission { user: member.principal.user_id, client, reference, repeats, ops, text });
+            let digest = Sha256::digest(&text).to_vec();
+            let (client, repeats) = repeats(member, &digest);
+            batch.push(Submission { user: member.principal.user_id, client, reference, repeats, ops, text, digest });
             from.push(peer);
+            places.push(place);
+        }
+        for (principal, messages) in denied.into_values() {
+            self.tell_of_refusals(&principal, messages).await;
+        }
+        for (peer, reject) in refused {
+            self.answer_with(&peer, reject);
         }
         if batch.is_empty() {
             return;
         }
         let begun = tokio::time::Instant::now();
-        let committed = self.journal.commit(&batch, &mut self.edits).await;
-        self.pass_on(committed.others);
+        let committed = self.commit(&batch).await;
         match committed.outcomes {
             Ok(outcomes) => {
                 metrics::histogram!("kaizen_canvas_commit_seconds").record(begun.elapsed().as_secs_f64());
                 metrics::counter!("kaizen_canvas_messages_total").increment(outcomes.len() as u64);
                 for ((message, outcome), peer) in batch.iter().zip(&outcomes).zip(&from) {
-                    self.answer(peer, message, outcome);
+                    self.answer(peer, message, outcome, &committed.in_full);
                 }
                 if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Stored(_))) {
                     self.stored(committed.audited).await;
@@ -78,30 +110,90 @@ impl Room {
             }
             Err(StoreError::Reference(_)) => self.close_all(Close::GONE),
             Err(error) => {
-                let refusal = refused(&error);
+                self.lost(&error);
                 for (message, peer) in batch.iter().zip(&from) {
-                    if let Some(member) = self.members.get(peer) {
-                        member.outbox.send(frames::reject(message.reference.as_deref(), &refusal));
-                    }
+                    self.answer_with(peer, frames::reject(message.reference.as_deref(), &unavailable()));
                 }
             }
         }
     }
 
-    fn answer(&self, peer: &str, message: &Submission, outcome: &Outcome) {
+    /// Commits a batch; where the journal cannot follow what was stored elsewhere, the canvas is read anew and the batch
+    /// tried once more.
+    async fn commit(&mut self, batch: &[Submission]) -> Committed {
+        let mut committed = self.journal.commit(batch, &mut self.edits).await;
+        self.pass_on(std::mem::take(&mut committed.others));
+        if matches!(committed.outcomes, Err(StoreError::Stale)) && self.reopen().await.is_ok() {
+            committed = self.journal.commit(batch, &mut self.edits).await;
+            self.pass_on(std::mem::take(&mut committed.others));
+        }
+        committed
+    }
+
+    /// Why a message of one with this access is refused before it is looked at.
+    fn refusal(&mut self, access: Access, bytes: usize) -> Option<Refusal> {
+        if access == Access::View {
+            return Some(Refusal::new(DENIED, "you may look at this canvas but not draw on it"));
+        }
+        if !self.writable {
+            return Some(unavailable());
+        }
+        let taken = self.messages.take(quota::cost(bytes), tokio::time::Instant::now());
+        taken.err().map(|wait| Refusal::rate("on this canvas, everyone's together", wait))
+    }
+
+    fn reject_all(&self, messages: &[Message], refusal: &Refusal) {
+        for message in messages {
+            self.answer_with(&message.peer, frames::reject(message.reference.as_deref(), refusal));
+        }
+    }
+
+    /// Records that somebody who may only look tried to draw, with the decision; repeats are counted.
+    async fn tell_of_refusals(&mut self, principal: &Principal, messages: usize) {
+        if !self.writable {
+            return;
+        }
+        let Parts { authz, denials, store, clock, bus, .. } = &*self.parts;
+        let (agent, resource) = (&self.agent, super::access::resource(&self.agent));
+        let denial = Denial {
+            organization: agent.organization_id,
+            actor: format!("user/{}", principal.user_id),
+            action: super::edits::ACTION,
+            kind: resource.kind.as_str(),
+            target: format!("agent/{}", agent.id),
+        };
+        let told = async {
+            let decision = authz.check(store, principal, Action::AgentUpdate, &resource, &Context::default()).await?;
+            let details = json!({ "canvas_id": agent.canvas_id, "decision": decision.to_json() });
+            for _ in 0..messages {
+                denials.record(Trail { store, clock, bus }, denial.clone(), details.clone()).await?;
+            }
+            Ok(())
+        };
+        if let Err(error) = patience::until(self.parts.deadline(), told).await {
+            self.lost(&error);
+        }
+    }
+
+    fn answer(&self, peer: &str, message: &Submission, outcome: &Outcome, in_full: &HashMap<i64, String>) {
         let reference = message.reference.as_deref();
         let answer = match outcome {
             Outcome::Stored(sequence) => {
                 let actor = format!("user/{}", message.user);
-                send_all(&self.members, Some(peer), &frames::ops(*sequence, &actor, Some(peer), &message.text));
-                frames::ack(reference, *sequence)
+                let full = in_full.get(sequence);
+                let ops = full.unwrap_or(&message.text);
+                send_all(&self.members, Some(peer), &frames::ops(*sequence, &actor, Some(peer), ops));
+                frames::ack(reference, *sequence, full.map(String::as_str))
             }
-            Outcome::Repeated(sequence) => frames::ack(reference, *sequence),
+            Outcome::Repeated(sequence) => frames::ack(reference, *sequence, None),
+            Outcome::Reused(sequence) => {
+                let detail =
+                    format!("another message was sent under this `ref` and stored as {sequence}: use each once");
+                frames::reject(reference, &Refusal::new("ref_reused", detail))
+            }
             Outcome::Rejected(rejection) => frames::reject(reference, &rejection.clone().into()),
         };
-        if let Some(member) = self.members.get(peer) {
-            member.outbox.send(answer);
-        }
+        self.answer_with(peer, answer);
     }
 
     async fn stored(&mut self, audited: bool) {
@@ -110,26 +202,27 @@ impl Room {
         if audited {
             self.parts.bus.publish(Hint::Audit { organization: self.agent.organization_id });
         }
-        if let Err(error) = self.journal.compact().await {
+        if let Err(error) = patience::until(self.parts.deadline(), self.journal.compact()).await {
             tracing::warn!(%error, %canvas, "no snapshot was made; tried again after more messages");
         }
     }
 }
 
+/// The code of what policies refuse.
+const DENIED: &str = "denied";
+
 /// Whose `ref` the message's is, and where its repeats are looked for: see the journal.
-fn repeats(member: &Member, text: &str) -> (String, std::ops::RangeInclusive<i64>) {
+fn repeats(member: &Member, digest: &[u8]) -> (String, std::ops::RangeInclusive<i64>) {
     match &member.client {
         Some(name) => (format!("n:{name}"), 1..=i64::MAX),
         None => {
-            let digest = Sha256::digest(text);
             let short: String = hex::encode(digest).chars().take(32).collect();
             (format!("d:{short}"), member.repeats.clone())
         }
     }
 }
 
-fn refused(error: &StoreError) -> Refusal {
-    failed(error);
+fn unavailable() -> Refusal {
     let detail = "nothing of it was stored as far as is known here; send it again under the same `ref`";
     Refusal::new("unavailable", detail)
 }

@@ -108,6 +108,24 @@ limits! {
         denials_per_person: usize = 20, 1..=10_000, "targets and actions of one person whose denials are recorded one by one within that time; further ones are counted by action";
         denials_per_organization: usize = 500, 1..=100_000, "the same of all people of an organization together";
     }
+    "Canvas" {
+        canvas_sockets: usize = 8_000, 1..=1_000_000, "canvas sockets open on one host";
+        canvas_sockets_per_organization: usize = 2_000, 1..=1_000_000, "one organization's among them";
+        canvas_sockets_per_person: usize = 64, 1..=1_000_000, "one person's among them";
+        canvas_sockets_per_person_and_canvas: usize = 16, 1..=1_000_000, "one person's on one canvas";
+        canvas_sockets_per_canvas: usize = 256, 1..=1_000_000, "everyone's on one canvas of one host";
+        canvas_messages_per_second: u32 = 500, 1..=1_000_000, "messages in a second of one person on one host, all sockets together; a message counts once for each 16 KiB begun";
+        canvas_messages_burst: u32 = 2_000, 1..=1_000_000, "messages of one person at once after a pause";
+        canvas_room_messages_per_second: u32 = 2_000, 1..=1_000_000, "messages with operations in a second on one canvas of one host, counted so too";
+        canvas_room_messages_burst: u32 = 4_000, 1..=1_000_000, "messages with operations at once on one canvas after a pause";
+        canvas_rate_refusals: u32 = 100, 1..=1_000_000, "messages of one socket refused with `rate`, beyond one in a second, before it is closed with 4429";
+        canvas_inbox_kib: usize = 4_096, 256..=1_048_576, "messages with operations that wait for one canvas of one host, KiB";
+        canvas_database_ms: u64 = 3_000, 100..=60_000, "time of one exchange of a canvas with the database, after which its result is unknown, milliseconds";
+        canvas_join_seconds: u64 = 15, 1..=600, "time to join a canvas, reading it from the database included, seconds";
+        canvas_unconfirmed_seconds: u64 = 30, 2..=3_600, "how long sockets stay open while the database does not confirm that they may, seconds";
+        canvas_stop_seconds: u64 = 10, 1..=600, "how long a canvas may take to store and answer what was received when the server stops, seconds";
+        canvas_presence_kib: usize = 256, 8..=16_384, "presence of one host's people on one canvas that other hosts read from the database while there is no Redis, KiB";
+    }
     "Plugins" {
         plugins_max_bytes: usize = 67_108_864, 1_024..=1_073_741_824, "bytes that an installed plugin may have";
         plugin_memory_mib: usize = 128, 2..=4096, "memory of one plugin call, all memories together, MiB";

@@ -239,6 +239,30 @@ impl Identity {
         }
     }
 
+    /// As [`Identity::again`], for several at once; those who may not sign in any more are missing.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn all_again(
+        &self,
+        c: &mut impl Connection,
+        clock: &Clock,
+        principals: &[Principal],
+    ) -> Result<Vec<Principal>, StoreError> {
+        let mut found = Vec::with_capacity(principals.len());
+        let mut named = Vec::new();
+        for principal in principals {
+            let (organization, user) = (principal.organization_id, principal.user_id);
+            match principal.session_id {
+                None => found.extend(sessions::principal(c, organization, user).await?),
+                Some(session) => named.push(Named { organization, user, session }),
+            }
+        }
+        let seen = sessions::by_ids(c, &named, live_at(clock.now())).await?;
+        found.extend(seen.into_values().map(|seen| seen.principal));
+        Ok(found)
+    }
+
     /// The public keys of all hosts: `/.well-known/jwks.json`.
     ///
     /// # Errors

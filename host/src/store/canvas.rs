@@ -30,6 +30,9 @@ pub struct Entry {
     pub reference: Option<String>,
     /// The operations: a JSON array as text.
     pub ops: String,
+    /// Of the operations as they were sent, to tell a repeat from another message under the same `reference`; absent in
+    /// rows of earlier versions.
+    pub digest: Option<Vec<u8>>,
     /// When it was stored.
     pub created_at: DateTime<Utc>,
 }
@@ -43,9 +46,12 @@ pub struct Watch {
     pub agent_revision: i64,
     /// The organization's last audit event: whatever was changed, it was told there.
     pub audit_sequence: i64,
+    /// Other hosts that lately told in the database who is on the canvas.
+    pub elsewhere: i64,
 }
 
-/// Where the canvas, its agent and the organization's audit trail stand; absent if there is no such canvas.
+/// Where the canvas, its agent and the organization's audit trail stand, as `host` asks; absent if there is no such canvas.
+/// Presence of hosts that told of it before `presence_since` is not counted.
 ///
 /// # Errors
 /// As the database says.
@@ -53,13 +59,36 @@ pub async fn watch(
     c: &mut impl Connection,
     organization: OrganizationId,
     canvas: CanvasId,
+    host: &str,
+    presence_since: DateTime<Utc>,
 ) -> Result<Option<Watch>, StoreError> {
-    let sql = "SELECT COALESCE(c.sequence, 0) AS sequence, a.revision AS agent_revision, COALESCE(h.sequence, 0) AS audit_sequence
+    let sql = "SELECT COALESCE(c.sequence, 0) AS sequence, a.revision AS agent_revision, COALESCE(h.sequence, 0) AS audit_sequence,
+                      (SELECT COUNT(*) FROM canvas_presence p
+                       WHERE p.organization_id = $1 AND p.canvas_id = $2 AND p.host <> $3 AND p.updated_at > $4) AS elsewhere
                FROM agents a
                LEFT JOIN canvases c ON c.organization_id = a.organization_id AND c.id = a.canvas_id
                LEFT JOIN audit_heads h ON h.organization_id = a.organization_id
                WHERE a.organization_id = $1 AND a.canvas_id = $2";
-    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(canvas).fetch_optional(c).await)?)
+    Ok(on!(c, |c| sqlx::query_as(sql)
+        .bind(organization)
+        .bind(canvas)
+        .bind(host)
+        .bind(presence_since)
+        .fetch_optional(c)
+        .await)?)
+}
+
+/// The last sequence; absent before the first message.
+///
+/// # Errors
+/// As the database says.
+pub async fn sequence(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    canvas: CanvasId,
+) -> Result<Option<i64>, StoreError> {
+    let sql = "SELECT sequence FROM canvases WHERE organization_id = $1 AND id = $2";
+    Ok(on!(c, |c| sqlx::query_scalar(sql).bind(organization).bind(canvas).fetch_optional(c).await)?)
 }
 
 /// The last sequence, with the canvas locked against other writers until the transaction ends; absent before the first
@@ -113,7 +142,7 @@ pub async fn create(
 
 /// How many rows one statement adds, largest first: few texts to prepare, few round trips.
 const CHUNKS: [usize; 3] = [64, 8, 1];
-const COLUMNS: usize = 8;
+const COLUMNS: usize = 9;
 
 static APPEND: LazyLock<[String; 3]> = LazyLock::new(|| {
     CHUNKS.map(|rows| {
@@ -122,7 +151,7 @@ static APPEND: LazyLock<[String; 3]> = LazyLock::new(|| {
             format!("({})", places.join(", "))
         };
         let rows: Vec<String> = (0..rows).map(row).collect();
-        let into = "INSERT INTO canvas_ops (canvas_id, organization_id, sequence, actor, client, ref, ops, created_at) VALUES ";
+        let into = "INSERT INTO canvas_ops (canvas_id, organization_id, sequence, actor, client, ref, ops, digest, created_at) VALUES ";
         format!("{into}{}", rows.join(", "))
     })
 });
@@ -150,6 +179,7 @@ pub async fn append(
                         .bind(&entry.client)
                         .bind(&entry.reference)
                         .bind(&entry.ops)
+                        .bind(&entry.digest)
                         .bind(entry.created_at);
                 }
                 query.execute(c).await.map(drop)
@@ -171,7 +201,7 @@ pub async fn tail(
     after: i64,
     limit: i64,
 ) -> Result<Vec<Entry>, StoreError> {
-    let sql = "SELECT sequence, actor, client, ref, ops, created_at FROM canvas_ops
+    let sql = "SELECT sequence, actor, client, ref, ops, digest, created_at FROM canvas_ops
                WHERE organization_id = $1 AND canvas_id = $2 AND sequence > $3 ORDER BY sequence LIMIT $4";
     Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(canvas).bind(after).bind(limit).fetch_all(c).await)?)
 }
@@ -191,7 +221,23 @@ pub async fn tail_size(
     Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(canvas).bind(after).fetch_one(c).await)?)
 }
 
-/// Sequence, actor, client and reference of the messages after `after` that have a reference.
+/// A stored message's reference.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Referred {
+    /// Its place in the canvas's order.
+    pub sequence: i64,
+    /// `user/{id}`.
+    pub actor: String,
+    /// Whose `reference` it is.
+    pub client: String,
+    /// What the client calls the message.
+    #[sqlx(rename = "ref")]
+    pub reference: String,
+    /// As [`Entry::digest`].
+    pub digest: Option<Vec<u8>>,
+}
+
+/// The messages after `after` that have a reference.
 ///
 /// # Errors
 /// As the database says.
@@ -200,8 +246,8 @@ pub async fn references(
     organization: OrganizationId,
     canvas: CanvasId,
     after: i64,
-) -> Result<Vec<(i64, String, String, String)>, StoreError> {
-    let sql = "SELECT sequence, actor, client, ref FROM canvas_ops
+) -> Result<Vec<Referred>, StoreError> {
+    let sql = "SELECT sequence, actor, client, ref, digest FROM canvas_ops
                WHERE organization_id = $1 AND canvas_id = $2 AND sequence > $3 AND ref IS NOT NULL ORDER BY sequence";
     Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(canvas).bind(after).fetch_all(c).await)?)
 }
@@ -376,6 +422,21 @@ pub async fn issue_ticket(
         .await
         .map(drop))?;
     Ok(())
+}
+
+/// Whether [`redeem_ticket`] may find this ticket. Asked first: whoever comes with a made-up one takes no write lock.
+///
+/// # Errors
+/// As the database says.
+pub async fn ticket_exists(
+    c: &mut impl Connection,
+    hash: &[u8],
+    canvas: CanvasId,
+    now: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    let sql = "SELECT COUNT(*) FROM canvas_tickets WHERE hash = $1 AND canvas_id = $2 AND expires_at > $3";
+    let count: i64 = on!(c, |c| sqlx::query_scalar(sql).bind(hash).bind(canvas).bind(now).fetch_one(c).await)?;
+    Ok(count > 0)
 }
 
 /// Takes a ticket, so that it cannot be taken again on any host. The one query that does not name an organization: the

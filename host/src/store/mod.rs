@@ -20,6 +20,7 @@ pub mod organizations;
 pub mod plugins;
 pub mod policies;
 mod pool;
+pub mod presence;
 pub mod sessions;
 pub mod signing_keys;
 pub mod sso;
@@ -167,6 +168,11 @@ impl Store {
             Db::Sqlite { write, .. } => Tx::Sqlite(write.begin(self.heads.clone()).await?),
             Db::Postgres(pool) => Tx::Postgres(pool.begin(self.heads.clone()).await?),
         })
+    }
+
+    /// Whether other hosts may be on the same database: a file is one host's.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.db, Db::Postgres(_))
     }
 
     /// Whether the database answers.

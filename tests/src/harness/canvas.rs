@@ -201,8 +201,10 @@ impl Canvas {
                 self.advance(frame);
             }
             Some("ack") => {
-                let ops = self.pending.remove(frame["ref"].as_str().expect("ref")).expect("an answer to what was sent");
-                self.apply_ops(&ops);
+                let sent =
+                    self.pending.remove(frame["ref"].as_str().expect("ref")).expect("an answer to what was sent");
+                // Where more was stored than was sent, the answer says what.
+                self.apply_ops(frame.get("ops").unwrap_or(&sent));
                 self.advance(frame);
             }
             Some("reject") => drop(frame["ref"].as_str().map(|reference| self.pending.remove(reference))),
@@ -233,7 +235,11 @@ impl Canvas {
                 "patch" => {
                     let Some(item) = items.get_mut(&id).and_then(Value::as_object_mut) else { continue };
                     for (name, value) in op["set"].as_object().expect("set") {
-                        item.insert(name.clone(), value.clone());
+                        if value.is_null() {
+                            item.remove(name);
+                        } else {
+                            item.insert(name.clone(), value.clone());
+                        }
                     }
                 }
                 other => panic!("unknown op {other}"),

@@ -4,8 +4,11 @@ use std::{process::Stdio, sync::Arc};
 
 use nix::unistd::{User, geteuid};
 use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     process::{Child, Command},
     sync::watch,
 };
@@ -22,10 +25,19 @@ pub fn free_port() -> u16 {
         .expect("a free port")
 }
 
-/// Forwards a port of its own to another one, until cut.
+/// What a [`Proxy`] does with what it gets.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Line {
+    Open,
+    /// Keeps connections, and takes new ones, and passes nothing on.
+    Stalled,
+    Cut,
+}
+
+/// Forwards a port of its own to another one, until cut or stalled.
 pub struct Proxy {
     pub port: u16,
-    open: Arc<watch::Sender<bool>>,
+    line: Arc<watch::Sender<Line>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -33,34 +45,59 @@ impl Proxy {
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let own = listener.local_addr().expect("bound").port();
-        let open = Arc::new(watch::Sender::new(true));
-        let state = open.clone();
+        let line = Arc::new(watch::Sender::new(Line::Open));
+        let state = line.clone();
         let task = tokio::spawn(async move {
-            while let Ok((mut from, _)) = listener.accept().await {
+            while let Ok((from, _)) = listener.accept().await {
                 let mut watching = state.subscribe();
-                if !*watching.borrow() {
+                if *watching.borrow() == Line::Cut {
                     continue;
                 }
                 tokio::spawn(async move {
-                    let Ok(mut to) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+                    let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+                    let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
+                    let lines = (watching.clone(), watching.clone());
                     tokio::select! {
-                        _ = copy_bidirectional(&mut from, &mut to) => {}
-                        _ = watching.wait_for(|open| !open) => {}
+                        ((), ()) = async {
+                            tokio::join!(pass(from_read, to_write, lines.0), pass(to_read, from_write, lines.1))
+                        } => {}
+                        _ = watching.wait_for(|line| *line == Line::Cut) => {}
                     }
                 });
             }
         });
-        Self { port: own, open, task }
+        Self { port: own, line, task }
     }
 
     /// Ends all connections and lets no new one through.
     pub fn cut(&self) {
-        self.open.send_replace(false);
+        self.line.send_replace(Line::Cut);
     }
 
-    pub fn restore(&self) {
-        self.open.send_replace(true);
+    /// Passes nothing on any more, without a word to either side: as a far side that hangs.
+    pub fn stall(&self) {
+        self.line.send_replace(Line::Stalled);
     }
+
+    /// Passes on again, also what came meanwhile.
+    pub fn restore(&self) {
+        self.line.send_replace(Line::Open);
+    }
+}
+
+/// Passes bytes on in one direction until an end, while the line is open.
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut line: watch::Receiver<Line>) {
+    let mut bytes = vec![0; 16 << 10];
+    while let Ok(count @ 1..) = from.read(&mut bytes).await {
+        if line.wait_for(|line| *line == Line::Open).await.is_err() {
+            return;
+        }
+        let some = bytes.get(..count).unwrap_or_default();
+        if to.write_all(some).await.is_err() {
+            return;
+        }
+    }
+    to.shutdown().await.ok();
 }
 
 impl Drop for Proxy {

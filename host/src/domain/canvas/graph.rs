@@ -202,7 +202,10 @@ impl Graph {
             Op::EdgeRemove { id } => self.remove(Shelf::Edges, id, undo),
         }
         if undo.work > limits.work {
-            return Err((Code::Limit, format!("the message changes or visits more than {} objects: split it", limits.work)));
+            return Err((
+                Code::Limit,
+                format!("the message changes or visits more than {} objects: split it", limits.work),
+            ));
         }
         Ok(())
     }
@@ -233,14 +236,7 @@ impl Graph {
         Ok(())
     }
 
-    fn patch(
-        &mut self,
-        shelf: Shelf,
-        id: &str,
-        set: &Object,
-        limits: &Limits,
-        undo: &mut Undo,
-    ) -> Result<(), Fault> {
+    fn patch(&mut self, shelf: Shelf, id: &str, set: &Object, limits: &Limits, undo: &mut Undo) -> Result<(), Fault> {
         let items = self.shelf(shelf);
         let found = items.index.get(id).and_then(|slot| Some((*slot, items.slots.get(slot)?)));
         let Some((slot, item)) = found else {
@@ -351,7 +347,9 @@ impl Graph {
         let mut at = 0;
         while let Some(id) = next {
             let children = self.children.get(&id).into_iter().flatten();
-            found.extend(children.filter_map(|slot| self.nodes.slots.get(slot)).map(|item| id_of(&item.object).to_owned()));
+            found.extend(
+                children.filter_map(|slot| self.nodes.slots.get(slot)).map(|item| id_of(&item.object).to_owned()),
+            );
             next = found.get(at).cloned();
             at += 1;
         }

@@ -203,7 +203,8 @@ fn removing_a_parent_removes_what_is_below_it_and_the_stored_operations_say_so()
 fn a_node_moves_behind_its_new_parent_with_everything_below_it() {
     let mut graph = graph_of(json!([node("a"), node("b"), child("c", "a"), child("d", "c"), node("g"), node("h")]));
     let before = graph.clone();
-    let undo = graph.apply(&ops(json!([reparent("a", json!("g")), reparent("h", json!("g"))])), &Limits::CANVAS).unwrap();
+    let undo =
+        graph.apply(&ops(json!([reparent("a", json!("g")), reparent("h", json!("g"))])), &Limits::CANVAS).unwrap();
     assert_eq!(order(&graph), "bghacd");
     consistent(&graph);
     graph.revert(undo);
@@ -236,7 +237,13 @@ fn the_work_of_one_message_is_bounded() {
     all.extend((0..900).map(|n| child(&format!("n{n}"), "g")));
     let graph = graph_of(Value::from(all));
     // Each pair removes a node and puts it behind `g` again, which then moves behind it with all of its children.
-    let pair = |n: usize| [json!({ "op": "node.remove", "id": format!("p{n}") }), node(&format!("p{n}")), reparent("g", json!(format!("p{n}")))];
+    let pair = |n: usize| {
+        [
+            json!({ "op": "node.remove", "id": format!("p{n}") }),
+            node(&format!("p{n}")),
+            reparent("g", json!(format!("p{n}"))),
+        ]
+    };
     let again: Vec<Value> = (0..50).flat_map(pair).collect();
     let (code, place) = rejected(&graph, Value::from(again));
     assert_eq!(code, Code::Limit);

@@ -1,0 +1,80 @@
+//! A database that does not answer: everyone is told that nothing is stored, until it is again.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Parts, frames, journal::Journal, outbox::Close, patience, peers::send_all, room::Room};
+use crate::{
+    domain::agent::Agent,
+    store::{StoreError, canvas},
+};
+
+impl Parts {
+    /// How long one exchange with the database may take.
+    pub(super) fn patience(&self) -> Duration {
+        Duration::from_millis(self.limits.canvas_database_ms)
+    }
+
+    /// Until when an exchange that begins now may take.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.patience()
+    }
+
+    /// Reads the agent's canvas.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub(super) async fn journal(&self, agent: &Agent) -> Result<Journal, StoreError> {
+        let (organization, canvas) = (agent.organization_id, agent.canvas_id);
+        Journal::open(&self.store, &self.clock, organization, canvas, self.patience()).await
+    }
+}
+
+impl Room {
+    /// The database did not answer: nothing is stored until it does, and everyone is told so once. Other faults are only
+    /// logged: they concern what was asked, not the database.
+    pub(super) fn lost(&mut self, error: &StoreError) {
+        let canvas = self.agent.canvas_id;
+        if !matches!(error, StoreError::Unavailable(_)) {
+            tracing::error!(%error, %canvas, "canvas: internal error");
+            return;
+        }
+        metrics::counter!("kaizen_canvas_database_failures_total").increment(1);
+        if std::mem::replace(&mut self.writable, false) {
+            tracing::warn!(%error, %canvas, "the database does not answer: the canvas takes no changes until it does");
+            send_all(&self.members, None, &frames::status(false));
+        }
+    }
+
+    /// While nothing is stored: asks whether it could be again. Waits for the canvas's lock, as a commit would, so that
+    /// whatever is under way from before has ended.
+    pub(super) async fn try_writing(&mut self) {
+        if self.writable || !self.reachable {
+            return;
+        }
+        let (organization, canvas) = (self.agent.organization_id, self.agent.canvas_id);
+        let locked = async {
+            let mut tx = self.parts.store.begin().await?;
+            canvas::lock(&mut tx, organization, canvas).await?;
+            tx.commit().await
+        };
+        match patience::until(self.parts.deadline(), locked).await {
+            Ok(()) => {
+                self.writable = true;
+                tracing::info!(%canvas, "the database answers again: the canvas takes changes");
+                send_all(&self.members, None, &frames::status(true));
+            }
+            Err(error) => tracing::debug!(%error, %canvas, "the database still does not answer"),
+        }
+    }
+
+    /// Closes everyone if the database did not confirm for too long that they may be here.
+    pub(super) fn close_unconfirmed(&mut self) {
+        let most = Duration::from_secs(self.parts.limits.canvas_unconfirmed_seconds);
+        if !self.members.is_empty() && self.known_at.elapsed() > most {
+            tracing::warn!(canvas = %self.agent.canvas_id, "access could not be confirmed: all sockets are closed");
+            self.close_all(Close::UNCONFIRMED);
+        }
+    }
+}
