@@ -405,20 +405,15 @@ impl Graph {
     /// The one place that changes anything: keeps every index in step, and returns what was in the slot.
     fn set(&mut self, shelf: Shelf, slot: u64, item: Option<Item>) -> Option<Item> {
         let Self { nodes, edges, touching, children } = self;
-        let items = match shelf {
-            Shelf::Nodes => nodes,
-            Shelf::Edges => edges,
-        };
-        // Under which node's id the slot is found, and where.
-        let (index, keys): (_, fn(&Object) -> [Option<&str>; 2]) = match shelf {
-            Shelf::Nodes => (children, |node| [parent_of(node), None]),
-            Shelf::Edges => (touching, |edge| ends(edge).map(Some)),
+        let (items, index) = match shelf {
+            Shelf::Nodes => (nodes, children),
+            Shelf::Edges => (edges, touching),
         };
         let before = items.slots.remove(&slot);
         if let Some(Item { object, bytes }) = &before {
             items.bytes -= bytes;
             items.index.remove(id_of(object));
-            for key in keys(object).into_iter().flatten() {
+            for key in other_nodes(shelf, object).into_iter().flatten() {
                 if let Some(slots) = index.get_mut(key) {
                     slots.remove(&slot);
                     if slots.is_empty() {
@@ -431,7 +426,7 @@ impl Graph {
             items.bytes += item.bytes;
             items.index.insert(id_of(&item.object).to_owned(), slot);
             items.next = items.next.max(slot + 1);
-            for key in keys(&item.object).into_iter().flatten() {
+            for key in other_nodes(shelf, &item.object).into_iter().flatten() {
                 index.entry(key.to_owned()).or_default().insert(slot);
             }
             items.slots.insert(slot, item);
@@ -463,6 +458,14 @@ fn parents_first(nodes: Vec<Object>) -> Vec<Object> {
 
 /// React Flow's property that names the group a node is in.
 const PARENT: &str = "parentId";
+
+/// The nodes under whose ids the object is found: a node's parent, an edge's ends.
+fn other_nodes(shelf: Shelf, object: &Object) -> [Option<&str>; 2] {
+    match shelf {
+        Shelf::Nodes => [parent_of(object), None],
+        Shelf::Edges => ends(object).map(Some),
+    }
+}
 
 fn parent_of(node: &Object) -> Option<&str> {
     node.get(PARENT).and_then(Value::as_str)
