@@ -273,7 +273,7 @@ impl Config {
         self.given.contains(name)
     }
 
-    /// Whether browsers reach this server over TLS: then the cookie is `Secure` and named `__Host-kaizen`.
+    /// Whether browsers reach this server over TLS: then they are told never to come without it.
     pub fn secure(&self) -> bool {
         self.public_url.scheme() == "https"
     }

@@ -59,5 +59,6 @@ mod rotation;
 mod signin;
 mod sinks;
 mod sso;
+mod sso_failures;
 mod summary;
 mod targets;

@@ -5,7 +5,7 @@ use std::{convert::Infallible, time::Duration};
 use axum::{
     Json,
     extract::{FromRequestParts, State},
-    http::{HeaderValue, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -30,6 +30,7 @@ use crate::{
         IssueError,
         browser::{SESSION_COOKIE, cookie, set_cookie},
         device::{self, DEVICE_COOKIE, Device},
+        failures,
         login::{Attempt, LoginError},
         password::PasswordError,
         session::{self, Refreshed, SignedIn},
@@ -89,7 +90,10 @@ impl FromRequestParts<App> for Trying {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
         let Ok(visitor) = Visitor::from_request_parts(parts, app).await;
         let devices = app.identity.devices.read(cookie(&parts.headers, DEVICE_COOKIE));
-        app.identity.admit_password(visitor.client, &devices).map_err(limited)?;
+        app.identity.admit_password(visitor.client, &devices).map_err(|wait| {
+            failures::count(session::Method::Password, "rate_limited");
+            limited(wait)
+        })?;
         Ok(Self { visitor, devices })
     }
 }
@@ -125,8 +129,11 @@ impl From<IssueError> for Problem {
 impl From<LoginError> for Problem {
     fn from(error: LoginError) -> Self {
         match error {
-            LoginError::Credentials => {
-                Self::new(ProblemType::Credentials, "The e-mail address or the password is not right.")
+            LoginError::Credentials(_) => {
+                // The same for everybody: it tells nothing of the address.
+                let detail = "The e-mail address or the password is not right. An address that many organizations know needs \
+                              `organization_id`.";
+                Self::new(ProblemType::Credentials, detail)
             }
             LoginError::Several(organizations) => {
                 let detail = "Several organizations know you by this address and password: choose one of `organizations` and \
@@ -158,7 +165,7 @@ pub struct Login {
     email: Email,
     #[schema(value_type = String, format = Password)]
     password: SecretString,
-    /// Where, for those whom several organizations know.
+    /// Where, for those whom several organizations know. Without it the password is tried in a few of them.
     organization_id: Option<OrganizationId>,
 }
 
@@ -205,12 +212,31 @@ pub fn session_cookie(signed_in: &SignedIn) -> Option<HeaderValue> {
     Some(set_cookie(SESSION_COOKIE, cookie.expose_secret(), session::LIFETIME.num_seconds()))
 }
 
+/// Ends the session whose cookie the browser held until now: the new one takes its place.
+pub async fn replace_session(app: &App, headers: &HeaderMap, signed_in: &SignedIn) {
+    let held = cookie(headers, SESSION_COOKIE);
+    match app.identity.replace((&app.store, &app.clock), held, signed_in, &request_id()).await {
+        Ok(None) => {}
+        Ok(Some(organization)) => {
+            app.bus.publish(Hint::Access { organization });
+            app.bus.publish(Hint::Audit { organization });
+        }
+        // It ends by itself, later.
+        Err(error) => tracing::warn!(%error, "the session that a browser held before could not be ended"),
+    }
+}
+
 /// Sign in by password
 ///
 /// Answers tokens and sets the session cookie. Where several organizations know this address and password, 409 lists them.
 #[utoipa::path(post, path = "/api/v1/auth/login", tag = "Sign-in", security(()),
     request_body = Login, responses((status = OK, body = Tokens)))]
-async fn login(State(app): State<App>, trying: Trying, SmallInput(input): SmallInput<Login>) -> Result<Response> {
+async fn login(
+    State(app): State<App>,
+    trying: Trying,
+    headers: HeaderMap,
+    SmallInput(input): SmallInput<Login>,
+) -> Result<Response> {
     let Trying { visitor, devices } = trying;
     let request_id = request_id();
     let attempt = Attempt {
@@ -222,7 +248,12 @@ async fn login(State(app): State<App>, trying: Trying, SmallInput(input): SmallI
         user_agent: &visitor.user_agent,
         request_id: &request_id,
     };
-    let signed_in = app.identity.login(&app.store, &app.clock, attempt).await?;
+    let signed_in = app.identity.login(&app.store, &app.clock, attempt).await.inspect_err(|error| {
+        if let LoginError::Credentials(told) = error {
+            told.iter().for_each(|&organization| app.bus.publish(Hint::Audit { organization }));
+        }
+    })?;
+    replace_session(&app, &headers, &signed_in).await;
     app.bus.publish(Hint::Audit { organization: signed_in.organization_id });
     let mut response = answer(&signed_in);
     let device = app.identity.devices.remember(&app.clock, &devices, signed_in.user_id);

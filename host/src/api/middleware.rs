@@ -44,6 +44,7 @@ impl Outermost {
 pub async fn outermost(State(outermost): State<Outermost>, request: Request, next: Next) -> Response {
     let Outermost { app, requests } = outermost;
     let begun = Instant::now();
+    let app_is_secure = app.config.secure();
     let id = request_id(&app, &request);
     let method = request.method().clone();
     // The pattern, not the path: ids would make a time series each.
@@ -97,6 +98,10 @@ pub async fn outermost(State(outermost): State<Outermost>, request: Request, nex
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    if app_is_secure {
+        // RFC 6797: for a year, a browser that was here once comes by TLS only.
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+    }
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response

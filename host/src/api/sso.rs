@@ -13,7 +13,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use super::{
-    auth::{Visitor, session_cookie},
+    auth::{Visitor, replace_session, session_cookie},
     extract::Parameters,
     problem::{self, Problem, request_id},
 };
@@ -22,13 +22,15 @@ use crate::{
     bus::Hint,
     domain::{email::Email, fault::Fault},
     identity::{
+        IssueError,
         browser::{SSO_COOKIE, cookie, set_cookie},
         code::ProviderError,
-        sso::{self, Callback, Desk, SsoError},
+        failures::Visit,
+        sso::{self, Callback, Desk, Failed, SsoError},
         throttle::Anonymous,
     },
     plugins::PluginError,
-    store::sso as stored,
+    store::{StoreError, sso as stored},
 };
 
 /// The routes of this file.
@@ -67,7 +69,10 @@ async fn begin(
     app.identity.admit(Anonymous::Lookup, visitor.client).map_err(Page::limited)?;
     let redirect_uri = redirect_uri(&app)?;
     let held = cookie(&headers, SSO_COOKIE);
-    let begun = app.identity.begin_sso(&desk(&app, &redirect_uri), connection, return_to.as_deref(), held).await?;
+    let (desk, request_id) = (desk(&app, &redirect_uri), request_id());
+    let visit = visit(&visitor, &request_id);
+    let begun = app.identity.begin_sso(&desk, connection, return_to.as_deref(), held, &visit).await;
+    let begun = begun.map_err(|failed| failed_page(&app, failed))?;
     let cookie = set_cookie(SSO_COOKIE, &begun.cookie, sso::LIFETIME.num_seconds());
     let location = found(begun.location.as_str())?;
     Ok((StatusCode::FOUND, [(header::LOCATION, location), (header::SET_COOKIE, cookie)]).into_response())
@@ -84,6 +89,8 @@ pub struct Answer {
     code: Option<String>,
     /// Why there is no code.
     error: Option<String>,
+    /// The same in the provider's words; recorded in the audit trail, and not shown.
+    error_description: Option<String>,
     /// RFC 9207.
     iss: Option<String>,
 }
@@ -100,12 +107,15 @@ async fn finish(State(app): State<App>, visitor: Visitor, uri: Uri, headers: Hea
         state: &answer.state,
         code: answer.code.as_deref(),
         error: answer.error.as_deref(),
+        description: answer.error_description.as_deref(),
         iss: answer.iss.as_deref(),
     };
     let (redirect_uri, request_id) = (redirect_uri(&app)?, request_id());
     let held = cookie(&headers, SSO_COOKIE);
-    let about = (visitor.user_agent.as_str(), request_id.as_str());
-    let (signed_in, return_to) = app.identity.finish_sso(&desk(&app, &redirect_uri), &callback, held, about).await?;
+    let visit = visit(&visitor, &request_id);
+    let finished = app.identity.finish_sso(&desk(&app, &redirect_uri), &callback, held, &visit).await;
+    let (signed_in, return_to) = finished.map_err(|failed| failed_page(&app, failed))?;
+    replace_session(&app, &headers, &signed_in).await;
     app.bus.publish(Hint::Access { organization: signed_in.organization_id });
     app.bus.publish(Hint::Audit { organization: signed_in.organization_id });
     let mut response = (StatusCode::FOUND, [(header::LOCATION, found(&return_to)?)]).into_response();
@@ -113,6 +123,18 @@ async fn finish(State(app): State<App>, visitor: Visitor, uri: Uri, headers: Hea
         response.headers_mut().append(header::SET_COOKIE, cookie);
     }
     Ok(response)
+}
+
+fn visit<'a>(visitor: &'a Visitor, request_id: &'a str) -> Visit<'a> {
+    Visit { client: visitor.client, user_agent: &visitor.user_agent, request_id }
+}
+
+/// The page of a sign-in that failed; who follows the audit trail hears of it.
+fn failed_page(app: &App, failed: Failed) -> Page {
+    if let Some(organization) = failed.recorded {
+        app.bus.publish(Hint::Audit { organization });
+    }
+    failed.error.into()
 }
 
 fn desk<'a>(app: &'a App, redirect_uri: &'a str) -> Desk<'a> {
@@ -201,10 +223,9 @@ impl Page {
 
 impl From<SsoError> for Page {
     fn from(error: SsoError) -> Self {
-        let upstream = |what: &str| {
-            tracing::warn!(error = %error, "sign-in elsewhere failed");
-            Self::new(StatusCode::BAD_GATEWAY, "Sign-in failed", what)
-        };
+        let again = "Your identity provider does not answer as it should. Try again in a moment.";
+        let settings = "The connection to your identity provider does not work as it is set up. Tell your administrator the number below.";
+        let failed = |status, text: &str| Self::new(status, "Sign-in failed", text);
         match &error {
             SsoError::NotFound => {
                 let text =
@@ -220,23 +241,37 @@ impl From<SsoError> for Page {
                     "It took longer than ten minutes, was begun in another browser, or is done already. Start again.";
                 Self::new(StatusCode::BAD_REQUEST, "This sign-in is not under way", text)
             }
-            SsoError::Refused(code) => {
-                let text = format!("Your identity provider did not sign you in: {code}.");
+            SsoError::Refused { error, .. } => {
+                let text = format!(
+                    "Your identity provider did not sign you in: {error}. Your administrator finds what it said in the audit trail, \
+                     by the number below."
+                );
                 Self::new(StatusCode::FORBIDDEN, "Not signed in", text)
             }
             SsoError::Provider(ProviderError::Untrusted(_)) => {
-                tracing::warn!(%error, "sign-in elsewhere refused");
                 let text = "The answer of your identity provider could not be verified. Start again; if it stays so, tell your \
                             administrator the number below.";
                 Self::new(StatusCode::FORBIDDEN, "Not signed in", text)
             }
-            SsoError::Provider(_) | SsoError::Plugin(PluginError::Unavailable { .. }) => {
-                upstream("Your identity provider does not answer as it should. Try again in a moment.")
+            SsoError::Provider(error) if error.permanent() => failed(StatusCode::BAD_GATEWAY, settings),
+            SsoError::Provider(error) if error.code() == "provider_unavailable" => failed(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Your identity provider cannot sign people in now. Try again in a while.",
+            ),
+            SsoError::Provider(_)
+            | SsoError::Plugin(PluginError::Unavailable { .. } | PluginError::Postponed { .. }) => {
+                failed(StatusCode::BAD_GATEWAY, again)
             }
-            SsoError::Plugin(_) | SsoError::Config(_) => upstream(
-                "The connection to your identity provider does not work as it is set up. Tell your administrator.",
+            SsoError::Plugin(_) | SsoError::Config(_) => failed(StatusCode::BAD_GATEWAY, settings),
+            SsoError::Timeout => failed(
+                StatusCode::GATEWAY_TIMEOUT,
+                "Your identity provider took too long to answer. You are not signed in; try again in a moment.",
             ),
             SsoError::Refusal(refusal) => Self::new(StatusCode::FORBIDDEN, "Not signed in", refusal.to_string()),
+            SsoError::Issue(IssueError::Store(StoreError::Unavailable(_))) => failed(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The server's database does not answer. You are not signed in; try again in a moment.",
+            ),
             SsoError::Issue(_) => Self::internal(&error),
         }
     }
@@ -280,7 +315,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_provider_says_cannot_become_markup() {
-        let page = Page::from(SsoError::Refused("<script>alert(1)</script>\"'&".into()));
+        let error = "<script>alert(1)</script>\"'&".to_owned();
+        let page = Page::from(SsoError::Refused { error, description: Some("<script>alert(2)</script>".into()) });
         let response = page.into_response();
         assert_eq!(response.status(), StatusCode::FORBIDDEN);
         let policy = response.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap().to_owned();
@@ -288,6 +324,6 @@ mod tests {
         let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
         let html = String::from_utf8(body.to_vec()).unwrap();
         assert!(html.contains("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;"), "{html}");
-        assert!(!html.contains("<script"));
+        assert!(!html.contains("<script") && !html.contains("alert(2)"));
     }
 }

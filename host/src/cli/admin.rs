@@ -24,6 +24,9 @@ use crate::{
     store::{Store, sessions, users},
 };
 
+/// Organizations that are shown for an address that several know.
+const SHOWN: i64 = 100;
+
 /// Manage organizations and people from the command line
 #[derive(Debug, Args)]
 pub struct AdminCommand {
@@ -140,7 +143,7 @@ impl SetPassword {
         }
         let hash = passwords.hash(clock, password, Hashing::Operator).await?;
         let mut tx = store.begin().await?;
-        let found = users::credentials(&mut tx, &self.email, self.organization).await?;
+        let found = users::credentials(&mut tx, &self.email, self.organization, SHOWN).await?;
         let user = match found.as_slice() {
             [] => bail!("nobody has the address {} here: check --email and --organization", self.email),
             [user] => user,

@@ -75,6 +75,10 @@ limits! {
         stop_seconds: u64 = 20, 1..=600, "how long requests under way may take to end once the server stops, seconds";
     }
     "Sign-in" {
+        sign_in_seconds: u64 = 25, 1..=28, "how long a provider and its plugin may take to begin a sign-in, or to finish one, seconds";
+        sign_in_failures_recorded: u32 = 200, 1..=1_000_000, "failed sign-ins of one identity connection that a host logs and writes into the audit trail in an hour; all are counted";
+        sign_in_organizations: i64 = 8, 1..=100, "organizations in which a password is tried where a sign-in names none";
+        discovery_cool_down_seconds: u64 = 10, 1..=600, "how long an issuer is left alone whose discovery failed, seconds";
         signin_body_kib: usize = 8, 1..=1_024, "the body of a sign-in or of a token exchange, KiB";
         lookup_burst: u32 = 300, 1..=1_000_000, "requests of one client that anybody may make, such as where an address signs in, at once";
         lookups_per_minute: u32 = 600, 1..=1_000_000, "the same, one after the other";

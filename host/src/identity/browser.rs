@@ -2,7 +2,7 @@
 //! sign-in may return to.
 
 use http::{HeaderMap, HeaderValue, Method, header};
-use url::Url;
+use url::{Host, Url};
 
 use crate::config::Config;
 
@@ -68,7 +68,9 @@ impl Origins {
     }
 
     fn ours(&self, origin: &str, headers: &HeaderMap) -> bool {
-        origin == self.public_origin || self.listed.iter().any(|listed| listed == origin) || is_host(origin, headers)
+        origin == self.public_origin
+            || self.listed.iter().any(|listed| listed == origin)
+            || self.is_host(origin, headers)
     }
 
     /// Where a sign-in may return to: an address of ours or of a listed frontend, whole, so that no reading of a relative
@@ -85,18 +87,28 @@ impl Origins {
         let plain = url.username().is_empty() && url.password().is_none() && matches!(url.scheme(), "http" | "https");
         (known && plain).then_some(url)
     }
-}
 
-/// Whether an origin names the host that the request itself was sent to: a server may have more names than `public_url`.
-fn is_host(origin: &str, headers: &HeaderMap) -> bool {
-    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return false };
-    let Ok(origin) = Url::parse(origin) else { return false };
-    if !matches!(origin.scheme(), "http" | "https") {
-        return false;
+    /// Whether an origin names the host that the request itself was sent to: a server may have more names than `public_url`.
+    /// Where that one is https, a page that came without TLS is not ours, whatever its host: anybody on the way can write it.
+    /// This machine's own addresses are no way.
+    fn is_host(&self, origin: &str, headers: &HeaderMap) -> bool {
+        let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return false };
+        let Ok(origin) = Url::parse(origin) else { return false };
+        let loopback = match origin.host() {
+            Some(Host::Domain(name)) => name == "localhost",
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.is_loopback(),
+            None => false,
+        };
+        match origin.scheme() {
+            "https" => {}
+            "http" if loopback || self.public.scheme() == "http" => {}
+            _ => return false,
+        }
+        // Which scheme the browser used is not known here, behind a proxy: the origin's own, so that default ports agree.
+        let Ok(host) = Url::parse(&format!("{}://{host}/", origin.scheme())) else { return false };
+        host.host().is_some() && host.origin() == origin.origin() && host.path() == "/" && host.query().is_none()
     }
-    // Which scheme the browser used is not known here, behind a proxy: the origin's own, so that default ports agree.
-    let Ok(host) = Url::parse(&format!("{}://{host}/", origin.scheme())) else { return false };
-    host.host().is_some() && host.origin() == origin.origin() && host.path() == "/" && host.query().is_none()
 }
 
 #[cfg(test)]
@@ -139,6 +151,9 @@ mod tests {
             (false, &[("origin", "https://evil.example/https://studio.example.com"), ("host", own)]),
             (false, &[("origin", "https://studio.example.com"), ("origin", "https://evil.example"), ("host", own)]),
             (false, &[("origin", "http://studio.example.com:8080"), ("host", own)]),
+            (false, &[("origin", "http://studio.example.com"), ("host", own)]),
+            (false, &[("origin", "http://other.name"), ("host", "other.name")]),
+            (true, &[("origin", "http://[::1]:8080"), ("host", "[::1]:8080")]),
             (false, &[("origin", "https://evil.example"), ("referer", "https://studio.example.com/")]),
             (false, &[("sec-fetch-site", "cross-site"), ("referer", "https://studio.example.com/")]),
             (false, &[("sec-fetch-site", "same-site")]),
@@ -154,6 +169,15 @@ mod tests {
             socket.push(("upgrade", "websocket"));
             assert_eq!(origins().admit(&Method::GET, &headers(&socket)), *good, "a socket, {pairs:?}");
         }
+    }
+
+    #[test]
+    fn a_server_without_tls_is_known_by_the_name_it_was_asked_by() {
+        let public = Url::parse("http://studio.lan/").unwrap();
+        let plain = Origins { public, public_origin: "http://studio.lan".into(), listed: Vec::new() };
+        let from = |origin: &str| headers(&[("origin", origin), ("host", "other.lan")]);
+        assert!(plain.admit(&Method::POST, &from("http://other.lan")));
+        assert!(!plain.admit(&Method::POST, &from("http://third.lan")));
     }
 
     #[test]

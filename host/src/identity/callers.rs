@@ -41,7 +41,12 @@ impl Callers {
         let (queue, asked) = mpsc::channel(QUEUE);
         let asked = Arc::new(Mutex::new(asked));
         for _ in 0..LOADERS {
-            tokio::spawn(load(asked.clone(), store.clone(), clock.clone()));
+            let (store, clock) = (store.clone(), clock.clone());
+            let look_up = move |sessions: Vec<Named>| {
+                let (store, clock) = (store.clone(), clock.clone());
+                async move { sessions::by_ids(&mut store.read().await?, &sessions, live_at(clock.now())).await }
+            };
+            tokio::spawn(supervise(asked.clone(), look_up));
         }
         Self { queue }
     }
@@ -58,7 +63,29 @@ impl Callers {
     }
 }
 
-async fn load(asked: Arc<Mutex<mpsc::Receiver<Asked>>>, store: Store, clock: Clock) {
+type Queue = Arc<Mutex<mpsc::Receiver<Asked>>>;
+
+/// Looks callers up until nobody can ask any more. A defect costs those who were being looked up their request, and nobody
+/// else: without a loader every request would be refused.
+async fn supervise<L, F>(asked: Queue, look_up: L)
+where
+    L: Fn(Vec<Named>) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<HashMap<Named, Seen>, StoreError>> + Send + 'static,
+{
+    while let Err(ended) = tokio::spawn(load(asked.clone(), look_up.clone())).await {
+        if !ended.is_panic() {
+            return;
+        }
+        metrics::counter!("kaizen_caller_loader_panics_total").increment(1);
+        tracing::error!(error = %ended, "looking callers up panicked: it goes on anew");
+    }
+}
+
+async fn load<L, F>(asked: Queue, look_up: L)
+where
+    L: Fn(Vec<Named>) -> F + Send + 'static,
+    F: Future<Output = Result<HashMap<Named, Seen>, StoreError>> + Send + 'static,
+{
     let mut next = Vec::with_capacity(TOGETHER);
     loop {
         // Whoever holds the lock takes what there is; the others look up what they took.
@@ -70,8 +97,7 @@ async fn load(asked: Arc<Mutex<mpsc::Receiver<Asked>>>, store: Store, clock: Clo
             waiting.entry(session).or_default().push(answer);
         }
         let sessions: Vec<Named> = waiting.keys().copied().collect();
-        let found = async { sessions::by_ids(&mut store.read().await?, &sessions, live_at(clock.now())).await }.await;
-        let mut found = found.map_err(Arc::new);
+        let mut found = look_up(sessions).await.map_err(Arc::new);
         for (session, answers) in waiting {
             let answer = match &mut found {
                 Ok(found) => Ok(found.remove(&session)),
@@ -85,5 +111,36 @@ async fn load(asked: Arc<Mutex<mpsc::Receiver<Asked>>>, store: Store, clock: Clo
             }
             drop(first.map(|waits| waits.send(answer)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::id::{OrganizationId, SessionId, UserId};
+
+    #[tokio::test]
+    async fn a_panic_costs_one_request_and_not_all_that_follow() {
+        let (queue, asked) = mpsc::channel(QUEUE);
+        let bad = Named {
+            organization: OrganizationId(Uuid::nil()),
+            user: UserId(Uuid::nil()),
+            session: SessionId(Uuid::from_u128(1)),
+        };
+        let good = Named { session: SessionId(Uuid::from_u128(2)), ..bad };
+        let look_up = move |sessions: Vec<Named>| async move {
+            assert!(!sessions.contains(&bad), "a defect");
+            Ok(HashMap::new())
+        };
+        let supervised = tokio::spawn(supervise(Arc::new(Mutex::new(asked)), look_up));
+        let callers = Callers { queue };
+        for _ in 0..3 {
+            assert!(callers.find(bad).await.is_err());
+            assert!(callers.find(good).await.unwrap().is_none());
+        }
+        drop(callers);
+        supervised.await.unwrap();
     }
 }

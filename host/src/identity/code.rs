@@ -3,6 +3,8 @@
 //!
 //! Everything goes out through the egress client: a tenant says where the provider is, so the same rules hold as for plugins.
 
+use std::sync::Arc;
+
 use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
@@ -12,6 +14,7 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 use url::{Host, Url, form_urlencoded};
 
 use crate::sandbox::egress::{self, EgressError, FetchLimits};
@@ -42,10 +45,48 @@ pub enum ProviderError {
     /// It answers, but not as the protocol wants it.
     #[error("{0}")]
     Provider(String),
+    /// It does not know this application, or not as the connection says: an administrator must change one or the other.
+    #[error("{0}")]
+    Settings(String),
+    /// It says of itself that it cannot sign people in now.
+    #[error("{0}")]
+    Unavailable(String),
+    /// What several who ask at once, or one after the other, are told.
+    #[error("{0}")]
+    Shared(Arc<ProviderError>),
     /// The answer is not to be trusted.
     #[error("{0}")]
     Untrusted(String),
 }
+
+impl ProviderError {
+    /// A stable name, for the log, metrics and the audit trail.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ProviderError::Egress(error) if error.denied() => "egress_denied",
+            ProviderError::Egress(EgressError::Tls(..)) => "provider_certificate",
+            ProviderError::Egress(_) => "provider_unreachable",
+            ProviderError::Provider(_) => "provider_answer",
+            ProviderError::Settings(_) => "provider_settings",
+            ProviderError::Unavailable(_) => "provider_unavailable",
+            ProviderError::Untrusted(_) => "provider_not_trusted",
+            ProviderError::Shared(error) => error.code(),
+        }
+    }
+
+    /// Whether it stays so until an administrator or the operator changes something.
+    pub fn permanent(&self) -> bool {
+        matches!(self.code(), "egress_denied" | "provider_certificate" | "provider_settings")
+    }
+}
+
+/// Errors of RFC 6749, sections 4.1.2.1 and 5.2, that say that the provider cannot now.
+pub const UNAVAILABLE: [&str; 2] = ["temporarily_unavailable", "server_error"];
+/// Those of section 5.2 that say that the application is not registered as the connection has it.
+const UNKNOWN_CLIENT: [&str; 5] =
+    ["invalid_client", "invalid_request", "invalid_scope", "unauthorized_client", "unsupported_grant_type"];
+/// Characters of a provider's own words that are kept.
+pub const DESCRIPTION: usize = 300;
 
 /// The callback names another issuer than the one that the browser was sent to: a mix-up (RFC 9207; RFC 9700, section 4.4).
 pub fn another_issuer() -> ProviderError {
@@ -90,7 +131,29 @@ pub fn check_parameters(parameters: &[(String, String)]) -> Result<(), String> {
 
 /// What a far side said, fit for a log line.
 pub fn brief(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(100).collect()
+    clean(text, 100)
+}
+
+/// What a far side said, at most so many characters of it: without controls, and without what is invisible or turns the
+/// direction of the text around it.
+pub fn clean(text: &str, most: usize) -> String {
+    let shown =
+        |c: &char| c.general_category_group() != GeneralCategoryGroup::Other && !matches!(c, '\u{2028}' | '\u{2029}');
+    text.chars().filter(shown).take(most).collect()
+}
+
+/// An error with its causes, each once: some say only that something did not work, and leave the reason to their source.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    clean(&text, 500)
 }
 
 /// One sign-in at one provider.
@@ -153,15 +216,7 @@ impl Flow<'_> {
     ) -> Result<Tokens, ProviderError> {
         let request = self.redemption(endpoint, (secret, auth), code)?;
         let response = egress.fetch(request, FetchLimits::default()).await?;
-        let hidden = [secret.map(ExposeSecret::expose_secret).unwrap_or_default(), code, self.verifier];
-        tokens(&response).map_err(|error| match error {
-            ProviderError::Provider(text)
-                if hidden.iter().any(|hidden| !hidden.is_empty() && text.contains(hidden)) =>
-            {
-                ProviderError::Provider("the token endpoint refused the code, and sent back what is secret".into())
-            }
-            error => error,
-        })
+        tokens(&response, &[secret.map(ExposeSecret::expose_secret).unwrap_or_default(), code, self.verifier])
     }
 
     /// The request that exchanges a code (RFC 6749, section 4.1.3).
@@ -200,14 +255,30 @@ impl Flow<'_> {
 }
 
 /// The token endpoint's answer (RFC 6749, sections 5.1 and 5.2). Some providers send it form-encoded, and some send an
-/// error as 200 OK; GitHub does both.
-fn tokens(response: &Response<Bytes>) -> Result<Tokens, ProviderError> {
+/// error as 200 OK; GitHub does both. What it says of an error is kept, but for a text that has one of the `hidden` in it.
+fn tokens(response: &Response<Bytes>, hidden: &[&str]) -> Result<Tokens, ProviderError> {
     let status = response.status();
     let fields = fields(response);
     let text = |name: &str| fields.as_ref().and_then(|fields| fields.get(name)).and_then(Value::as_str);
     if status != StatusCode::OK || text("error").is_some() {
-        let code = brief(text("error").unwrap_or("no code"));
-        return Err(ProviderError::Provider(format!("the token endpoint refused the code: {status}, {code}")));
+        let said = |name: &str| {
+            let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+            let secret =
+                |text: &str| hidden.iter().any(|h| !h.is_empty() && (text.contains(h) || text.contains(&encoded(h))));
+            text(name).map(|text| if secret(text) { "(it sent back what is secret)" } else { text })
+        };
+        let error = said("error").unwrap_or("no code");
+        let mut why = format!("the token endpoint refused the code: {status}, {}", brief(error));
+        if let Some(description) = said("error_description").filter(|text| !text.trim().is_empty()) {
+            why = format!("{why}: {}", clean(description, DESCRIPTION));
+        }
+        return Err(if UNAVAILABLE.contains(&error) {
+            ProviderError::Unavailable(why)
+        } else if UNKNOWN_CLIENT.contains(&error) {
+            ProviderError::Settings(why)
+        } else {
+            ProviderError::Provider(why)
+        });
     }
     let wrong = |what: &str| Err(ProviderError::Provider(format!("the token endpoint's answer {what}")));
     if fields.is_none() {
@@ -249,7 +320,7 @@ mod tests {
 
     fn answer(status: u16, kind: &str, body: &str) -> Result<Tokens, ProviderError> {
         let response = Response::builder().status(status).header(header::CONTENT_TYPE, kind);
-        tokens(&response.body(Bytes::copy_from_slice(body.as_bytes())).unwrap())
+        tokens(&response.body(Bytes::copy_from_slice(body.as_bytes())).unwrap(), &["s&cret", ""])
     }
 
     #[test]
@@ -318,6 +389,25 @@ mod tests {
             (200, "application/x-www-form-urlencoded", "error=bad_verification_code", "200 OK, bad_verification_code"),
             (400, "application/json", r#"{"error":"invalid_grant"}"#, "400 Bad Request, invalid_grant"),
             (401, "application/json", r#"{"error":"invalid_client\nx"}"#, "401 Unauthorized, invalid_clientx"),
+            (
+                400,
+                "application/json",
+                r#"{"error":"invalid_grant","error_description":"AADSTS1 \u202eold\n"}"#,
+                "AADSTS1 old",
+            ),
+            (
+                400,
+                "application/json",
+                r#"{"error":"invalid_grant","error_description":"not s&cret"}"#,
+                "invalid_grant: (it sent",
+            ),
+            (
+                400,
+                "application/json",
+                r#"{"error":"invalid_grant","error_description":"not s%26cret"}"#,
+                "invalid_grant: (it sent",
+            ),
+            (401, "application/json", r#"{"error":"s&cret"}"#, "401 Unauthorized, (it sent back"),
             (500, "text/html", "<h1>gho_1", "500 Internal Server Error, no code"),
             (302, "application/json", r#"{"access_token":"gho_1"}"#, "302 Found, no code"),
             (200, "text/html", "gho_1", "not a JSON object"),
@@ -328,7 +418,22 @@ mod tests {
             (200, "application/json", r#"{"access_token":"gho_1","token_type":"mac"}"#, "not a bearer token"),
         ] {
             let error = answer(status, kind, body).unwrap_err().to_string();
-            assert!(error.contains(why) && !error.contains("gho_1"), "{body}: {error}");
+            assert!(error.contains(why) && !error.contains("gho_1") && !error.contains("s&cret"), "{body}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_a_provider_refuses_is_told_from_what_it_cannot_now() {
+        let code =
+            |error: &str| answer(400, "application/json", &format!(r#"{{"error":"{error}"}}"#)).unwrap_err().code();
+        for (error, expected) in [
+            ("temporarily_unavailable", "provider_unavailable"),
+            ("server_error", "provider_unavailable"),
+            ("invalid_client", "provider_settings"),
+            ("unauthorized_client", "provider_settings"),
+            ("invalid_grant", "provider_answer"),
+        ] {
+            assert_eq!(code(error), expected, "{error}");
         }
     }
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::{
     Identity, IssueError,
     device::Device,
+    failures::{self, Visit},
     password::{PasswordError, Verdict},
     session::{Method, SignIn, SignedIn},
     throttle::{Account, Party},
@@ -53,9 +54,9 @@ pub struct Attempt<'a> {
 /// Why somebody was not signed in.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
-    /// No active user has this address and password.
+    /// No active user has this address and password. With the organizations whose audit trails tell of it.
     #[error("wrong address or password")]
-    Credentials,
+    Credentials(Vec<OrganizationId>),
     /// Several have: they are to choose.
     #[error("several organizations")]
     Several(Vec<(OrganizationId, String)>),
@@ -70,6 +71,26 @@ pub enum LoginError {
     Issue(#[from] IssueError),
 }
 
+impl Attempt<'_> {
+    fn visit(&self) -> Visit<'_> {
+        Visit { client: self.client, user_agent: self.user_agent, request_id: self.request_id }
+    }
+}
+
+impl LoginError {
+    /// A stable name, for the log and metrics.
+    pub fn code(&self) -> &'static str {
+        match self {
+            LoginError::Credentials(_) => "wrong_credentials",
+            LoginError::Several(_) => "several_organizations",
+            LoginError::Limited(_) => "rate_limited",
+            LoginError::Password(PasswordError::Busy) => "busy",
+            LoginError::Issue(IssueError::Store(StoreError::Unavailable(_))) => "database_unavailable",
+            LoginError::Password(_) | LoginError::Issue(_) => "internal",
+        }
+    }
+}
+
 impl From<StoreError> for LoginError {
     fn from(error: StoreError) -> Self {
         LoginError::Issue(error.into())
@@ -82,12 +103,26 @@ impl Identity {
     /// # Errors
     /// As [`LoginError`].
     pub async fn login(&self, store: &Store, clock: &Clock, attempt: Attempt<'_>) -> Result<SignedIn, LoginError> {
+        let result = self.attempted(store, clock, &attempt).await;
+        let outcome = result.as_ref().map_or_else(LoginError::code, |_| "success");
+        failures::count(Method::Password, outcome);
+        // Not the address: people type their password there. Nor who is limited: as often as they like.
+        if result.as_ref().is_err_and(|error| !matches!(error, LoginError::Limited(_))) {
+            tracing::info!(code = outcome, client = %attempt.client.address, request_id = attempt.request_id, "sign-in by password failed");
+        }
+        result
+    }
+
+    async fn attempted(&self, store: &Store, clock: &Clock, attempt: &Attempt<'_>) -> Result<SignedIn, LoginError> {
         let begun = tokio::time::Instant::now();
-        let users = users::credentials(&mut store.read().await?, attempt.email, attempt.organization).await?;
-        let (users, parties) = self.may_be_tried(users, &attempt).map_err(LoginError::Limited)?;
-        let result = self.verified(store, clock, &attempt, (&users, &parties)).await;
+        let mut conn = store.read().await?;
+        let most = self.sign_in_organizations;
+        let users = users::credentials(&mut conn, attempt.email, attempt.organization, most).await?;
+        drop(conn);
+        let (users, parties) = self.may_be_tried(users, attempt).map_err(LoginError::Limited)?;
+        let result = self.verified(store, clock, attempt, (&users, &parties)).await;
         match &result {
-            Err(LoginError::Credentials) => tokio::time::sleep_until(begun + FAILURE).await,
+            Err(LoginError::Credentials(_)) => tokio::time::sleep_until(begun + FAILURE).await,
             Ok(signed_in) => self.throttle.succeeded(signed_in.user_id, attempt.client),
             Err(_) => {}
         }
@@ -176,8 +211,7 @@ impl Identity {
                 if !parties.iter().any(|party| matches!(party, Party::Device(_))) {
                     self.throttle.client_failed(attempt.client);
                 }
-                failure(store, clock, users, attempt).await?;
-                Err(LoginError::Credentials)
+                Err(LoginError::Credentials(failure(store, clock, users, attempt).await?))
             }
             [(user, verdict)] => self.enter(store, clock, user, (*verdict, hashing), attempt).await,
             several => Err(LoginError::Several(
@@ -203,7 +237,7 @@ impl Identity {
         // Whoever does so now waits, and then finds the session that is begun here.
         let now = users::lock(&mut tx, user.organization_id, user.user_id).await?;
         if now != Some((true, user.password_hash.clone())) {
-            return Err(LoginError::Credentials);
+            return Err(LoginError::Credentials(Vec::new()));
         }
         if let (Some(old), Some(new)) = (&user.password_hash, &fresh) {
             users::rehash(&mut tx, user.organization_id, user.user_id, (old, new)).await?;
@@ -211,12 +245,7 @@ impl Identity {
         if !user.confirmed {
             users::confirm(&mut tx, user.organization_id, user.user_id, clock.now()).await?;
         }
-        let how = SignIn {
-            method: Method::Password,
-            connection: None,
-            user_agent: attempt.user_agent,
-            request_id: attempt.request_id,
-        };
+        let how = SignIn { method: Method::Password, connection: None, visit: attempt.visit() };
         let begun = self.begin(&mut tx, clock, (user.organization_id, user.user_id), &how).await?;
         tx.commit().await?;
         Ok(self.hand_out(store, clock, begun).await?)
@@ -225,20 +254,35 @@ impl Identity {
 
 /// Records a failed attempt in each organization in which the person was seen to use this address before. Anybody may make a
 /// user of anybody's address: that alone doesn't let them read when and where its owner mistypes a password.
-async fn failure(store: &Store, clock: &Clock, users: &[Credential], attempt: &Attempt<'_>) -> Result<(), StoreError> {
+async fn failure(
+    store: &Store,
+    clock: &Clock,
+    users: &[Credential],
+    attempt: &Attempt<'_>,
+) -> Result<Vec<OrganizationId>, StoreError> {
+    let mut told = Vec::new();
     for user in users.iter().filter(|user| user.confirmed) {
-        let reason = if user.active { "wrong password" } else { "the user is disabled, or the password is wrong" };
+        let (code, reason) = match user.active {
+            true => ("wrong_password", "wrong password"),
+            false => ("user_disabled", "the user is disabled, or the password is wrong"),
+        };
+        let mut details = attempt.visit().details(Method::Password);
+        if let Some(details) = details.as_object_mut() {
+            details.insert("code".into(), json!(code));
+            details.insert("reason".into(), json!(reason));
+        }
         let event = Record {
             organization_id: user.organization_id,
             actor: "anonymous".to_owned(),
             action: "auth.login",
             target: format!("user/{}", user.user_id),
             outcome: Outcome::Failure,
-            details: json!({ "request_id": attempt.request_id, "method": Method::Password.as_str(), "reason": reason }),
+            details,
         };
         let mut tx = store.begin().await?;
         audit::record(&mut tx, clock, event).await?;
         tx.commit().await?;
+        told.push(user.organization_id);
     }
-    Ok(())
+    Ok(told)
 }

@@ -5,8 +5,10 @@
 
 pub mod browser;
 mod callers;
+mod claims;
 pub mod code;
 pub mod device;
+pub mod failures;
 mod key;
 pub mod login;
 mod oauth2;
@@ -33,6 +35,7 @@ use self::{
     browser::Origins,
     callers::Callers,
     device::{Device, Devices},
+    failures::Recorded,
     key::SigningKey,
     oidc::Providers,
     password::Passwords,
@@ -76,6 +79,12 @@ pub struct Parts {
     pub origins: Origins,
     /// Where people sign in elsewhere.
     providers: Providers,
+    /// Which failed sign-ins go into the audit trail.
+    recorded: Recorded,
+    /// How long a provider and its plugin may take to begin or to finish a sign-in.
+    sign_in_time: Duration,
+    /// Organizations in which a password is tried where a sign-in names none.
+    sign_in_organizations: i64,
     /// Sessions being written down as seen.
     touching: Arc<Semaphore>,
 }
@@ -136,7 +145,13 @@ impl Identity {
             throttle: Throttle::new(clock, &config.limits),
             devices: Devices::new(secrets),
             origins: Origins::new(config),
-            providers: Providers::new(egress.clone()),
+            providers: Providers::new(egress.clone(), Duration::from_secs(config.limits.discovery_cool_down_seconds)),
+            recorded: Recorded::new(config.limits.sign_in_failures_recorded),
+            // Within the time that the whole request has, so that a browser gets a page.
+            sign_in_time: Duration::from_secs(
+                config.limits.sign_in_seconds.min(config.limits.request_seconds.saturating_sub(2).max(1)),
+            ),
+            sign_in_organizations: config.limits.sign_in_organizations,
             touching: Arc::new(Semaphore::new(4)),
         })))
     }

@@ -25,7 +25,10 @@ use serde_json::Value;
 use url::Url;
 
 use super::code::{self, ClientAuth, Flow, ProviderError, Tokens};
-use crate::sandbox::egress::{self, EgressError, FetchLimits};
+use crate::{
+    clock::Clock,
+    sandbox::egress::{self, EgressError, FetchLimits},
+};
 
 /// Signatures that are taken: not those with a shared secret, and never none.
 const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
@@ -39,6 +42,8 @@ const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
     CoreJwsSigningAlgorithm::EcdsaP384Sha384,
     CoreJwsSigningAlgorithm::EdDsa,
 ];
+/// Providers that are known at once.
+const PROVIDERS: u64 = 1000;
 /// Discovery documents and keys are kept for this long.
 const KEPT: Duration = Duration::from_secs(600);
 /// After keys were fetched again because of an unknown one, they are not for this long.
@@ -47,6 +52,11 @@ const COOL_DOWN: TimeDelta = TimeDelta::seconds(30);
 const DOCUMENT_BYTES: u64 = 256 << 10;
 /// How far the provider's clock may be off.
 const SKEW: TimeDelta = TimeDelta::minutes(5);
+/// How far ahead of ours the time may be at which an ID token was issued. How long ago that was does not matter: the nonce is
+/// of this sign-in alone, and Microsoft Entra ID dates its tokens five minutes back.
+const ISSUED_AHEAD: TimeDelta = TimeDelta::seconds(60);
+/// Bits of an RSA key at least (RFC 7518, section 3.3).
+const RSA_BITS: usize = 2048;
 
 /// What discovery tells beyond the standard set.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -110,10 +120,28 @@ impl Provider {
             userinfo: userinfo.transpose()?,
             jwks: metadata.jwks_uri().clone(),
             names_itself: metadata.additional_metadata().authorization_response_iss_parameter_supported,
-            keys: ArcSwap::from_pointee(metadata.jwks().clone()),
+            keys: ArcSwap::from_pointee(usable(metadata.jwks())),
             refetched: tokio::sync::Mutex::new(DateTime::<Utc>::MIN_UTC),
         })
     }
+}
+
+/// The keys that are long enough.
+fn usable(keys: &Keys) -> Keys {
+    let long_enough = |key: &&CoreJsonWebKey| {
+        let jwk = serde_json::to_value(key).unwrap_or_default();
+        let member = |name: &str| jwk.get(name).and_then(Value::as_str).unwrap_or_default();
+        let modulus = URL_SAFE_NO_PAD.decode(member("n").trim_end_matches('=')).unwrap_or_default();
+        let mut digits = modulus.iter().skip_while(|byte| **byte == 0);
+        let leading = digits.clone().next().map_or(0, |byte| byte.leading_zeros());
+        let bits = (digits.by_ref().count() * 8).saturating_sub(usize::try_from(leading).unwrap_or(0));
+        if member("kty") == "RSA" && bits < RSA_BITS {
+            tracing::warn!(bits, "an RSA key of an identity provider is shorter than {RSA_BITS} bits and is not used");
+            return false;
+        }
+        true
+    };
+    JsonWebKeySet::new(keys.keys().iter().filter(long_enough).cloned().collect())
 }
 
 /// An issuer's address as OpenID Connect Discovery 1.0, section 2, wants it: TLS, neither query nor fragment.
@@ -131,7 +159,10 @@ pub fn check_issuer(issuer: &str) -> Result<(), String> {
 #[derive(Clone)]
 pub struct Providers {
     http: Http,
-    known: Cache<String, Arc<Provider>>,
+    known: moka::future::Cache<String, Arc<Provider>>,
+    /// Issuers whose discovery failed a moment ago, and why: they are not asked again for a while, however many want to sign
+    /// in there.
+    failed: Cache<String, Arc<ProviderError>>,
 }
 
 #[derive(Clone)]
@@ -161,9 +192,13 @@ pub struct Verified {
 }
 
 impl Providers {
-    /// Over this way out.
-    pub fn new(egress: egress::Client) -> Self {
-        Self { http: Http(egress), known: Cache::builder().max_capacity(1000).time_to_live(KEPT).build() }
+    /// Over this way out. An issuer whose discovery failed is not asked again for `cool_down`.
+    pub fn new(egress: egress::Client, cool_down: Duration) -> Self {
+        Self {
+            http: Http(egress),
+            known: moka::future::Cache::builder().max_capacity(PROVIDERS).time_to_live(KEPT).build(),
+            failed: Cache::builder().max_capacity(PROVIDERS).time_to_live(cool_down).build(),
+        }
     }
 
     /// The way out to all of them.
@@ -171,20 +206,22 @@ impl Providers {
         &self.http.0
     }
 
+    /// The provider as discovered: once for all who ask at the same time.
     async fn provider(&self, issuer: &str) -> Result<Arc<Provider>, ProviderError> {
-        match self.known.get(issuer) {
-            Some(known) => Ok(known),
-            None => self.discover(issuer).await,
+        if let Some(error) = self.failed.get(issuer) {
+            return Err(ProviderError::Shared(error));
         }
+        self.known.try_get_with_by_ref(issuer, self.discover(issuer)).await.map_err(|error| {
+            self.failed.insert(issuer.to_owned(), error.clone());
+            ProviderError::Shared(error)
+        })
     }
 
-    /// Asks the issuer for its discovery document and keys, whatever is known of it.
+    /// Asks the issuer for its discovery document and keys.
     async fn discover(&self, issuer: &str) -> Result<Arc<Provider>, ProviderError> {
-        let url = IssuerUrl::new(issuer.to_owned()).map_err(|e| ProviderError::Provider(format!("issuer: {e}")))?;
+        let url = IssuerUrl::new(issuer.to_owned()).map_err(|e| ProviderError::Settings(format!("issuer: {e}")))?;
         let metadata = Metadata::discover_async(url, &self.http).await.map_err(discovery)?;
-        let provider = Arc::new(Provider::new(&metadata).map_err(ProviderError::Provider)?);
-        self.known.insert(issuer.to_owned(), provider.clone());
-        Ok(provider)
+        Ok(Arc::new(Provider::new(&metadata).map_err(ProviderError::Settings)?))
     }
 
     /// Whether the issuer is there and says of itself what a sign-in needs. What it says is used from now on.
@@ -192,7 +229,10 @@ impl Providers {
     /// # Errors
     /// As [`ProviderError`], in words for an administrator.
     pub async fn check(&self, issuer: &str) -> Result<(), ProviderError> {
-        self.discover(issuer).await.map(drop)
+        let provider = self.discover(issuer).await?;
+        self.known.insert(issuer.to_owned(), provider).await;
+        self.failed.invalidate(issuer);
+        Ok(())
     }
 
     /// Where to send somebody to sign in at `issuer`, which is exactly as in the tokens. `nonce` is different for each sign-in.
@@ -224,16 +264,19 @@ impl Providers {
         (issuer, nonce, max_age): (&str, &str, Option<TimeDelta>),
         flow: &Flow<'_>,
         secret: Option<&SecretString>,
-        (code, iss): (&str, Option<&str>),
-        now: DateTime<Utc>,
+        (given, iss): (&str, Option<&str>),
+        clock: &Clock,
     ) -> Result<Verified, ProviderError> {
         let provider = self.provider(issuer).await?;
         if iss.map_or(provider.names_itself, |iss| iss != issuer) {
             return Err(code::another_issuer());
         }
-        let redeemed = flow.redeem(self.egress(), provider.token.as_str(), (secret, provider.auth), code).await?;
+        let redeemed = flow.redeem(self.egress(), provider.token.as_str(), (secret, provider.auth), given).await?;
         let Tokens { access_token, id_token } = redeemed;
-        let raw = id_token.ok_or_else(|| ProviderError::Provider("the token endpoint sent no ID token".into()))?;
+        let no_token = "the token endpoint sent no ID token: is `openid` granted to this client?";
+        let raw = id_token.ok_or_else(|| ProviderError::Settings(no_token.into()))?;
+        // The time at which the token is here: the exchange may have taken a while.
+        let now = clock.now();
         let expected = Expected {
             issuer: &provider.issuer,
             client_id: flow.client_id,
@@ -249,8 +292,9 @@ impl Providers {
             }
             verified => verified,
         };
-        let claims =
-            claims.map_err(|error| ProviderError::Untrusted(format!("the ID token does not hold: {error}")))?;
+        let claims = claims.map_err(|error| {
+            ProviderError::Untrusted(format!("the ID token does not hold: {}", code::chain(&error)))
+        })?;
         let userinfo = self.userinfo(&provider, access_token.expose_secret(), &claims).await?;
         Ok(Verified { claims, userinfo, access_token })
     }
@@ -267,7 +311,7 @@ impl Providers {
         }
         *refetched = now;
         let keys = JsonWebKeySet::fetch_async(&provider.jwks, &self.http).await.map_err(discovery)?;
-        provider.keys.store(Arc::new(keys));
+        provider.keys.store(Arc::new(usable(&keys)));
         Ok(true)
     }
 
@@ -312,17 +356,18 @@ fn userinfo_of(response: &Response<Bytes>) -> Result<Option<Value>, ProviderErro
 }
 
 fn discovery(error: openidconnect::DiscoveryError<EgressError>) -> ProviderError {
-    use openidconnect::DiscoveryError::{Parse, Request};
+    use openidconnect::DiscoveryError::{Parse, Request, Response};
     match error {
         Request(error) => ProviderError::Egress(error),
         Parse(error) => {
-            ProviderError::Provider(format!("discovery failed: the document is not as it should be: {error}"))
+            let why = code::clean(&error.to_string(), 500);
+            ProviderError::Settings(format!("discovery failed: the document is not as it should be: {why}"))
         }
-        other => {
-            // Some of it is the far side's own words.
-            let why = other.to_string().chars().filter(|c| !c.is_control()).take(500).collect::<String>();
-            ProviderError::Provider(format!("discovery failed: {why}"))
+        Response(status, _, why) if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+            ProviderError::Provider(format!("discovery failed: {}", code::clean(&format!("{status}, {why}"), 500)))
         }
+        // Some of it is the far side's own words.
+        other => ProviderError::Settings(format!("discovery failed: {}", code::clean(&other.to_string(), 500))),
     }
 }
 
@@ -341,8 +386,8 @@ struct Expected<'a> {
 fn verify(keys: &Keys, expected: &Expected<'_>, raw: &str) -> Result<Value, ClaimsVerificationError> {
     let token: CoreIdToken = raw.parse().map_err(other)?;
     let (now, max_age) = (expected.now, expected.max_age);
-    let fresh = move |issued: DateTime<Utc>| {
-        if (now - issued).abs() <= SKEW { Ok(()) } else { Err(format!("issued at {issued}, and now is {now}")) }
+    let issued = move |at: DateTime<Utc>| {
+        if at - now <= ISSUED_AHEAD { Ok(()) } else { Err(format!("issued at {at}, and now is {now}")) }
     };
     let recent = move |signed_in: Option<DateTime<Utc>>| match (max_age, signed_in) {
         (None, _) => Ok(()),
@@ -359,7 +404,7 @@ fn verify(keys: &Keys, expected: &Expected<'_>, raw: &str) -> Result<Value, Clai
     .set_allowed_algs(ALGORITHMS)
     // Only `exp` is compared with it.
     .set_time_fn(move || now - SKEW)
-    .set_issue_time_verifier_fn(fresh)
+    .set_issue_time_verifier_fn(issued)
     .set_auth_time_verifier_fn(recent);
     let nonce = Nonce::new(expected.nonce.to_owned());
     let claims: &CoreIdTokenClaims = token.claims(&verifier, &nonce)?;

@@ -19,7 +19,7 @@ use crate::{
     },
     plugins::ProviderIdentity,
     store::{
-        Store, StoreError, Tx,
+        StoreError, Tx,
         connections::Connection,
         identities::{self, Provider},
         memberships, users,
@@ -61,6 +61,12 @@ pub enum Refusal {
         /// The provider's names for whoever is linked to the user.
         linked: Vec<String>,
     },
+    /// A claim is not as the connection requires.
+    #[error(
+        "Your account at your identity provider is not one of those that belong to this organization (its claim `{0}` is another \
+         one). Sign in there with the account of your organization."
+    )]
+    Claim(String),
     /// The plugin refuses them, in its own words.
     #[error("{0}")]
     Provider(String),
@@ -79,6 +85,7 @@ impl Refusal {
             Refusal::Subject => "subject_not_accepted",
             Refusal::Unknown(_) => "no_account",
             Refusal::AnotherSubject { .. } => "another_subject",
+            Refusal::Claim(_) => "required_claim",
             Refusal::Provider(_) => "refused_by_plugin",
             Refusal::PlatformAdministrator(_) => "platform_administrator",
         }
@@ -96,6 +103,16 @@ pub enum Error {
     Store(#[from] StoreError),
 }
 
+/// What a provider and its plugin vouch for.
+pub struct Vouched {
+    /// The provider, as links to its people are keyed by it.
+    pub issuer: String,
+    /// Who it is.
+    pub identity: ProviderIdentity,
+    /// Whether the connection's `default_role` counts.
+    pub default_role: bool,
+}
+
 /// The user of an identity at this issuer, linked to it from now on.
 ///
 /// # Errors
@@ -104,10 +121,10 @@ pub enum Error {
 pub async fn user(
     tx: &mut Tx,
     clock: &Clock,
-    (connection, issuer): (&Connection, &str),
-    identity: &ProviderIdentity,
+    (connection, vouched): (&Connection, &Vouched),
     request_id: &str,
 ) -> Result<UserId, Error> {
+    let Vouched { issuer, identity, default_role } = vouched;
     if identity.subject.chars().any(char::is_control) {
         return Err(Refusal::Subject.into());
     }
@@ -142,7 +159,7 @@ pub async fn user(
             id
         }
         None => {
-            let roles = roles(&connection.config.0, &identity.groups);
+            let roles = roles(&connection.config.0, &identity.groups, *default_role);
             if roles.is_empty() {
                 return Err(Refusal::Unknown(email).into());
             }
@@ -177,7 +194,7 @@ async fn locked(tx: &mut Tx, connection: &Connection, id: UserId) -> Result<User
 
 /// The roles that a connection gives newcomers: `group_roles` (a role by group) and `default_role`. Never ownership, which
 /// owners alone give.
-fn roles(config: &Value, groups: &[String]) -> BTreeSet<Role> {
+fn roles(config: &Value, groups: &[String], default_role: bool) -> BTreeSet<Role> {
     let role = |value: &Value| serde_json::from_value::<Role>(value.clone()).ok();
     let by_group = config.get("group_roles").and_then(Value::as_object);
     let mut roles: BTreeSet<Role> = by_group
@@ -186,7 +203,7 @@ fn roles(config: &Value, groups: &[String]) -> BTreeSet<Role> {
         .filter(|(group, _)| groups.contains(group))
         .filter_map(|(_, r)| role(r))
         .collect();
-    if roles.is_empty() {
+    if roles.is_empty() && default_role {
         roles.extend(config.get("default_role").and_then(role));
     }
     roles.remove(&Role::Owner);
@@ -301,49 +318,6 @@ async fn note(
     audit::record(tx, clock, event).await.map(drop)
 }
 
-/// Records that somebody was not let in although they signed in at their provider.
-///
-/// # Errors
-/// As the database says.
-pub async fn record(
-    store: &Store,
-    clock: &Clock,
-    connection: &Connection,
-    refusal: &Refusal,
-    request_id: &str,
-) -> Result<(), StoreError> {
-    let target = match refusal {
-        Refusal::Disabled(user) | Refusal::PlatformAdministrator(user) | Refusal::AnotherSubject { user, .. } => {
-            format!("user/{user}")
-        }
-        Refusal::Unverified | Refusal::Address(_) | Refusal::Subject | Refusal::Unknown(_) | Refusal::Provider(_) => {
-            format!("identity_connection/{}", connection.id)
-        }
-    };
-    let mut details = json!({
-        "request_id": request_id,
-        "method": "sso",
-        "connection_id": connection.id,
-        "code": refusal.code(),
-        "reason": refusal.to_string(),
-    });
-    if let (Refusal::AnotherSubject { subject, linked, .. }, Some(details)) = (refusal, details.as_object_mut()) {
-        details.insert("subject".into(), json!(subject));
-        details.insert("linked_subjects".into(), json!(linked));
-    }
-    let event = Record {
-        organization_id: connection.organization_id,
-        actor: "anonymous".to_owned(),
-        action: "auth.login",
-        target,
-        outcome: Outcome::Failure,
-        details,
-    };
-    let mut tx = store.begin().await?;
-    audit::record(&mut tx, clock, event).await?;
-    tx.commit().await
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -355,13 +329,14 @@ mod tests {
             "group_roles": { "engineers": "developer", "bosses": "owner", "it": "admin", "odd": "emperor" },
         });
         let groups = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let of = |names: &[&str]| roles(&config, &groups(names)).into_iter().collect::<Vec<_>>();
+        let of = |names: &[&str]| roles(&config, &groups(names), true).into_iter().collect::<Vec<_>>();
         assert_eq!(of(&[]), [Role::Viewer]);
         assert_eq!(of(&["engineers", "it"]), [Role::Admin, Role::Developer]);
         assert_eq!(of(&["bosses"]), []);
         assert_eq!(of(&["odd"]), [Role::Viewer]);
-        assert!(roles(&json!({}), &groups(&["engineers"])).is_empty());
-        assert!(roles(&json!({ "default_role": "owner" }), &[]).is_empty());
+        assert!(roles(&config, &[], false).is_empty());
+        assert!(roles(&json!({}), &groups(&["engineers"]), true).is_empty());
+        assert!(roles(&json!({ "default_role": "owner" }), &[], true).is_empty());
     }
 
     #[test]

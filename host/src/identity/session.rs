@@ -11,7 +11,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 
-use super::{Identity, secret::Opaque, token};
+use super::{Identity, failures::Visit, secret::Opaque, token};
 use crate::{
     audit::{self, Record},
     clock::Clock,
@@ -121,13 +121,13 @@ impl Identity {
             user_id,
             method: how.method.as_str(),
             cookie_hash: &cookie.hash(),
-            user_agent: cut(how.user_agent),
+            user_agent: cut(how.visit.user_agent),
             created_at: now,
             expires_at: now + LIFETIME,
         };
         sessions::insert(tx, &session).await?;
         sessions::insert_refresh(tx, &refresh.hash(), (organization_id, session_id), now, now + IDLE).await?;
-        let mut details = json!({ "request_id": how.request_id, "method": how.method.as_str() });
+        let mut details = how.visit.details(how.method);
         if let (Some(connection), Some(details)) = (how.connection, details.as_object_mut()) {
             details.insert("connection_id".into(), json!(connection));
         }
@@ -233,6 +233,41 @@ impl Identity {
         }))
     }
 
+    /// Ends the session that a browser held before it signed in anew: its cookie is gone, and nothing else would end it for
+    /// weeks. Returns whose organization it was in.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn replace(
+        &self,
+        (store, clock): (&Store, &Clock),
+        cookie: Option<&str>,
+        by: &SignedIn,
+        request_id: &str,
+    ) -> Result<Option<OrganizationId>, StoreError> {
+        let Some(cookie) = cookie.and_then(|cookie| Opaque::parse("", cookie)) else { return Ok(None) };
+        let mut tx = store.begin().await?;
+        let Some(old) = sessions::revoke_by_cookie(&mut tx, &cookie.hash(), clock.now()).await? else {
+            return Ok(None);
+        };
+        let event = Record {
+            organization_id: old.organization,
+            actor: format!("user/{}", old.user),
+            action: "auth.logout",
+            target: format!("session/{}", old.session),
+            outcome: Outcome::Success,
+            details: json!({
+                "request_id": request_id,
+                "reason": "the browser signed in anew",
+                // Of another organization's sessions nothing is told.
+                "replaced_by": (old.organization == by.organization_id).then_some(by.session_id),
+            }),
+        };
+        audit::record(&mut tx, clock, event).await?;
+        tx.commit().await?;
+        Ok(Some(old.organization))
+    }
+
     /// Ends the session a user signs out of. Tells whether it was live.
     ///
     /// # Errors
@@ -268,10 +303,8 @@ pub struct SignIn<'a> {
     pub method: Method,
     /// By which identity connection.
     pub connection: Option<uuid::Uuid>,
-    /// As the browser names itself.
-    pub user_agent: &'a str,
-    /// The request's.
-    pub request_id: &'a str,
+    /// From where.
+    pub visit: Visit<'a>,
 }
 
 /// Now, and since when a session must have been seen to be live now.
@@ -280,6 +313,6 @@ pub fn live_at(now: DateTime<Utc>) -> (DateTime<Utc>, DateTime<Utc>) {
 }
 
 /// At most [`USER_AGENT`] bytes, at a character's boundary.
-fn cut(user_agent: &str) -> &str {
+pub fn cut(user_agent: &str) -> &str {
     user_agent.get(..user_agent.floor_char_boundary(USER_AGENT)).unwrap_or_default()
 }

@@ -12,15 +12,17 @@ use uuid::Uuid;
 
 use super::{
     Identity, IssueError,
-    code::{self, Flow, ProviderError, brief},
+    claims::{self, RequiredClaims},
+    code::{self, Flow, ProviderError},
+    failures::{self, By, Visit},
     oauth2, oidc,
-    provision::{self, Refusal},
+    provision::{self, Refusal, Vouched},
     secret::Opaque,
     session::{Method, SignIn, SignedIn},
 };
 use crate::{
     clock::Clock,
-    domain::connection::Kind,
+    domain::{connection::Kind, id::OrganizationId},
     plugins::{Attempt, Binding, IdentityGrant, PluginError, Plugins, Protocol, bind},
     secrets::Secrets,
     store::{
@@ -45,9 +47,17 @@ pub enum SsoError {
     /// Nobody began it in this browser, or it was too long ago, or it is done.
     #[error("no such sign-in is under way")]
     State,
-    /// The provider says no; its error code.
-    #[error("the provider refused: {0}")]
-    Refused(String),
+    /// The provider says no, in its own words, which are cleaned.
+    #[error("the provider refused: {error}{}", description.as_deref().map(|text| format!(": {text}")).unwrap_or_default())]
+    Refused {
+        /// Its error code (RFC 6749, section 4.1.2.1).
+        error: String,
+        /// Its `error_description`: for administrators, never shown on a page.
+        description: Option<String>,
+    },
+    /// The provider and its plugin took too long.
+    #[error("the provider took too long")]
+    Timeout,
     /// The provider's side.
     #[error(transparent)]
     Provider(#[from] ProviderError),
@@ -101,6 +111,8 @@ pub struct Callback<'a> {
     pub code: Option<&'a str>,
     /// Where there is no code, why.
     pub error: Option<&'a str>,
+    /// The same in the provider's words.
+    pub description: Option<&'a str>,
     /// RFC 9207.
     pub iss: Option<&'a str>,
 }
@@ -117,6 +129,8 @@ struct Course {
     way: Way,
     scopes: Vec<String>,
     parameters: Vec<(String, String)>,
+    /// What people's claims must be.
+    required: RequiredClaims,
 }
 
 /// The protocol and the provider.
@@ -143,15 +157,26 @@ impl Course {
             Protocol::Oidc { issuer, scopes, parameters } => {
                 oidc::check_issuer(&issuer)?;
                 let max_age = max_age(&parameters)?;
-                Self { way: Way::Oidc(issuer, max_age), scopes, parameters }
+                let required = RequiredClaims::new(config, &parameters)?;
+                Self { way: Way::Oidc(issuer, max_age), scopes, parameters, required }
             }
             Protocol::Oauth2 { authorization_endpoint, token_endpoint, scopes, parameters } => {
                 let endpoints = oauth2::Endpoints::new(&authorization_endpoint, &token_endpoint, config)?;
-                Self { way: Way::Oauth2(endpoints), scopes, parameters }
+                if !RequiredClaims::new(config, &[])?.is_empty() {
+                    return Err(
+                        "`required_claims` is for OpenID Connect: an OAuth 2 provider vouches for no claims".into()
+                    );
+                }
+                Self { way: Way::Oauth2(endpoints), scopes, parameters, required: RequiredClaims::default() }
             }
         };
         code::check_parameters(&course.parameters)?;
         Ok(course)
+    }
+
+    /// Why newcomers would be strangers; see [`claims::open_to_everybody`].
+    fn open_to_everybody(&self, config: &Value) -> Option<String> {
+        claims::open_to_everybody(self.way.issuer(), config, &self.required)
     }
 }
 
@@ -169,7 +194,11 @@ fn max_age(parameters: &[(String, String)]) -> Result<Option<TimeDelta>, String>
 /// A sentence that names what is wrong.
 pub fn feasible(protocol: Protocol, config: &Value) -> Result<String, String> {
     client_id(config)?;
-    Course::of(protocol, config).map(|course| course.way.issuer().to_owned())
+    let course = Course::of(protocol, config)?;
+    match course.open_to_everybody(config) {
+        Some(why) => Err(why),
+        None => Ok(course.way.issuer().to_owned()),
+    }
 }
 
 fn client_id(config: &Value) -> Result<&str, String> {
@@ -220,9 +249,10 @@ impl Identity {
     /// # Errors
     /// [`SsoError::Config`] or [`SsoError::Provider`].
     pub async fn check_sso(&self, protocol: Protocol, config: &Value) -> Result<(), SsoError> {
-        match Course::of(protocol, config).map_err(SsoError::Config)?.way {
-            Way::Oidc(issuer, _) => Ok(self.providers.check(&issuer).await?),
-            Way::Oauth2(_) => Ok(()),
+        let issuer = feasible(protocol.clone(), config).map_err(SsoError::Config)?;
+        match protocol {
+            Protocol::Oidc { .. } => Ok(self.providers.check(&issuer).await?),
+            Protocol::Oauth2 { .. } => Ok(()),
         }
     }
 
@@ -230,27 +260,65 @@ impl Identity {
     /// it began a moment ago, so that two tabs do not disturb each other.
     ///
     /// # Errors
-    /// As [`SsoError`].
+    /// As [`SsoError`], with the organization whose audit trail tells of it.
     pub async fn begin_sso(
         &self,
         desk: &Desk<'_>,
         connection: Uuid,
         return_to: Option<&str>,
         cookie: Option<&str>,
+        visit: &Visit<'_>,
+    ) -> Result<Begun, Failed> {
+        let mut by = None;
+        let begun = self.begun_sso(desk, connection, return_to, cookie, &mut by).await;
+        self.told(desk, begun, by, visit).await
+    }
+
+    /// Logs, counts and records what became of a sign-in.
+    async fn told<T>(
+        &self,
+        desk: &Desk<'_>,
+        result: Result<T, SsoError>,
+        by: Option<By>,
+        visit: &Visit<'_>,
+    ) -> Result<T, Failed> {
+        match result {
+            Ok(done) => Ok(done),
+            Err(error) => {
+                let recorded = self.sso_failed((desk.store, desk.clock), by, &error, visit).await;
+                Err(Failed { error, recorded })
+            }
+        }
+    }
+
+    async fn begun_sso(
+        &self,
+        desk: &Desk<'_>,
+        connection: Uuid,
+        return_to: Option<&str>,
+        cookie: Option<&str>,
+        by: &mut Option<By>,
     ) -> Result<Begun, SsoError> {
         let connection = desk.connection(connection).await?;
         let return_to = self.origins.return_to(return_to).ok_or(SsoError::ReturnTo)?;
-        let plan = desk.plan(&connection).await?;
+        *by = Some(By { organization: connection.organization_id, connection: connection.id });
         let browser = cookie.and_then(|text| Opaque::parse("", text)).unwrap_or_else(|| Opaque::random(desk.clock));
         let state = Opaque::random(desk.clock);
         let Derived { nonce, verifier } = derive(&browser, &state);
         let state_text = state.encode();
-        let flow = plan.flow(desk, &state_text, &verifier);
-        let Course { way, scopes, parameters } = &plan.course;
-        let location = match way {
-            Way::Oidc(issuer, _) => self.providers.authorization((issuer, &nonce), &flow, scopes, parameters).await?,
-            Way::Oauth2(endpoints) => endpoints.authorization(&flow, scopes, parameters),
+        let asked = async {
+            let plan = desk.plan(&connection).await?;
+            let flow = plan.flow(desk, &state_text, &verifier);
+            let Course { way, scopes, parameters, .. } = &plan.course;
+            Ok::<_, SsoError>(match way {
+                Way::Oidc(issuer, _) => {
+                    self.providers.authorization((issuer, &nonce), &flow, scopes, parameters).await?
+                }
+                Way::Oauth2(endpoints) => endpoints.authorization(&flow, scopes, parameters),
+            })
         };
+        let location =
+            tokio::time::timeout(self.sign_in_time, Box::pin(asked)).await.map_err(|_| SsoError::Timeout)??;
         let now = desk.clock.now();
         let pending = Pending {
             organization_id: connection.organization_id,
@@ -269,13 +337,28 @@ impl Identity {
     /// begins a session. Returns where to send the browser.
     ///
     /// # Errors
-    /// As [`SsoError`].
+    /// As [`SsoError`], with the organization whose audit trail tells of it.
     pub async fn finish_sso(
         &self,
         desk: &Desk<'_>,
         callback: &Callback<'_>,
         cookie: Option<&str>,
-        (user_agent, request_id): (&str, &str),
+        visit: &Visit<'_>,
+    ) -> Result<(SignedIn, String), Failed> {
+        let mut by = None;
+        let finished = self.finished_sso(desk, callback, cookie, visit, &mut by).await;
+        let finished = self.told(desk, finished, by, visit).await?;
+        failures::count(Method::Sso, "success");
+        Ok(finished)
+    }
+
+    async fn finished_sso(
+        &self,
+        desk: &Desk<'_>,
+        callback: &Callback<'_>,
+        cookie: Option<&str>,
+        visit: &Visit<'_>,
+        by: &mut Option<By>,
     ) -> Result<(SignedIn, String), SsoError> {
         let state = Opaque::parse("", callback.state).ok_or(SsoError::State)?;
         let browser = cookie.and_then(|text| Opaque::parse("", text)).ok_or(SsoError::State)?;
@@ -283,21 +366,55 @@ impl Identity {
         let begun = pending::take(&mut tx, &state.hash(), &browser.hash()).await?;
         tx.commit().await?;
         let begun = begun.filter(|begun| begun.expires_at > desk.clock.now()).ok_or(SsoError::State)?;
+        *by = Some(By { organization: begun.organization_id, connection: begun.connection_id });
         let code = match (callback.code, callback.error) {
             (Some(code), None) => code,
-            (_, error) => return Err(SsoError::Refused(brief(error.unwrap_or("no code was sent")))),
+            (_, error) => return Err(failures::refused(error.unwrap_or("no code was sent"), callback.description)),
         };
         let connection = desk.connection(begun.connection_id).await?;
-        let plan = desk.plan(&connection).await?;
-        let Derived { nonce, verifier } = derive(&browser, &state);
+        // What follows in the database is not cut off in the middle: who is told that it failed is not signed in.
+        let answered = self.answered(desk, &connection, (callback, code), (&browser, &state));
+        let answered =
+            tokio::time::timeout(self.sign_in_time, Box::pin(answered)).await.map_err(|_| SsoError::Timeout)??;
+        let how = SignIn { method: Method::Sso, connection: Some(connection.id), visit: *visit };
+        let mut again = true;
+        let session = loop {
+            let mut tx = desk.store.begin().await?;
+            match provision::user(&mut tx, desk.clock, (&connection, &answered), visit.request_id).await {
+                Ok(user) => {
+                    let session = self.begin(&mut tx, desk.clock, (connection.organization_id, user), &how).await?;
+                    tx.commit().await?;
+                    break session;
+                }
+                // Somebody who signs in for the first time in two tabs: the other one has made the user, or the link.
+                Err(provision::Error::Store(StoreError::Duplicate(_))) if again => again = false,
+                Err(provision::Error::Store(error)) => return Err(error.into()),
+                Err(provision::Error::Refused(refusal)) => return Err(refusal.into()),
+            }
+        };
+        Ok((self.hand_out(desk.store, desk.clock, session).await?, begun.return_to))
+    }
+
+    /// Asks the provider and the plugin who it is.
+    async fn answered(
+        &self,
+        desk: &Desk<'_>,
+        connection: &Connection,
+        (callback, code): (&Callback<'_>, &str),
+        (browser, state): (&Opaque, &Opaque),
+    ) -> Result<Vouched, SsoError> {
+        let plan = desk.plan(connection).await?;
+        let Derived { nonce, verifier } = derive(browser, state);
         let flow = plan.flow(desk, callback.state, &verifier);
         let secret = plan.binding.secrets.get("client-secret");
         let answer = (code, callback.iss);
         let (grant, access_token): (IdentityGrant, SecretString) = match &plan.course.way {
             Way::Oidc(issuer, max_age) => {
-                let now = desk.clock.now();
                 let about = (issuer.as_str(), nonce.as_str(), *max_age);
-                let verified = self.providers.exchange(about, &flow, secret, answer, now).await?;
+                let verified = self.providers.exchange(about, &flow, secret, answer, desk.clock).await?;
+                if let Some(claim) = plan.course.required.missing(&verified.claims, verified.userinfo.as_ref()) {
+                    return Err(Refusal::Claim(claim.to_owned()).into());
+                }
                 let grant = IdentityGrant { claims: Some(verified.claims), userinfo: verified.userinfo };
                 (grant, verified.access_token)
             }
@@ -307,44 +424,22 @@ impl Identity {
             }
         };
         let identity = match desk.plugins.identify(&plan.binding, &desk.attempt(), grant, Some(access_token)).await {
-            Err(PluginError::Rejected(why)) => {
-                return refused(desk, &connection, Refusal::Provider(why), request_id).await;
-            }
+            Err(PluginError::Rejected(why)) => return Err(Refusal::Provider(why).into()),
             identity => identity?,
         };
-        let how = SignIn { method: Method::Sso, connection: Some(connection.id), user_agent, request_id };
-        let issuer = plan.course.way.issuer();
-        let mut again = true;
-        let session = loop {
-            let mut tx = desk.store.begin().await?;
-            match provision::user(&mut tx, desk.clock, (&connection, issuer), &identity, request_id).await {
-                Ok(user) => {
-                    let session = self.begin(&mut tx, desk.clock, (connection.organization_id, user), &how).await?;
-                    tx.commit().await?;
-                    break session;
-                }
-                // Somebody who signs in for the first time in two tabs: the other one has made the user, or the link.
-                Err(provision::Error::Store(StoreError::Duplicate(_))) if again => again = false,
-                Err(provision::Error::Store(error)) => return Err(error.into()),
-                Err(provision::Error::Refused(refusal)) => {
-                    drop(tx);
-                    return refused(desk, &connection, refusal, request_id).await;
-                }
-            }
-        };
-        Ok((self.hand_out(desk.store, desk.clock, session).await?, begun.return_to))
+        // A connection of an earlier version may still be configured so.
+        let default_role = plan.course.open_to_everybody(&plan.binding.config).is_none();
+        Ok(Vouched { issuer: plan.course.way.issuer().to_owned(), identity, default_role })
     }
 }
 
-/// Somebody whom the provider vouches for, and who may not sign in: recorded.
-async fn refused<T>(
-    desk: &Desk<'_>,
-    connection: &Connection,
-    refusal: Refusal,
-    request_id: &str,
-) -> Result<T, SsoError> {
-    provision::record(desk.store, desk.clock, connection, &refusal, request_id).await?;
-    Err(refusal.into())
+/// A sign-in that failed.
+#[derive(Debug)]
+pub struct Failed {
+    /// Why.
+    pub error: SsoError,
+    /// The organization whose audit trail tells of it.
+    pub recorded: Option<OrganizationId>,
 }
 
 #[cfg(test)]
@@ -375,6 +470,15 @@ mod tests {
             let error = oidc(issuer, parameters).unwrap_err();
             assert!(error.contains(why), "{issuer}: {error}");
         }
+        let shared = json!({ "client_id": "k", "default_role": "viewer" });
+        let google = |config: &Value| {
+            let issuer = "https://accounts.google.com".to_owned();
+            feasible(Protocol::Oidc { issuer, scopes: Vec::new(), parameters: Vec::new() }, config)
+        };
+        assert!(google(&shared).unwrap_err().contains("required_claims"));
+        let mut fenced = shared;
+        fenced["required_claims"] = json!({ "hd": "example.com" });
+        assert!(google(&fenced).is_ok());
         let protocol = Protocol::Oidc { issuer: "https://i".into(), scopes: Vec::new(), parameters: Vec::new() };
         assert!(feasible(protocol, &json!({})).unwrap_err().contains("client_id"));
     }

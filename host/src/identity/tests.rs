@@ -94,14 +94,14 @@ async fn what_is_revoked_is_felt_by_the_next_request() {
         let mut conn = fixture.store.read().await.unwrap();
         assert!(fixture.identity.again(&mut conn, &fixture.clock, &principal).await.unwrap().is_none());
         assert!(fixture.identity.principal(&mut conn, fixture.organization, fixture.user).await.unwrap().is_none());
-        assert!(matches!(fixture.attempt(PASSWORD).await, Err(LoginError::Credentials)));
+        assert!(matches!(fixture.attempt(PASSWORD).await, Err(LoginError::Credentials(_))));
     }
 }
 
 #[tokio::test]
 async fn failures_are_recorded_where_there_is_such_a_user() {
     for fixture in Fixture::each().await {
-        assert!(matches!(fixture.attempt("another password").await, Err(LoginError::Credentials)));
+        assert!(matches!(fixture.attempt("another password").await, Err(LoginError::Credentials(_))));
         fixture.login().await;
         let expected = ["organization.create Success", "auth.login Failure", "auth.login Success"];
         assert_eq!(fixture.actions().await, expected);
@@ -138,12 +138,12 @@ async fn failures_are_told_only_where_the_person_was_seen_before() {
         users::insert(&mut tx, &typed_in, Some(&hash)).await.unwrap();
         tx.commit().await.unwrap();
 
-        assert!(matches!(fixture.attempt("another password").await, Err(LoginError::Credentials)));
+        assert!(matches!(fixture.attempt("another password").await, Err(LoginError::Credentials(_))));
         assert_eq!(fixture.actions().await, ["organization.create Success", "auth.login Failure"]);
         assert_eq!(fixture.actions_of(nosy.id).await, ["organization.create Success"]);
         // From the first sign-in there on, it is theirs to know too.
         fixture.attempt("marble window thimble").await.unwrap();
-        assert!(matches!(fixture.attempt("another password").await, Err(LoginError::Credentials)));
+        assert!(matches!(fixture.attempt("another password").await, Err(LoginError::Credentials(_))));
         let expected = ["organization.create Success", "auth.login Success", "auth.login Failure"];
         assert_eq!(fixture.actions_of(nosy.id).await, expected);
     }

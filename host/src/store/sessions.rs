@@ -253,6 +253,18 @@ pub async fn revoke(
     Ok(on!(tx, |c| sqlx::query(sql).bind(organization).bind(id).bind(now).execute(c).await?.rows_affected()) == 1)
 }
 
+/// Ends a live session by the SHA-256 of its cookie's secret. Tells which it was.
+///
+/// # Errors
+/// As the database says.
+pub async fn revoke_by_cookie(tx: &mut Tx, hash: &[u8], now: DateTime<Utc>) -> Result<Option<Named>, StoreError> {
+    let sql = "UPDATE sessions SET revoked_at = $2 WHERE cookie_hash = $1 AND revoked_at IS NULL AND expires_at > $2
+               RETURNING organization_id, user_id, id";
+    let ended: Option<(OrganizationId, UserId, SessionId)> =
+        on!(tx, |c| sqlx::query_as(sql).bind(hash).bind(now).fetch_optional(c).await?);
+    Ok(ended.map(|(organization, user, session)| Named { organization, user, session }))
+}
+
 /// Ends a user's sessions, but for one to be kept. Tells how many.
 ///
 /// # Errors

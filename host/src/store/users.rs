@@ -212,9 +212,6 @@ pub struct Credential {
     pub confirmed: bool,
 }
 
-/// Organizations that one address is tried in at a sign-in that names none.
-pub const SAME_ADDRESS: i64 = 8;
-
 /// The users of this address, in one organization or in all: signing in is how the organization is found out. Where they are
 /// too many, those come first who were seen to use it: nobody is pushed out by typing an address in.
 ///
@@ -224,6 +221,7 @@ pub async fn credentials(
     c: &mut impl Connection,
     email: &Email,
     organization: Option<OrganizationId>,
+    most: i64,
 ) -> Result<Vec<Credential>, StoreError> {
     macro_rules! sql {
         ($condition:literal) => {
@@ -238,11 +236,11 @@ pub async fn credentials(
         };
     }
     Ok(match organization {
-        None => on!(c, |c| sqlx::query_as(sql!("")).bind(email.as_str()).bind(SAME_ADDRESS).fetch_all(c).await?),
+        None => on!(c, |c| sqlx::query_as(sql!("")).bind(email.as_str()).bind(most).fetch_all(c).await?),
         Some(organization) => on!(c, |c| {
             sqlx::query_as(sql!("AND u.organization_id = $3"))
                 .bind(email.as_str())
-                .bind(SAME_ADDRESS)
+                .bind(most)
                 .bind(organization)
                 .fetch_all(c)
                 .await?

@@ -12,7 +12,7 @@ use crate::bindings::identity_provider::exports::kaizen::identity_provider::prov
 use crate::{Call, Error, Plugin, Result, call};
 
 pub use claims::{MOST_GROUPS, text};
-pub use config::{Claims, Client, Role};
+pub use config::{Claims, Client, Required, RequiredValue, Role};
 
 /// Says which protocol the server is to run, and turns its verified result into an identity.
 ///

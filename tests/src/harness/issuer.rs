@@ -15,6 +15,7 @@ use axum::{
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::{CLIENT_ID, fresh_id};
 
@@ -24,12 +25,25 @@ const MODULUS: &str = "u8d5IL4c0P8tjWPO979D66_XgPy7nCusE3BCNuBt0pYAu-SpRiZgC-1BA
 
 type Form = BTreeMap<String, String>;
 
+/// What is answered in place of tokens or of a code.
+#[derive(Debug, Clone)]
+pub enum Trouble {
+    /// The authorization endpoint sends the browser back with these parameters and no code.
+    Callback(Vec<(&'static str, String)>),
+    /// The token endpoint answers this.
+    Token(u16, Value),
+    /// The token endpoint never answers.
+    Silent,
+}
+
 struct Inner {
     url: String,
     /// Claims of the ID tokens of the next sign-ins.
     claims: Mutex<Value>,
+    trouble: Mutex<Option<Trouble>>,
     /// Nonce and claims by code.
     codes: Mutex<HashMap<String, (String, Value)>>,
+    never: Semaphore,
 }
 
 /// The provider; gone when dropped.
@@ -44,7 +58,13 @@ impl Issuer {
     pub async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
-        let inner = Arc::new(Inner { url: url.clone(), claims: Mutex::new(json!({})), codes: Mutex::default() });
+        let inner = Arc::new(Inner {
+            url: url.clone(),
+            claims: Mutex::new(json!({})),
+            trouble: Mutex::default(),
+            codes: Mutex::default(),
+            never: Semaphore::new(0),
+        });
         let app = Router::new()
             .route("/.well-known/openid-configuration", get(discovery))
             .route("/keys", get(keys))
@@ -60,15 +80,32 @@ impl Issuer {
         *self.inner.claims.lock().expect("lock") = claims;
     }
 
+    /// The same, in tokens issued so many seconds from now.
+    pub fn says_dated(&self, mut claims: Value, seconds: i64) {
+        claims["iat"] = (now() + seconds).into();
+        self.says(claims);
+    }
+
     /// The same of a person with a verified address.
     pub fn vouches(&self, subject: &str, email: &str) {
         self.says(json!({ "sub": subject, "email": email, "email_verified": true }));
+    }
+
+    /// From now on this goes wrong; with nothing, all is well.
+    pub fn trouble(&self, trouble: Option<Trouble>) {
+        *self.inner.trouble.lock().expect("lock") = trouble;
     }
 }
 
 impl Drop for Issuer {
     fn drop(&mut self) {
         self.serving.abort();
+    }
+}
+
+impl Inner {
+    fn trouble(&self) -> Option<Trouble> {
+        self.trouble.lock().expect("lock").clone()
     }
 }
 
@@ -94,6 +131,10 @@ async fn authorize(State(inner): State<Arc<Inner>>, Query(query): Query<Form>) -
     let of = |name: &str| query.get(name).cloned().unwrap_or_default();
     let mut back = reqwest::Url::parse(&of("redirect_uri")).expect("an address");
     back.query_pairs_mut().append_pair("state", &of("state"));
+    if let Some(Trouble::Callback(parameters)) = inner.trouble() {
+        back.query_pairs_mut().extend_pairs(parameters);
+        return Redirect::to(back.as_str());
+    }
     let code = fresh_id().to_string();
     let claims = inner.claims.lock().expect("lock").clone();
     inner.codes.lock().expect("lock").insert(code.clone(), (of("nonce"), claims));
@@ -102,6 +143,13 @@ async fn authorize(State(inner): State<Arc<Inner>>, Query(query): Query<Form>) -
 }
 
 async fn token(State(inner): State<Arc<Inner>>, body: String) -> Response {
+    match inner.trouble() {
+        Some(Trouble::Token(status, body)) => {
+            return (StatusCode::from_u16(status).expect("a status"), Json(body)).into_response();
+        }
+        Some(Trouble::Silent) => inner.never.acquire().await.expect("never closed").forget(),
+        _ => {}
+    }
     let form: Form = url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
     let code = form.get("code").cloned().unwrap_or_default();
     let Some((nonce, said)) = inner.codes.lock().expect("lock").remove(&code) else {

@@ -25,7 +25,7 @@ pub use chameleon::Chameleon;
 pub use client::{Answer, Client, Headers};
 pub use database::{Backend, Database, Direct};
 pub use gateway::{Gateway, KEY};
-pub use issuer::Issuer;
+pub use issuer::{Issuer, Trouble};
 pub use kubernetes::{CLUSTER_TOKEN, Kubernetes, NAMESPACE};
 pub use oauth2::{Exchange, OAuth2};
 pub use oidc::{Browser, CLIENT_ID, CLIENT_SECRET, Page, Provider};

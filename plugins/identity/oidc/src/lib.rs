@@ -10,6 +10,7 @@
 //! | `trust_email` | `false` | Take addresses for verified although the provider doesn't say so with `email_verified`. |
 //! | `attributes` | `[]` | Claims that policies may use as `principal.attributes`. |
 //! | `default_role`, `group_roles` | | The roles of people who sign in for the first time. |
+//! | `required_claims` | `{}` | Claims that everybody who signs in must have, such as `{"hd": "example.com"}`: each with its value, or a list of which it has one. The server checks them. |
 //! | `parameters` | `{}` | Extra parameters of the authorization request, such as `prompt` or `audience`. |
 //!
 //! Secret `client-secret`: the one that the provider gave this application.

@@ -11,6 +11,7 @@
 //! | `trust_email` | `false` | Take addresses for verified although Okta doesn't say so. |
 //! | `attributes` | `[]` | Claims that policies may use as `principal.attributes`. |
 //! | `default_role`, `group_roles` | | The roles of people who sign in for the first time. |
+//! | `required_claims` | `{}` | Claims that everybody who signs in must have, such as `{"hd": "example.com"}`: each with its value, or a list of which it has one. The server checks them. |
 //! | `parameters` | `{}` | Extra parameters of the authorization request, such as `idp` (to pass through to another provider) or `prompt`. |
 //!
 //! Secret `client-secret`: the app integration's.

@@ -21,6 +21,10 @@ pub struct Client {
     /// The role that each of the provider's groups gives people who sign in for the first time.
     #[serde(default)]
     pub group_roles: BTreeMap<String, Role>,
+    /// Claims that everybody who signs in must have: each with its value, or with a list of values of which it has one. The
+    /// name of a claim that starts with `/` is a JSON Pointer. OpenID Connect only.
+    #[serde(default)]
+    pub required_claims: BTreeMap<String, Required>,
     /// Extra parameters of the authorization request, such as `prompt`. Those of the protocol itself are refused.
     #[serde(default)]
     pub parameters: BTreeMap<String, String>,
@@ -31,6 +35,28 @@ impl Client {
     pub fn parameters(&self) -> Vec<(String, String)> {
         self.parameters.clone().into_iter().collect()
     }
+}
+
+/// What a claim must be.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Required {
+    /// Exactly this.
+    One(RequiredValue),
+    /// One of these.
+    OneOf(Vec<RequiredValue>),
+}
+
+/// A value of a claim.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum RequiredValue {
+    /// True or false.
+    Flag(bool),
+    /// A whole number.
+    Number(i64),
+    /// A text, letter by letter.
+    Text(String),
 }
 
 /// A role that a connection can give people who sign in for the first time. Ownership is given by owners alone.
