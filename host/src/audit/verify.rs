@@ -127,7 +127,7 @@ mod tests {
         async fn of(events: i64) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let url = format!("sqlite:{}", folder.path().join("audit.db").display());
-            let store = Store::connect(&url, 2).await.unwrap();
+            let store = Store::connect(&url, &Default::default()).await.unwrap();
             store.migrate().await.unwrap();
             let mut tx = store.begin().await.unwrap();
             store::audit::begin_chain(&mut tx, ORGANIZATION).await.unwrap();

@@ -99,6 +99,9 @@ limits! {
     }
     "Database and jobs" {
         database_connections: u32 = 20, 2..=1000, "connections to the database at the most";
+        database_statement_seconds: u64 = 25, 1..=3600, "time of one statement on PostgreSQL, but for migrations, seconds";
+        database_lock_seconds: u64 = 5, 1..=3600, "how long a statement waits for another transaction's lock on PostgreSQL, seconds";
+        database_idle_transaction_seconds: u64 = 15, 1..=3600, "how long PostgreSQL keeps a transaction whose host has fallen silent, seconds";
         job_lease_seconds: u64 = 30, 1..=3600, "how long a host that died keeps its jobs and sinks before another takes them over, seconds";
     }
     "Lists, checks and denials" {
@@ -107,6 +110,18 @@ limits! {
         denial_window_seconds: u64 = 60, 1..=3600, "time within which one person's repeated denials of one action on one target become one event of the audit trail, seconds";
         denials_per_person: usize = 20, 1..=10_000, "targets and actions of one person whose denials are recorded one by one within that time; further ones are counted by action";
         denials_per_organization: usize = 500, 1..=100_000, "the same of all people of an organization together";
+    }
+    "Rows of a tenant" {
+        users_per_organization: i64 = 100_000, 1..=10_000_000, "users of one organization";
+        workspaces_per_organization: i64 = 2_000, 1..=1_000_000, "workspaces of one organization";
+        memberships_per_user: i64 = 500, 1..=100_000, "roles of one user, in the organization and in its workspaces together";
+        agents_per_organization: i64 = 100_000, 1..=10_000_000, "agents of one organization";
+        connections_per_organization: i64 = 500, 1..=100_000, "identity connections, gateways and audit sinks of one organization, of each kind";
+        jobs_waiting_per_organization: i64 = 10_000, 1..=1_000_000, "jobs of one organization that wait for a worker";
+    }
+    "Retention" {
+        job_days: u64 = 30, 1..=3650, "how long a finished job is kept, days; a failed one at least until its deployment is over";
+        deployment_event_days: u64 = 90, 1..=3650, "how long the events of a deployment are kept after it is over, days";
     }
     "Plugins" {
         plugins_max_bytes: usize = 67_108_864, 1_024..=1_073_741_824, "bytes that an installed plugin may have";

@@ -28,6 +28,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, Method, header};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use self::{
     browser::Origins,
@@ -268,9 +269,8 @@ impl Identity {
     ///
     /// # Errors
     /// As the database says.
-    pub async fn sweep(&self, store: &Store, clock: &Clock) -> Result<(), StoreError> {
-        let mut tx = store.begin().await?;
-        sessions::sweep(&mut tx, clock.now() - chrono::TimeDelta::days(7)).await?;
-        tx.commit().await
+    pub async fn sweep(&self, store: &Store, clock: &Clock, stopping: &CancellationToken) -> Result<(), StoreError> {
+        let before = clock.now() - chrono::TimeDelta::days(7);
+        store.sweep(stopping, async |tx, most| sessions::sweep(tx, before, most).await).await.map(drop)
     }
 }

@@ -5,7 +5,10 @@
 //! did not run to its end, some connection of the process failed since, or it was long unused.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,10 +16,10 @@ use deadpool::{
     Runtime,
     managed::{self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult},
 };
-use sqlx::{Connection as _, Database, PgConnection, Postgres, Sqlite, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Database, PgConnection, Postgres, Sqlite, SqliteConnection};
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{StoreError, audit::Heads};
+use super::{StoreError, audit::Heads, health, held::Held};
 
 /// How long a statement waits for a free connection, or for a new one, before the request fails with 503.
 pub(super) const ACQUIRE: Duration = Duration::from_secs(5);
@@ -38,26 +41,23 @@ pub trait Dialect: Database {
     /// Begins a transaction that will write.
     const BEGIN: &'static str;
     /// Runs one statement without parameters or rows.
-    fn run(
-        connection: &mut Self::Connection,
-        sql: &'static str,
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    fn run(connection: &mut Self::Connection, sql: &str) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
 
 impl Dialect for Sqlite {
     // The write lock from the start: a read that becomes a write later can fail with `SQLITE_BUSY`.
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
 
-    async fn run(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), sqlx::Error> {
-        sqlx::raw_sql(sql).execute(connection).await.map(drop)
+    async fn run(connection: &mut SqliteConnection, sql: &str) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop)
     }
 }
 
 impl Dialect for Postgres {
     const BEGIN: &'static str = "BEGIN";
 
-    async fn run(connection: &mut PgConnection, sql: &'static str) -> Result<(), sqlx::Error> {
-        sqlx::raw_sql(sql).execute(connection).await.map(drop)
+    async fn run(connection: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop)
     }
 }
 
@@ -65,6 +65,8 @@ impl Dialect for Postgres {
 pub struct Manager<D: Dialect> {
     options: <D::Connection as sqlx::Connection>::Options,
     lifetime: Duration,
+    /// Statements that a new connection begins with.
+    session: Option<Arc<str>>,
 }
 
 /// Whatever goes wrong while a connection is being opened, the database is away: sqlx takes the end of a stream that is cut
@@ -90,7 +92,10 @@ impl<D: Dialect> managed::Manager for Manager<D> {
     async fn create(&self) -> Result<Self::Type, sqlx::Error> {
         let survived = TROUBLE.load(Ordering::Relaxed);
         // Boxed, as rarely needed and large: whoever awaits a connection holds this within its own future.
-        let connection = Box::pin(D::Connection::connect_with(&self.options)).await.map_err(unreachable)?;
+        let mut connection = Box::pin(D::Connection::connect_with(&self.options)).await.map_err(unreachable)?;
+        if let Some(session) = &self.session {
+            Box::pin(D::run(&mut connection, session)).await?;
+        }
         Ok(Kept { connection, survived })
     }
 
@@ -117,15 +122,16 @@ impl<D: Dialect> Clone for Pool<D> {
 }
 
 impl<D: Dialect> Pool<D> {
-    /// A pool of at most `size` connections, one of which is opened now.
+    /// A pool of at most `size` connections, one of which is opened now. Each begins with the statements of `session`.
     ///
     /// # Errors
     /// What the database said.
     pub(super) async fn open(
         options: <D::Connection as sqlx::Connection>::Options,
         size: usize,
+        session: Arc<str>,
     ) -> Result<Self, StoreError> {
-        Self::lasting(options, size, LIFETIME).await
+        Self::built(Manager { options, lifetime: LIFETIME, session: Some(session) }, size).await
     }
 
     /// As [`Pool::open`], for a database that is a file: its connections do not age.
@@ -137,7 +143,11 @@ impl<D: Dialect> Pool<D> {
         size: usize,
         lifetime: Duration,
     ) -> Result<Self, StoreError> {
-        let built = managed::Pool::builder(Manager { options, lifetime })
+        Self::built(Manager { options, lifetime, session: None }, size).await
+    }
+
+    async fn built(manager: Manager<D>, size: usize) -> Result<Self, StoreError> {
+        let built = managed::Pool::builder(manager)
             .max_size(size)
             .queue_mode(QueueMode::Lifo)
             .wait_timeout(Some(ACQUIRE))
@@ -155,8 +165,9 @@ impl<D: Dialect> Pool<D> {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub(super) async fn get(&self) -> Result<Lent<D>, StoreError> {
+        let held = Held::take();
         match self.0.get().await {
-            Ok(object) => Ok(Lent { object: Some(object), unsettled: false }),
+            Ok(object) => Ok(Lent { object: Some(object), unsettled: false, _held: held }),
             Err(PoolError::Backend(error)) => Err(error.into()),
             Err(PoolError::Timeout(_)) => Err(sqlx::Error::PoolTimedOut.into()),
             Err(PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_)) => {
@@ -182,6 +193,7 @@ pub struct Lent<D: Dialect> {
     object: Option<Object<Manager<D>>>,
     /// A statement was begun, and is not known to have run to its end.
     unsettled: bool,
+    _held: Held,
 }
 
 impl<D: Dialect> Lent<D> {
@@ -190,6 +202,11 @@ impl<D: Dialect> Lent<D> {
         self.unsettled = true;
         #[expect(clippy::expect_used, reason = "only `drop` takes it")]
         &mut self.object.as_mut().expect("a connection that is lent is there").connection
+    }
+
+    /// Closes it, in place of giving it back: it has settings that the next borrower must not have.
+    pub(super) fn discard(mut self) {
+        drop(self.object.take().map(Object::take));
     }
 
     /// The statement ran to its end.
@@ -231,6 +248,7 @@ impl<D: Dialect> Open<D> {
         D::run(self.lent.connection(), "COMMIT").await?;
         self.ended = true;
         self.lent.settled();
+        health::wrote();
         Ok(())
     }
 }
