@@ -4,7 +4,7 @@ use futures::future::join_all;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Backend, Gateway, World, eventually, id};
+use crate::harness::{Backend, Client, Database, Gateway, Proxy, Setup, World, eventually, id};
 
 on_both!(refused_deployments_do_not_keep_others_from_reading, characters_that_a_database_refuses_are_refused_before);
 
@@ -84,4 +84,39 @@ async fn a_database_that_becomes_read_only_is_told_and_comes_back() {
     direct.execute(others).await;
     eventually("it is ready again", || async { (ready().await.0 == 200).then_some(()) }).await;
     owner.request(Method::POST, "/api/v1/workspaces", Some(json!({ "name": "first" })), &[]).await.ok(201);
+}
+
+#[tokio::test]
+async fn a_database_that_says_nothing_is_answered_for_with_503() {
+    let proxy = Proxy::to(Database::cluster_port()).await;
+    let setup = Setup::new(Backend::Postgres).await;
+    let through = setup.database.url_through(proxy.port);
+    let setup = setup.with("KAIZEN_DATABASE_URL", through);
+    let setup = setup.with("KAIZEN_CALLER_LOOKUP_SECONDS", "1").with("KAIZEN_DATABASE_ANSWER_SECONDS", "1");
+    let world = World::with(setup).await;
+    let tenant = world.tenant("acme").await;
+    let ops = Client::new(&world.server.ops);
+
+    proxy.freeze();
+    // Far more than there are connections, twice: neither those that were open nor new ones keep anybody until the request's own
+    // time is over.
+    for _ in 0..2 {
+        let anybody = async |number: usize| match number % 4 {
+            0 => tenant.owner.post("/api/v1/workspaces", json!({ "name": "first" })).await,
+            1 => tenant.owner.get("/api/v1/agents").await,
+            2 => tenant.owner.get("/api/v1/audit/events").await,
+            _ => world.client().post("/api/v1/auth/login", json!({ "email": "a@b.c", "password": "wrong" })).await,
+        };
+        for refused in join_all((0..40).map(anybody)).await {
+            assert!(!refused.header("retry-after").is_empty(), "{refused:?}");
+            refused.problem(503, "unavailable");
+        }
+    }
+    assert_eq!(ops.get("/readyz").await.status, 503);
+    assert_eq!(ops.get("/healthz").await.status, 200);
+
+    proxy.restore();
+    eventually("it is ready again", || async { (ops.get("/readyz").await.status == 200).then_some(()) }).await;
+    tenant.owner.get("/api/v1/agents").await.ok(200);
+    tenant.workspace("first").await;
 }

@@ -169,7 +169,7 @@ async fn deliver(app: &App, owner: &str, organization: OrganizationId, sink: Aud
                 (cursor.sequence, cursor.attempt) = (sequence, 0);
                 metrics::counter!("kaizen_audit_delivered_events_total").increment(stored);
             }
-            Err(error) => return put_off(app, &cursor, &error).await,
+            Err(error) => return put_off(app, &cursor, &naming(error, &batch)).await,
         }
     }
     let mut tx = app.store.begin().await?;
@@ -262,6 +262,26 @@ async fn keep(app: App, cursor: Cursor, lost: CancellationToken) {
     }
 }
 
+/// A refusal of events says which ones, by id and sequence, whatever the plugin says: with them somebody finds what to mend. Those
+/// before the first one are stored, and never sent again.
+fn naming(error: PluginError, batch: &[Event]) -> PluginError {
+    let (PluginError::Rejected(why), Some(first), Some(last)) = (&error, batch.first(), batch.last()) else {
+        return error;
+    };
+    if batch.iter().any(|event| why.contains(&event.id.to_string())) {
+        return error;
+    }
+    let which = if first.sequence == last.sequence {
+        format!("event {} (sequence {})", first.id, first.sequence)
+    } else {
+        format!(
+            "one of the events {} (sequence {}) to {} (sequence {})",
+            first.id, first.sequence, last.id, last.sequence
+        )
+    };
+    PluginError::Rejected(format!("{which}: {why}"))
+}
+
 /// Gives the sink back after a failure, to be tried again after a pause.
 async fn put_off(app: &App, cursor: &Cursor, error: &PluginError) -> Result<(), StoreError> {
     let asked = match error {
@@ -330,6 +350,22 @@ mod tests {
             details: "x".repeat(details),
             hash: String::new(),
         }
+    }
+
+    #[test]
+    fn a_refusal_names_events_by_id_and_sequence() {
+        let mut events = vec![event(1), event(1)];
+        events[1].id = AuditEventId(Uuid::from_u128(2));
+        events[1].sequence = 2;
+        let named = |why: &str, batch: &[Event]| naming(PluginError::Rejected(why.to_owned()), batch).to_string();
+        let one = named("too long", &events[1..]);
+        assert!(one.contains("00000000-0000-0000-0000-000000000002 (sequence 2): too long"), "{one}");
+        let some = named("too long", &events);
+        assert!(some.contains("(sequence 1) to 00000000-0000-0000-0000-000000000002 (sequence 2)"), "{some}");
+        let own = format!("event {} is bad", events[0].id);
+        assert!(named(&own, &events).ends_with(&own), "the plugin names it");
+        let away = PluginError::Unavailable { message: "busy".to_owned(), retry_after: None };
+        assert_eq!(naming(away, &events).to_string(), "busy");
     }
 
     #[test]

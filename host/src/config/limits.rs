@@ -102,6 +102,9 @@ limits! {
         database_statement_seconds: u64 = 25, 1..=3600, "time of one statement on PostgreSQL, but for migrations, seconds";
         database_lock_seconds: u64 = 5, 1..=3600, "how long a statement waits for another transaction's lock on PostgreSQL, seconds";
         database_idle_transaction_seconds: u64 = 15, 1..=3600, "how long PostgreSQL keeps a transaction whose host has fallen silent, seconds";
+        database_answer_seconds: u64 = 27, 1..=3600, "how long an answer of PostgreSQL is waited for before its connection is given up, seconds; more than a statement may take there";
+        caller_lookup_seconds: u64 = 5, 1..=60, "how long it may take to look up who is asking, seconds";
+        caller_lookups_per_organization: usize = 512, 1..=100_000, "requests of one organization that wait for that at once";
         job_lease_seconds: u64 = 30, 1..=3600, "how long a host that died keeps its jobs and sinks before another takes them over, seconds";
     }
     "Lists, checks and denials" {
@@ -147,6 +150,11 @@ limits! {
 }
 
 impl ServerLimits {
+    /// How long an answer of the database is waited for.
+    pub fn database_answer(&self) -> Duration {
+        Duration::from_secs(self.database_answer_seconds)
+    }
+
     /// How long a job or an audit sink stays with the host that took it, unless renewed.
     pub fn job_lease(&self) -> Duration {
         Duration::from_secs(self.job_lease_seconds)

@@ -132,7 +132,7 @@ impl Identity {
         respell::addresses(store, clock).await?;
         Ok(Self(Arc::new(Parts {
             tokens,
-            callers: Callers::new(store, clock),
+            callers: Callers::new(store, clock, &config.limits),
             passwords: Passwords::new(clock, &config.limits)?,
             throttle: Throttle::new(clock, &config.limits),
             devices: Devices::new(secrets),

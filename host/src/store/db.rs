@@ -3,7 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use sqlx::{
-    ConnectOptions as _, PgConnection, Postgres, Sqlite, SqliteConnection,
+    ConnectOptions as _, Postgres, Sqlite, SqliteConnection,
     postgres::PgConnectOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
@@ -12,6 +12,7 @@ use crate::config::limits::ServerLimits;
 
 use super::{
     StoreError,
+    answer::Patient,
     audit::Heads,
     pool::{ACQUIRE, Lent, Open, Pool},
 };
@@ -35,7 +36,7 @@ pub enum Handle<'a> {
     /// SQLite.
     Sqlite(&'a mut SqliteConnection),
     /// PostgreSQL.
-    Postgres(&'a mut PgConnection),
+    Postgres(&'a mut Patient),
 }
 
 /// Anything SQL can be run on: a pooled connection or a transaction.
@@ -204,7 +205,7 @@ impl Db {
                 .application_name("kaizen")
                 .statement_cache_capacity(512)
                 .disable_statement_logging();
-            let pool = Pool::open(options, connections, session(limits).into()).await?;
+            let pool = Pool::open(options, connections, limits.database_answer(), session(limits).into()).await?;
             Ok(Db::Postgres(pool))
         } else {
             Err(StoreError::Url("it must begin with `sqlite:` or `postgres://`".into()))

@@ -4,6 +4,7 @@
 //! tenant isolation is in the query, not around it.
 
 pub mod agents;
+mod answer;
 pub mod audit;
 pub mod canvas;
 pub mod connections;
@@ -183,9 +184,9 @@ impl Store {
             Db::Sqlite { write, .. } => migrator(&SQLITE).run(write.get().await?.connection()).await,
             Db::Postgres(pool) => {
                 let mut lent = pool.get().await?;
-                sqlx::raw_sql(db::WITHOUT_TIME_LIMITS).execute(&mut *lent.connection()).await?;
+                sqlx::raw_sql(db::WITHOUT_TIME_LIMITS).execute(lent.connection()).await?;
                 // Left unsettled and not given back: the next one begins with its time limits.
-                let result = migrator(&POSTGRES).run(lent.connection()).await;
+                let result = migrator(&POSTGRES).run(lent.connection().unbounded()).await;
                 lent.discard();
                 result
             }
@@ -247,6 +248,11 @@ impl Store {
     /// # Errors
     /// If it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
+        let late = |_| Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut));
+        tokio::time::timeout(pool::ACQUIRE, self.probe()).await.unwrap_or_else(late)
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
         if health::unwritable().is_some() {
             let mut tx = self.begin().await?;
             let sql = "INSERT INTO write_probe (id, tries) VALUES (1, 1)

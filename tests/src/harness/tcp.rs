@@ -22,10 +22,19 @@ pub fn free_port() -> u16 {
         .expect("a free port")
 }
 
-/// Forwards a port of its own to another one, until cut.
+/// What a [`Proxy`] does with connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Open,
+    /// Nothing is forwarded, and nothing is closed.
+    Frozen,
+    Cut,
+}
+
+/// Forwards a port of its own to another one, until frozen or cut.
 pub struct Proxy {
     pub port: u16,
-    open: Arc<watch::Sender<bool>>,
+    flow: Arc<watch::Sender<Flow>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -33,33 +42,51 @@ impl Proxy {
     pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let own = listener.local_addr().expect("bound").port();
-        let open = Arc::new(watch::Sender::new(true));
-        let state = open.clone();
+        let flow = Arc::new(watch::Sender::new(Flow::Open));
+        let state = flow.clone();
         let task = tokio::spawn(async move {
-            while let Ok((mut from, _)) = listener.accept().await {
-                let mut watching = state.subscribe();
-                if !*watching.borrow() {
-                    continue;
+            while let Ok((from, _)) = listener.accept().await {
+                let watching = state.subscribe();
+                if *watching.borrow() != Flow::Cut {
+                    tokio::spawn(forward(from, port, watching));
                 }
-                tokio::spawn(async move {
-                    let Ok(mut to) = TcpStream::connect(("127.0.0.1", port)).await else { return };
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut from, &mut to) => {}
-                        _ = watching.wait_for(|open| !open) => {}
-                    }
-                });
             }
         });
-        Self { port: own, open, task }
+        Self { port: own, flow, task }
     }
 
     /// Ends all connections and lets no new one through.
     pub fn cut(&self) {
-        self.open.send_replace(false);
+        self.flow.send_replace(Flow::Cut);
+    }
+
+    /// As if the program behind it were stopped, or the network away: connections stay, and say nothing; new ones as well.
+    pub fn freeze(&self) {
+        self.flow.send_replace(Flow::Frozen);
     }
 
     pub fn restore(&self) {
-        self.open.send_replace(true);
+        self.flow.send_replace(Flow::Open);
+    }
+}
+
+async fn forward(mut from: TcpStream, port: u16, mut watching: watch::Receiver<Flow>) {
+    if watching.wait_for(|flow| *flow != Flow::Frozen).await.is_err() {
+        return;
+    }
+    let Ok(mut to) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+    let copying = copy_bidirectional(&mut from, &mut to);
+    tokio::pin!(copying);
+    loop {
+        tokio::select! {
+            biased;
+            changed = watching.wait_for(|flow| *flow != Flow::Open) => if changed.is_err() { return },
+            _ = &mut copying => return,
+        }
+        match watching.wait_for(|flow| *flow != Flow::Frozen).await.map(|flow| *flow) {
+            Ok(Flow::Open) => {}
+            _ => return,
+        }
     }
 }
 
