@@ -166,8 +166,9 @@ async fn upkeep(app: App, handle: metrics_exporter_prometheus::PrometheusHandle)
 }
 
 async fn forget(app: &App, before: chrono::DateTime<chrono::Utc>) -> Result<(), crate::store::StoreError> {
-    let answers = async |tx: &mut crate::store::Tx, most| crate::store::idempotency::forget(tx, before, most).await;
-    app.store.sweep(&app.stopping, answers).await?;
+    let answers =
+        app.store.sweep(&app.stopping, |tx, most| Box::pin(crate::store::idempotency::forget(tx, before, most)));
+    answers.await?;
     app.identity.sweep(&app.store, &app.clock, &app.stopping).await
 }
 

@@ -271,6 +271,6 @@ impl Identity {
     /// As the database says.
     pub async fn sweep(&self, store: &Store, clock: &Clock, stopping: &CancellationToken) -> Result<(), StoreError> {
         let before = clock.now() - chrono::TimeDelta::days(7);
-        store.sweep(stopping, async |tx, most| sessions::sweep(tx, before, most).await).await.map(drop)
+        store.sweep(stopping, |tx, most| Box::pin(sessions::sweep(tx, before, most))).await.map(drop)
     }
 }

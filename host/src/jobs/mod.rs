@@ -174,10 +174,11 @@ async fn prune(app: App) {
             |days: u64| app.clock.now() - chrono::TimeDelta::days(i64::try_from(days).unwrap_or(i64::MAX / 1000));
         let (jobs, events) = (days(app.config.limits.job_days), days(app.config.limits.deployment_event_days));
         let pruned = async {
-            let count =
-                app.store.sweep(&app.stopping, async |tx, most| store::jobs::prune(tx, jobs, most).await).await?;
-            let told = async |tx: &mut store::Tx, most| store::deployments::prune_events(tx, events, most).await;
-            Ok::<_, StoreError>((count, app.store.sweep(&app.stopping, told).await?))
+            let jobs = app.store.sweep(&app.stopping, |tx, most| Box::pin(store::jobs::prune(tx, jobs, most)));
+            let jobs = jobs.await?;
+            let told =
+                app.store.sweep(&app.stopping, |tx, most| Box::pin(store::deployments::prune_events(tx, events, most)));
+            Ok::<_, StoreError>((jobs, told.await?))
         };
         match pruned.await {
             Ok((jobs, events)) => tracing::debug!(jobs, events, "removed old jobs and events of deployments"),

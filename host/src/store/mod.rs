@@ -35,6 +35,7 @@ use std::sync::Arc;
 
 use db::Db;
 pub use db::{Conn, Connection, Handle, Tx};
+use futures::future::BoxFuture;
 pub use health::Unwritable;
 use sqlx::migrate::{MigrateError, Migrator};
 use tokio_util::sync::CancellationToken;
@@ -227,7 +228,7 @@ impl Store {
     pub async fn sweep(
         &self,
         stopping: &CancellationToken,
-        mut remove: impl AsyncFnMut(&mut Tx, i64) -> Result<u64, StoreError>,
+        mut remove: impl for<'a> FnMut(&'a mut Tx, i64) -> BoxFuture<'a, Result<u64, StoreError>>,
     ) -> Result<u64, StoreError> {
         let mut all = 0;
         while !stopping.is_cancelled() {
