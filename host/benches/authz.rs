@@ -174,7 +174,7 @@ fn benches(criterion: &mut Criterion) {
     };
     let url = format!("sqlite:{}", folder.path().join("bench.db").display());
     let store = runtime.block_on(async {
-        let store = Store::connect(&url, 2).await.unwrap();
+        let store = Store::connect(&url, &Default::default()).await.unwrap();
         store.migrate().await.unwrap();
         let mut tx = store.begin().await.unwrap();
         organizations::insert(&mut tx, &organization).await.unwrap();

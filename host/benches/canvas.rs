@@ -36,7 +36,7 @@ struct Seeded {
 async fn seed() -> Seeded {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", folder.path().join("bench.db").display());
-    let (store, clock) = (Store::connect(&url, 4).await.unwrap(), Clock::system());
+    let (store, clock) = (Store::connect(&url, &Default::default()).await.unwrap(), Clock::system());
     store.migrate().await.unwrap();
     let (organization, agent, canvas, user) = (clock.id(), clock.id(), clock.id(), clock.id());
     let workspace: Uuid = clock.id();

@@ -164,7 +164,7 @@ pub async fn connect(config: &Config) -> anyhow::Result<Store> {
             )
         },
     )?;
-    Store::connect(&config.database_url, config.limits.database_connections).await.map_err(|error| {
+    Store::connect(&config.database_url, &config.limits).await.map_err(|error| {
         let at = place(&config.database_url);
         // Its text alone: sqlx's causes repeat it.
         anyhow!("database_url (KAIZEN_DATABASE_URL): {at} ({error})")

@@ -28,6 +28,7 @@ mod canvas_hosts;
 mod canvas_limits;
 mod checks;
 mod connections;
+mod database;
 mod delivery;
 mod demo;
 mod denials;

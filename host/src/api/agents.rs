@@ -19,6 +19,7 @@ use super::{
     idempotency::{Claimed, Once},
     page::{Item, Listed, Page, visible},
     problem::{Problem, Result},
+    quota,
 };
 use crate::{
     app::App,
@@ -29,7 +30,7 @@ use crate::{
         id::{AgentId, WorkspaceId},
         principal::Principal,
     },
-    store::{agents, deployments::Of, workspaces},
+    store::{agents, deployments::Of, quota::Counted, workspaces},
 };
 
 /// The routes of this file.
@@ -137,6 +138,7 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
         Claimed::Fresh(once) => once,
         Claimed::Answered(response) => return Ok(response),
     };
+    quota::room(&app, &mut tx, caller.organization_id, Counted::Agents).await?;
     agents::insert(&mut tx, &agent).await?;
     let response = once.created(&mut tx, &agent, agent.revision).await?;
     let details = json!({ "name": agent.name, "workspace_id": agent.workspace_id });

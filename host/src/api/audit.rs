@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike as _, Utc};
 use futures::stream;
 use serde::Deserialize;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -88,6 +88,11 @@ async fn events(
             .filter(|sequence| *sequence >= 0)
             .ok_or_else(|| Problem::invalid(vec![Fault::new("cursor", "send `next_cursor` as it was received")]))?,
     };
+    for (name, time) in [("since", filter.since), ("until", filter.until)] {
+        if time.is_some_and(|time| !(1..=9999).contains(&time.year())) {
+            return Err(Problem::invalid(vec![Fault::new(name, "a year from 0001 to 9999")]));
+        }
+    }
     let filter = store::audit::Filter {
         action: filter.action,
         actor: filter.actor,
@@ -159,11 +164,11 @@ async fn sink_delivery(
     Caller(caller): Caller,
     PathId(id): PathId<AuditSinkId>,
 ) -> Result<Json<Delivery>> {
-    let mut conn = app.store.read().await?;
-    let sink = connections::get(&mut conn, caller.organization_id, ConnectionKind::AuditSink, id.0).await?;
+    let organization = caller.organization_id;
+    let sink = connections::get(&mut app.store.read().await?, organization, ConnectionKind::AuditSink, id.0).await?;
     let sink = sink.ok_or_else(|| Problem::not_found("audit sink"))?;
     let resource = Resource::new(Kind::AuditSink, sink.id, sink.organization_id, sink.name);
     app.require(&caller, Action::AuditSinkRead, &resource, &Context::default()).await?;
-    let state = delivery::state(&mut conn, caller.organization_id, id).await?;
+    let state = delivery::state(&mut app.store.read().await?, organization, id).await?;
     Ok(Json(state.ok_or_else(|| Problem::not_found("audit sink"))?))
 }

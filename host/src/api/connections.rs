@@ -24,6 +24,7 @@ use super::{
     idempotency::{Claimed, Once},
     page::{Item, Listed, Page, visible},
     problem::{Fault, Problem, ProblemType, Result},
+    quota,
 };
 use crate::{
     app::App,
@@ -37,6 +38,7 @@ use crate::{
         connections::{self, Connection},
         deployments::Of,
         identities, plugins as stored,
+        quota::Counted,
     },
 };
 
@@ -237,6 +239,7 @@ async fn create(app: App, caller: Principal, kind: Kind, input: Input<NewConnect
         Claimed::Fresh(once) => once,
         Claimed::Answered(response) => return Ok(response),
     };
+    quota::room(&app, &mut tx, organization, Counted::Connections(connection.kind)).await?;
     hold(&mut tx, &connection, &version).await?;
     connections::insert(&mut tx, &connection).await?;
     let shown = Shown::of(&connection);

@@ -51,6 +51,11 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Parameters<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        let query = parts.uri.query().unwrap_or_default();
+        if let Some((name, _)) = url::form_urlencoded::parse(query.as_bytes()).find(|(_, value)| value.contains('\0')) {
+            let what = "has the character U+0000 in it, which nothing stored has: remove `%00`";
+            return Err(Problem::invalid(vec![Fault::new(&*name, what)]));
+        }
         match Query::<T>::from_request_parts(parts, app).await {
             Ok(Query(value)) => Ok(Self(value)),
             Err(error) => Err(Problem::new(ProblemType::Malformed, format!("Query string: {}", error.body_text()))),

@@ -16,6 +16,7 @@ use super::{
     idempotency::{Claimed, Once},
     page::{Item, Listed, Page, visible},
     problem::{Fault, Problem, Result},
+    quota,
     users::keep_an_owner,
 };
 use crate::{
@@ -28,7 +29,7 @@ use crate::{
         role::Role,
         user::Membership,
     },
-    store::{memberships, users, workspaces},
+    store::{memberships, quota::Counted, users, workspaces},
 };
 
 /// The routes of this file.
@@ -127,6 +128,7 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
         Claimed::Fresh(once) => once,
         Claimed::Answered(response) => return Ok(response),
     };
+    quota::room(&app, &mut tx, caller.organization_id, Counted::Memberships(membership.user_id)).await?;
     memberships::insert(&mut tx, &membership).await?;
     let response = once.created(&mut tx, &membership, membership.revision).await?;
     let (target, details) = (format!("membership/{}", membership.id), json!({ "after": membership }));

@@ -25,6 +25,7 @@ pub mod plugin_upload;
 pub mod plugins;
 pub mod policies;
 pub mod problem;
+pub mod quota;
 pub mod requests;
 pub mod server;
 pub mod sso;

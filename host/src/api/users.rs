@@ -18,6 +18,7 @@ use super::{
     idempotency::{Claimed, Once},
     page::{Item, Listed, Page, visible},
     problem::{Problem, Result},
+    quota,
 };
 use crate::{
     app::App,
@@ -33,7 +34,7 @@ use crate::{
         user::{self, Membership, User},
     },
     identity::{password, turns::Hashing},
-    store::{Tx, connections, identities, memberships, sessions, users},
+    store::{Tx, connections, identities, memberships, quota::Counted, sessions, users},
 };
 
 /// The routes of this file.
@@ -234,6 +235,7 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
         Claimed::Fresh(once) => once,
         Claimed::Answered(response) => return Ok(response),
     };
+    quota::room(&app, &mut tx, caller.organization_id, Counted::Users).await?;
     users::insert(&mut tx, &user, hash.as_deref()).await?;
     for role in &new.roles {
         let membership = Membership {

@@ -16,12 +16,13 @@ use super::{
     idempotency::{Claimed, Once},
     page::{Item, Listed, Page, visible},
     problem::{Problem, Result},
+    quota,
 };
 use crate::{
     app::App,
     authz::{Action, Context, Kind, Resource},
     domain::{fault, id::WorkspaceId, principal::Principal, tenancy::Workspace},
-    store::{agents, workspaces},
+    store::{agents, quota::Counted, workspaces},
 };
 
 /// The routes of this file.
@@ -100,6 +101,7 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
         Claimed::Fresh(once) => once,
         Claimed::Answered(response) => return Ok(response),
     };
+    quota::room(&app, &mut tx, caller.organization_id, Counted::Workspaces).await?;
     workspaces::insert(&mut tx, &workspace).await?;
     let response = once.created(&mut tx, &workspace, workspace.revision).await?;
     let target = format!("workspace/{}", workspace.id);

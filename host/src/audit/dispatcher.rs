@@ -11,9 +11,12 @@ use tokio::{
         Notify, Semaphore,
         broadcast::{Receiver, error::RecvError},
     },
-    time::{Instant, MissedTickBehavior},
+    time::Instant,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -166,7 +169,7 @@ async fn deliver(app: &App, owner: &str, organization: OrganizationId, sink: Aud
                 (cursor.sequence, cursor.attempt) = (sequence, 0);
                 metrics::counter!("kaizen_audit_delivered_events_total").increment(stored);
             }
-            Err(error) => return put_off(app, &cursor, &error).await,
+            Err(error) => return put_off(app, &cursor, &naming(error, &batch)).await,
         }
     }
     let mut tx = app.store.begin().await?;
@@ -221,23 +224,62 @@ async fn send(app: &App, cursor: &Cursor, (first, last): (i64, i64), batch: &[Ev
     }
 }
 
-/// Awaits `call` and keeps the sink's lease meanwhile.
+/// Awaits `call` and keeps the sink's lease meanwhile: in a task of its own, so that a database that is slow to renew does not hold the
+/// call up. A renewal that fails is tried again as long as the lease lasts.
 async fn while_renewing<T>(app: &App, cursor: &Cursor, call: impl Future<Output = T>) -> Result<T, StoreError> {
+    let lost = CancellationToken::new();
+    let keeping = tokio::spawn(keep(app.clone(), cursor.clone(), lost.clone()));
+    let _ends_with_this = AbortOnDropHandle::new(keeping);
+    tokio::select! {
+        biased;
+        result = call => Ok(result),
+        () = lost.cancelled() => Err(StoreError::Stale),
+    }
+}
+
+/// Renews the lease three times in its length, and says when it is lost.
+async fn keep(app: App, cursor: Cursor, lost: CancellationToken) {
     let lease = app.config.limits.job_lease();
-    let mut call = std::pin::pin!(call);
-    let mut tick = tokio::time::interval_at(Instant::now() + lease / 3, lease / 3);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut until = Instant::now() + lease;
+    let mut pause = lease / 3;
     loop {
-        tokio::select! {
-            biased;
-            result = &mut call => return Ok(result),
-            _ = tick.tick() => {
-                let mut tx = app.store.begin().await?;
-                store::delivery::renew(&mut tx, cursor, app.clock.now() + lease).await?;
-                tx.commit().await?;
+        tokio::time::sleep_until(until.min(Instant::now() + pause)).await;
+        let begun = Instant::now();
+        let renewed = async {
+            let mut tx = app.store.begin().await?;
+            store::delivery::renew(&mut tx, &cursor, app.clock.now() + lease).await?;
+            tx.commit().await
+        };
+        match tokio::time::timeout_at(until, renewed).await {
+            Ok(Ok(())) => (until, pause) = (begun + lease, lease / 3),
+            Ok(Err(StoreError::Stale)) => return lost.cancel(),
+            Ok(Err(error)) if Instant::now() < until => {
+                tracing::debug!(sink = %cursor.sink_id, %error, "the lease of an audit sink was not renewed; trying again");
+                pause = lease / 10;
             }
+            Ok(Err(_)) | Err(_) => return lost.cancel(),
         }
     }
+}
+
+/// A refusal of events says which ones, by id and sequence, whatever the plugin says: with them somebody finds what to mend. Those
+/// before the first one are stored, and never sent again.
+fn naming(error: PluginError, batch: &[Event]) -> PluginError {
+    let (PluginError::Rejected(why), Some(first), Some(last)) = (&error, batch.first(), batch.last()) else {
+        return error;
+    };
+    if batch.iter().any(|event| why.contains(&event.id.to_string())) {
+        return error;
+    }
+    let which = if first.sequence == last.sequence {
+        format!("event {} (sequence {})", first.id, first.sequence)
+    } else {
+        format!(
+            "one of the events {} (sequence {}) to {} (sequence {})",
+            first.id, first.sequence, last.id, last.sequence
+        )
+    };
+    PluginError::Rejected(format!("{which}: {why}"))
 }
 
 /// Gives the sink back after a failure, to be tried again after a pause.
@@ -265,9 +307,10 @@ async fn postpone(app: &App, cursor: &Cursor, after: Duration) -> Result<(), Sto
     tx.commit().await
 }
 
-/// Tells how far the sinks are behind, by plugin: their number is the operator's, not the tenants'.
+/// Tells how far the sinks are behind, by plugin: their number is the operator's, not the tenants'. The value is of the whole
+/// database, so every host that works exports the same: a dashboard takes the largest, not the sum.
 async fn measure(app: App) {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen: std::collections::BTreeSet<String> = std::collections::BTreeSet::new();
     while app.stopping.run_until_cancelled(tokio::time::sleep(MEASURE)).await.is_some() {
         let lag = async { store::delivery::lag(&mut app.store.read().await?).await };
         let lag = match lag.await {
@@ -277,10 +320,10 @@ async fn measure(app: App) {
                 continue;
             }
         };
-        for plugin in &seen {
-            metrics::gauge!("kaizen_audit_delivery_lag_events", "plugin" => String::clone(plugin)).set(0.0);
-        }
-        for (plugin, events) in lag {
+        // Each value is set once: a scrape in between sees the last measurement, never a sink that seems to have recovered.
+        let gone: Vec<String> =
+            seen.iter().filter(|plugin| !lag.iter().any(|(now, _)| now == *plugin)).cloned().collect();
+        for (plugin, events) in gone.into_iter().map(|plugin| (plugin, 0)).chain(lag) {
             metrics::gauge!("kaizen_audit_delivery_lag_events", "plugin" => plugin.clone()).set(events as f64);
             seen.insert(plugin);
         }
@@ -307,6 +350,22 @@ mod tests {
             details: "x".repeat(details),
             hash: String::new(),
         }
+    }
+
+    #[test]
+    fn a_refusal_names_events_by_id_and_sequence() {
+        let mut events = vec![event(1), event(1)];
+        events[1].id = AuditEventId(Uuid::from_u128(2));
+        events[1].sequence = 2;
+        let named = |why: &str, batch: &[Event]| naming(PluginError::Rejected(why.to_owned()), batch).to_string();
+        let one = named("too long", &events[1..]);
+        assert!(one.contains("00000000-0000-0000-0000-000000000002 (sequence 2): too long"), "{one}");
+        let some = named("too long", &events);
+        assert!(some.contains("(sequence 1) to 00000000-0000-0000-0000-000000000002 (sequence 2)"), "{some}");
+        let own = format!("event {} is bad", events[0].id);
+        assert!(named(&own, &events).ends_with(&own), "the plugin names it");
+        let away = PluginError::Unavailable { message: "busy".to_owned(), retry_after: None };
+        assert_eq!(naming(away, &events).to_string(), "busy");
     }
 
     #[test]

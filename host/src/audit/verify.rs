@@ -55,21 +55,28 @@ pub enum FaultKind {
     Missing,
     /// The event is not the one that was recorded, or not at this place.
     Altered,
-    /// The chain's recorded end is not the hash of its last event.
+    /// The chain's recorded end is not the hash of its last event, or is not there.
     Head,
 }
 
-/// Verifies an organization's chain; none if there is no such organization. Events recorded meanwhile are left out.
+/// Verifies an organization's chain; none if there is neither such an organization nor an event of it. Events recorded meanwhile are left out.
 ///
 /// # Errors
 /// As the database says.
 pub async fn verify(store: &Store, organization: OrganizationId) -> Result<Option<Report>, StoreError> {
-    let Some((sequence, hash)) = store::audit::head(&mut store.read().await?, organization).await? else {
-        return Ok(None);
+    let recorded = store::audit::head(&mut store.read().await?, organization).await?;
+    let fault = |sequence, kind, message: String| Some(Fault { sequence, kind, message });
+    let Some((sequence, hash)) = recorded else {
+        if !store::audit::is_expected(&mut store.read().await?, organization).await? {
+            return Ok(None);
+        }
+        let message = "the chain's head is not there: it was removed, and how many events there were is not known";
+        let first_fault = fault(0, FaultKind::Head, message.to_owned());
+        let head = Head { sequence: 0, hash: GENESIS.to_owned() };
+        return Ok(Some(Report { valid: false, events: 0, head, first_fault }));
     };
     let head = Head { sequence, hash };
     let (mut checked, mut previous) = (0, GENESIS.to_owned());
-    let fault = |sequence, kind, message: String| Some(Fault { sequence, kind, message });
     let first_fault = 'chain: loop {
         // A connection for each batch: a long chain must not keep one from the requests.
         let batch = store::audit::after(&mut store.read().await?, organization, checked, BATCH).await?;
@@ -127,7 +134,7 @@ mod tests {
         async fn of(events: i64) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let url = format!("sqlite:{}", folder.path().join("audit.db").display());
-            let store = Store::connect(&url, 2).await.unwrap();
+            let store = Store::connect(&url, &Default::default()).await.unwrap();
             store.migrate().await.unwrap();
             let mut tx = store.begin().await.unwrap();
             store::audit::begin_chain(&mut tx, ORGANIZATION).await.unwrap();
@@ -269,5 +276,20 @@ mod tests {
         let chain = Chain::of(5).await;
         chain.tamper(&["DELETE FROM audit_events WHERE sequence = 5", "UPDATE audit_heads SET sequence = 4"]).await;
         assert_eq!(chain.fault().await, (4, FaultKind::Head));
+    }
+
+    #[tokio::test]
+    async fn a_head_that_was_removed_is_told_with_and_without_its_chain() {
+        let chain = Chain::of(5).await;
+        chain.tamper(&["DELETE FROM audit_heads"]).await;
+        assert_eq!(store::audit::chains(&mut chain.store.read().await.unwrap()).await.unwrap(), [ORGANIZATION]);
+        assert_eq!(chain.fault().await, (0, FaultKind::Head));
+
+        let chain = Chain::of(5).await;
+        let organization = "INSERT INTO organizations (id, revision, name, created_at, updated_at)
+                            SELECT organization_id, 1, 'Acme', MIN(occurred_at), MIN(occurred_at) FROM audit_events";
+        chain.tamper(&[organization, "DELETE FROM audit_events", "DELETE FROM audit_heads"]).await;
+        assert_eq!(store::audit::chains(&mut chain.store.read().await.unwrap()).await.unwrap(), [ORGANIZATION]);
+        assert_eq!(chain.fault().await, (0, FaultKind::Head));
     }
 }

@@ -395,7 +395,7 @@ impl Room {
 /// How a failure of the store's looks to a socket.
 pub(super) fn failed(error: &StoreError) -> Close {
     match error {
-        StoreError::Unavailable(_) => {
+        StoreError::Unavailable(_) | StoreError::Unwritable(..) => {
             tracing::warn!(%error, "canvas: the database does not answer");
             Close::LATER
         }

@@ -29,7 +29,9 @@ pub struct Fixture {
 impl Fixture {
     pub async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::connect(&format!("sqlite:{}", folder.path().join("test.db").display()), 4).await.unwrap();
+        let store = Store::connect(&format!("sqlite:{}", folder.path().join("test.db").display()), &Default::default())
+            .await
+            .unwrap();
         store.migrate().await.unwrap();
         Self::within(store, folder).await
     }

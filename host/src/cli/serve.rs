@@ -166,10 +166,10 @@ async fn upkeep(app: App, handle: metrics_exporter_prometheus::PrometheusHandle)
 }
 
 async fn forget(app: &App, before: chrono::DateTime<chrono::Utc>) -> Result<(), crate::store::StoreError> {
-    let mut tx = app.store.begin().await?;
-    crate::store::idempotency::forget(&mut tx, before).await?;
-    tx.commit().await?;
-    app.identity.sweep(&app.store, &app.clock).await
+    let answers =
+        app.store.sweep(&app.stopping, |tx, most| Box::pin(crate::store::idempotency::forget(tx, before, most)));
+    answers.await?;
+    app.identity.sweep(&app.store, &app.clock, &app.stopping).await
 }
 
 impl Serve {

@@ -103,6 +103,12 @@ limits! {
     }
     "Database and jobs" {
         database_connections: u32 = 20, 2..=1000, "connections to the database at the most";
+        database_statement_seconds: u64 = 25, 1..=3600, "time of one statement on PostgreSQL, but for migrations, seconds";
+        database_lock_seconds: u64 = 5, 1..=3600, "how long a statement waits for another transaction's lock on PostgreSQL, seconds";
+        database_idle_transaction_seconds: u64 = 15, 1..=3600, "how long PostgreSQL keeps a transaction whose host has fallen silent, seconds";
+        database_answer_seconds: u64 = 27, 1..=3600, "how long an answer of PostgreSQL is waited for before its connection is given up, seconds; more than a statement may take there";
+        caller_lookup_seconds: u64 = 5, 1..=60, "how long it may take to look up who is asking, seconds";
+        caller_lookups_per_organization: usize = 512, 1..=100_000, "requests of one organization that wait for that at once";
         job_lease_seconds: u64 = 30, 1..=3600, "how long a host that died keeps its jobs and sinks before another takes them over, seconds";
     }
     "Lists, checks and denials" {
@@ -130,6 +136,18 @@ limits! {
         canvas_stop_seconds: u64 = 10, 1..=600, "how long a canvas may take to store and answer what was received when the server stops, seconds";
         canvas_presence_kib: usize = 256, 8..=16_384, "presence of one host's people on one canvas that other hosts read from the database while there is no Redis, KiB";
     }
+    "Rows of a tenant" {
+        users_per_organization: i64 = 100_000, 1..=10_000_000, "users of one organization";
+        workspaces_per_organization: i64 = 2_000, 1..=1_000_000, "workspaces of one organization";
+        memberships_per_user: i64 = 500, 1..=100_000, "roles of one user, in the organization and in its workspaces together";
+        agents_per_organization: i64 = 100_000, 1..=10_000_000, "agents of one organization";
+        connections_per_organization: i64 = 500, 1..=100_000, "identity connections, gateways and audit sinks of one organization, of each kind";
+        jobs_waiting_per_organization: i64 = 10_000, 1..=1_000_000, "jobs of one organization that wait for a worker";
+    }
+    "Retention" {
+        job_days: u64 = 30, 1..=3650, "how long a finished job is kept, days; a failed one at least until its deployment is over";
+        deployment_event_days: u64 = 90, 1..=3650, "how long the events of a deployment are kept after it is over, days";
+    }
     "Plugins" {
         plugins_max_bytes: usize = 67_108_864, 1_024..=1_073_741_824, "bytes that an installed plugin may have";
         plugin_memory_mib: usize = 128, 2..=4096, "memory of one plugin call, all memories together, MiB";
@@ -154,6 +172,11 @@ limits! {
 }
 
 impl ServerLimits {
+    /// How long an answer of the database is waited for.
+    pub fn database_answer(&self) -> Duration {
+        Duration::from_secs(self.database_answer_seconds)
+    }
+
     /// How long a job or an audit sink stays with the host that took it, unless renewed.
     pub fn job_lease(&self) -> Duration {
         Duration::from_secs(self.job_lease_seconds)

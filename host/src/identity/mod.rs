@@ -30,6 +30,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, Method, header};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use self::{
     browser::Origins,
@@ -140,7 +141,7 @@ impl Identity {
         respell::addresses(store, clock).await?;
         Ok(Self(Arc::new(Parts {
             tokens,
-            callers: Callers::new(store, clock),
+            callers: Callers::new(store, clock, &config.limits),
             passwords: Passwords::new(clock, &config.limits)?,
             throttle: Throttle::new(clock, &config.limits),
             devices: Devices::new(secrets),
@@ -307,9 +308,8 @@ impl Identity {
     ///
     /// # Errors
     /// As the database says.
-    pub async fn sweep(&self, store: &Store, clock: &Clock) -> Result<(), StoreError> {
-        let mut tx = store.begin().await?;
-        sessions::sweep(&mut tx, clock.now() - chrono::TimeDelta::days(7)).await?;
-        tx.commit().await
+    pub async fn sweep(&self, store: &Store, clock: &Clock, stopping: &CancellationToken) -> Result<(), StoreError> {
+        let before = clock.now() - chrono::TimeDelta::days(7);
+        store.sweep(stopping, |tx, most| Box::pin(sessions::sweep(tx, before, most))).await.map(drop)
     }
 }

@@ -5,6 +5,7 @@ mod tokens;
 
 use chrono::TimeDelta;
 use secrecy::{ExposeSecret, SecretString};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::fixture::{Fixture, PASSWORD, refused};
@@ -60,7 +61,7 @@ async fn sessions_end_by_time_and_by_idleness() {
         fixture.clock.advance(TimeDelta::days(4));
         assert!(matches!(fixture.refresh(&current.refresh_token).await, Refreshed::Refused), "thirty days");
         fixture.clock.advance(TimeDelta::days(30));
-        fixture.identity.sweep(&fixture.store, &fixture.clock).await.unwrap();
+        fixture.identity.sweep(&fixture.store, &fixture.clock, &CancellationToken::new()).await.unwrap();
         let mut conn = fixture.store.read().await.unwrap();
         let session = sessions::user_of(&mut conn, fixture.organization, current.session_id).await;
         assert_eq!(session.unwrap(), None, "swept");

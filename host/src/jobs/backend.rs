@@ -61,9 +61,8 @@ async fn claim(app: &App, owner: &str) -> Result<Option<Claimed>, StoreError> {
     }
     let mut tx = app.store.begin().await?;
     let claimed = store::jobs::claim(&mut tx, owner, now, now + app.config.limits.job_lease()).await?;
-    if claimed.is_some() {
-        tx.commit().await?;
-    }
+    // Also without one: a job that cannot be read was set aside.
+    tx.commit().await?;
     Ok(claimed)
 }
 

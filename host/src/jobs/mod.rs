@@ -46,10 +46,8 @@ use crate::{
 const SLOTS: usize = 16;
 /// How long a stopping host waits for the jobs it runs.
 pub const DRAIN: Duration = Duration::from_secs(20);
-/// How long jobs are kept after they were over.
-const KEPT: chrono::TimeDelta = chrono::TimeDelta::days(30);
-/// How often old jobs are removed, and how many at once.
-const PRUNING: (Duration, i64) = (Duration::from_secs(600), 1000);
+/// How often what is old is removed.
+const PRUNING: Duration = Duration::from_secs(600);
 
 /// What the routes share with the background work. Cheap to clone.
 #[derive(Clone, Default)]
@@ -169,19 +167,22 @@ async fn release(app: &App, owner: &str) {
     }
 }
 
-/// Removes jobs that were over long ago.
+/// Removes jobs that were over long ago, and events of deployments that were.
 async fn prune(app: App) {
-    let (pause, batch) = PRUNING;
-    while app.stopping.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+    while app.stopping.run_until_cancelled(tokio::time::sleep(PRUNING)).await.is_some() {
+        let days =
+            |days: u64| app.clock.now() - chrono::TimeDelta::days(i64::try_from(days).unwrap_or(i64::MAX / 1000));
+        let (jobs, events) = (days(app.config.limits.job_days), days(app.config.limits.deployment_event_days));
         let pruned = async {
-            let mut tx = app.store.begin().await?;
-            let count = store::jobs::prune(&mut tx, app.clock.now() - KEPT, batch).await?;
-            tx.commit().await?;
-            Ok::<_, StoreError>(count)
+            let jobs = app.store.sweep(&app.stopping, |tx, most| Box::pin(store::jobs::prune(tx, jobs, most)));
+            let jobs = jobs.await?;
+            let told =
+                app.store.sweep(&app.stopping, |tx, most| Box::pin(store::deployments::prune_events(tx, events, most)));
+            Ok::<_, StoreError>((jobs, told.await?))
         };
         match pruned.await {
-            Ok(count) => tracing::debug!(count, "removed old jobs"),
-            Err(error) => tracing::warn!(%error, "could not remove old jobs"),
+            Ok((jobs, events)) => tracing::debug!(jobs, events, "removed old jobs and events of deployments"),
+            Err(error) => tracing::warn!(%error, "could not remove old jobs; trying again later"),
         }
     }
 }

@@ -30,6 +30,8 @@ pub(super) async fn run(app: &App, job: &Job) -> Result<JobState, Failure> {
         let attempt =
             Attempt { idempotency_key: job.id.to_string(), attempt: u32::try_from(job.attempts).unwrap_or(u32::MAX) };
         app.plugins.undeploy(&binding, &attempt, registration).await?;
+    } else {
+        drop(conn);
     }
     Ok(finish(app, job).await?)
 }

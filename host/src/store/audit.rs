@@ -124,12 +124,23 @@ pub async fn head(
     Ok(crate::on!(conn, |c| sqlx::query_as(sql).bind(organization).fetch_optional(c).await)?)
 }
 
-/// Every organization that has a chain.
+/// Whether there is an organization, or anything in its chain.
+///
+/// # Errors
+/// As the database says.
+pub async fn is_expected(conn: &mut impl Connection, organization: OrganizationId) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM organizations WHERE id = $1)
+                   OR EXISTS (SELECT 1 FROM audit_events WHERE organization_id = $1)";
+    Ok(crate::on!(conn, |c| sqlx::query_scalar(sql).bind(organization).fetch_one(c).await)?)
+}
+
+/// Every organization that has a chain, or should have one: a chain that was removed, or only its head, is not to go unnoticed.
 ///
 /// # Errors
 /// As the database says.
 pub async fn chains(conn: &mut impl Connection) -> Result<Vec<OrganizationId>, StoreError> {
-    let sql = "SELECT organization_id FROM audit_heads ORDER BY organization_id";
+    let sql = "SELECT organization_id FROM audit_heads UNION SELECT organization_id FROM audit_events
+               UNION SELECT id AS organization_id FROM organizations ORDER BY organization_id";
     let rows: Vec<(OrganizationId,)> = crate::on!(conn, |c| sqlx::query_as(sql).fetch_all(c).await)?;
     Ok(rows.into_iter().map(|(id,)| id).collect())
 }

@@ -3,13 +3,16 @@
 use std::{str::FromStr, time::Duration};
 
 use sqlx::{
-    ConnectOptions as _, PgConnection, Postgres, Sqlite, SqliteConnection,
+    ConnectOptions as _, Postgres, Sqlite, SqliteConnection,
     postgres::PgConnectOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
+use crate::config::limits::ServerLimits;
+
 use super::{
     StoreError,
+    answer::Patient,
     audit::Heads,
     pool::{ACQUIRE, Lent, Open, Pool},
 };
@@ -33,7 +36,7 @@ pub enum Handle<'a> {
     /// SQLite.
     Sqlite(&'a mut SqliteConnection),
     /// PostgreSQL.
-    Postgres(&'a mut PgConnection),
+    Postgres(&'a mut Patient),
 }
 
 /// Anything SQL can be run on: a pooled connection or a transaction.
@@ -154,12 +157,34 @@ impl Tx {
     }
 }
 
+/// What each session with PostgreSQL begins with: nobody waits for a statement, a lock or a silent peer without end. A host that is
+/// cut off within a transaction would otherwise keep its locks until TCP gives up, hours later.
+///
+/// By `SET` and not in the start-up packet, which connection poolers refuse.
+/// Source: <https://www.postgresql.org/docs/current/runtime-config-client.html> and `runtime-config-connection.html`.
+fn session(limits: &ServerLimits) -> String {
+    let ServerLimits { database_statement_seconds, database_lock_seconds, database_idle_transaction_seconds, .. } =
+        limits;
+    format!(
+        "SET synchronous_commit = on;
+         SET statement_timeout = '{database_statement_seconds}s';
+         SET lock_timeout = '{database_lock_seconds}s';
+         SET idle_in_transaction_session_timeout = '{database_idle_transaction_seconds}s';
+         SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;
+         SELECT set_config(name, '5s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'"
+    )
+}
+
+/// What a migration needs of its session: it may rewrite a table.
+pub(super) const WITHOUT_TIME_LIMITS: &str = "SET statement_timeout = 0; SET lock_timeout = 0";
+
 impl Db {
     /// Connects to `sqlite:PATH` or `postgres://…`; a SQLite file is made if missing.
     ///
     /// # Errors
     /// [`StoreError::Url`] for another scheme; otherwise what the database said.
-    pub async fn connect(url: &str, max_connections: u32) -> Result<Self, StoreError> {
+    pub async fn connect(url: &str, limits: &ServerLimits) -> Result<Self, StoreError> {
+        let connections = usize::try_from(limits.database_connections).unwrap_or(2).max(2);
         if url.starts_with("sqlite:") {
             let options = SqliteConnectOptions::from_str(url)
                 .map_err(|error| StoreError::Url(error.to_string()))?
@@ -172,8 +197,7 @@ impl Db {
                 .disable_statement_logging();
             // A file's connections do not age, and one that is closed takes its cache along.
             let write = Pool::lasting(options.clone(), 1, Duration::MAX).await?;
-            let readers = usize::try_from(max_connections.max(2)).unwrap_or(2);
-            let read = Pool::lasting(options.pragma("query_only", "ON"), readers, Duration::MAX).await?;
+            let read = Pool::lasting(options.pragma("query_only", "ON"), connections, Duration::MAX).await?;
             Ok(Db::Sqlite { read, write })
         } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
             let options = PgConnectOptions::from_str(url)
@@ -181,7 +205,7 @@ impl Db {
                 .application_name("kaizen")
                 .statement_cache_capacity(512)
                 .disable_statement_logging();
-            let pool = Pool::open(options, usize::try_from(max_connections).unwrap_or(1)).await?;
+            let pool = Pool::open(options, connections, limits.database_answer(), session(limits).into()).await?;
             Ok(Db::Postgres(pool))
         } else {
             Err(StoreError::Url("it must begin with `sqlite:` or `postgres://`".into()))

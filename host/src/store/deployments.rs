@@ -432,3 +432,15 @@ pub async fn forget(tx: &mut Tx, organization: OrganizationId, of: Of) -> Result
     on!(tx, |c| sqlx::query(sql).bind(organization).bind(id).execute(c).await.map(drop))?;
     Ok(())
 }
+
+/// Removes events of deployments that were over before a time, at most `limit`, but for the last one of each. Returns how many.
+///
+/// # Errors
+/// As the database says.
+pub async fn prune_events(tx: &mut Tx, before: DateTime<Utc>, limit: i64) -> Result<u64, StoreError> {
+    let sql = "DELETE FROM deployment_events WHERE (deployment_id, sequence) IN
+                   (SELECT e.deployment_id, e.sequence FROM deployments AS d
+                    JOIN deployment_events AS e ON e.organization_id = d.organization_id AND e.deployment_id = d.id
+                    WHERE d.finished_at < $1 AND e.sequence < d.events LIMIT $2)";
+    Ok(on!(tx, |c| sqlx::query(sql).bind(before).bind(limit).execute(c).await.map(|done| done.rows_affected()))?)
+}

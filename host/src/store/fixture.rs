@@ -37,7 +37,7 @@ impl Database {
     }
 
     async fn at(url: String, folder: tempfile::TempDir, name: Option<String>) -> Self {
-        let store = Store::connect(&url, 8).await.unwrap();
+        let store = Store::connect(&url, &Default::default()).await.unwrap();
         store.migrate().await.unwrap();
         Self { store, url, folder, name }
     }

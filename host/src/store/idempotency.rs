@@ -65,12 +65,12 @@ pub async fn answer(
     Ok(())
 }
 
-/// Forgets answers given before `before`; at most 10,000 at once.
+/// Forgets answers given before `before`; at most `limit`. Returns how many.
 ///
 /// # Errors
 /// As the database says.
-pub async fn forget(tx: &mut Tx, before: DateTime<Utc>) -> Result<u64, StoreError> {
+pub async fn forget(tx: &mut Tx, before: DateTime<Utc>, limit: i64) -> Result<u64, StoreError> {
     let delete = "DELETE FROM idempotency_keys WHERE (organization_id, user_id, key) IN
-                  (SELECT organization_id, user_id, key FROM idempotency_keys WHERE created_at < $1 LIMIT 10000)";
-    Ok(crate::on!(tx, |c| sqlx::query(delete).bind(before).execute(c).await?.rows_affected()))
+                  (SELECT organization_id, user_id, key FROM idempotency_keys WHERE created_at < $1 LIMIT $2)";
+    Ok(crate::on!(tx, |c| sqlx::query(delete).bind(before).bind(limit).execute(c).await?.rows_affected()))
 }

@@ -27,6 +27,13 @@ macro_rules! columns {
     };
 }
 
+/// The kinds that this binary knows, for a condition in SQL: a newer host's may be in the table too, and are left to it.
+macro_rules! known_kinds {
+    () => {
+        "('deployment.deploy', 'deployment.undeploy')"
+    };
+}
+
 /// Jobs of one organization that run at once, at the most: so that none keeps the workers from the others.
 const RUNNING_EACH: i64 = 8;
 
@@ -153,6 +160,7 @@ pub async fn list(
 ) -> Result<Vec<Shown>, StoreError> {
     let sql = shown!(
         "WHERE j.organization_id = $1 AND ($2 = '' OR j.state = $2) AND ($3 = '' OR j.kind = $3) AND j.id > $4
+           AND j.kind IN ('deployment.deploy', 'deployment.undeploy')
          ORDER BY j.id LIMIT $5"
     );
     let (state, kind) = (state.map_or("", JobState::as_str), kind.map_or("", JobKind::as_str));
@@ -166,8 +174,13 @@ pub async fn list(
 /// # Errors
 /// As the database says.
 pub async fn due(c: &mut impl Connection, now: DateTime<Utc>) -> Result<bool, StoreError> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND run_at <= $1)
-                   OR EXISTS (SELECT 1 FROM jobs WHERE state = 'running' AND lease_until <= $1)";
+    let sql = concat!(
+        "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND run_at <= $1 AND kind IN ",
+        known_kinds!(),
+        ") OR EXISTS (SELECT 1 FROM jobs WHERE state = 'running' AND lease_until <= $1 AND kind IN ",
+        known_kinds!(),
+        ")"
+    );
     let (due,) = on!(c, |c| sqlx::query_as::<_, (bool,)>(sql).bind(now).fetch_one(c).await)?;
     Ok(due)
 }
@@ -197,11 +210,13 @@ pub async fn claim(
         ($lock:literal) => {
             concat!(
                 "SELECT id, attempts, max_attempts FROM jobs AS j
-                 WHERE (state = 'running' AND lease_until <= $1)
+                 WHERE ((state = 'running' AND lease_until <= $1)
                     OR (state = 'queued' AND run_at <= $1
                         AND (SELECT COUNT(*) FROM jobs AS r WHERE r.organization_id = j.organization_id
-                                AND r.state = 'running' AND r.lease_until > $1) < $2)
-                 ORDER BY run_at LIMIT 1 ",
+                                AND r.state = 'running' AND r.lease_until > $1) < $2))
+                   AND kind IN ",
+                known_kinds!(),
+                " ORDER BY run_at LIMIT 1 ",
                 $lock
             )
         };
@@ -223,8 +238,27 @@ pub async fn claim(
     let counted = if exhausted { attempts } else { attempts + 1 };
     let job = on!(tx, |c| {
         sqlx::query_as(sql).bind(id).bind(counted).bind(owner).bind(lease_until).bind(now).fetch_one(c).await
-    })?;
-    Ok(Some(Claimed { job, exhausted }))
+    });
+    match job {
+        Ok(job) => Ok(Some(Claimed { job, exhausted })),
+        Err(error @ (sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_))) => {
+            set_aside(tx, id, &error, now).await?;
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A job that this binary cannot read would be claimed first, again and again, and stop all others: it has failed.
+async fn set_aside(tx: &mut Tx, id: JobId, error: &sqlx::Error, now: DateTime<Utc>) -> Result<(), StoreError> {
+    tracing::error!(job = %id, %error, "a job cannot be read and is set aside as failed");
+    let sql =
+        "UPDATE jobs SET state = 'failed', last_error = $2, updated_at = $3, finished_at = $3, lease_owner = NULL,
+                               lease_until = NULL
+               WHERE id = $1";
+    let why = "this version of the server cannot read the job";
+    on!(tx, |c| sqlx::query(sql).bind(id).bind(why).bind(now).execute(c).await.map(drop))?;
+    Ok(())
 }
 
 /// Locks a held job until the transaction ends and returns it as it is now: the first statement of every transaction in
@@ -385,13 +419,18 @@ pub async fn retry(
     Ok(on!(tx, |c| sqlx::query_as(sql).bind(organization).bind(id).bind(now).fetch_optional(c).await)?)
 }
 
-/// Removes jobs that were over before a time, at most `limit`. Returns how many.
+/// Removes jobs that were over before a time, at most `limit`, but for failed ones that somebody may still have to repeat: their
+/// deployment is not over. Returns how many.
 ///
 /// # Errors
 /// As the database says.
 pub async fn prune(tx: &mut Tx, before: DateTime<Utc>, limit: i64) -> Result<u64, StoreError> {
     let sql = "DELETE FROM jobs WHERE id IN
-                   (SELECT id FROM jobs WHERE finished_at IS NOT NULL AND finished_at < $1 ORDER BY finished_at LIMIT $2)";
+                   (SELECT id FROM jobs WHERE finished_at IS NOT NULL AND finished_at < $1
+                       AND NOT (state = 'failed' AND EXISTS (SELECT 1 FROM deployments AS d
+                                WHERE d.organization_id = jobs.organization_id AND d.id = jobs.subject_id
+                                  AND d.finished_at IS NULL))
+                    ORDER BY finished_at LIMIT $2)";
     Ok(on!(tx, |c| sqlx::query(sql).bind(before).bind(limit).execute(c).await.map(|done| done.rows_affected()))?)
 }
 

@@ -4,6 +4,7 @@
 //! tenant isolation is in the query, not around it.
 
 pub mod agents;
+mod answer;
 pub mod audit;
 pub mod canvas;
 pub mod connections;
@@ -12,6 +13,8 @@ pub mod delivery;
 pub mod deployments;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod health;
+mod held;
 pub mod idempotency;
 pub mod identities;
 pub mod jobs;
@@ -21,6 +24,7 @@ pub mod plugins;
 pub mod policies;
 mod pool;
 pub mod presence;
+pub mod quota;
 pub mod sessions;
 pub mod signing_keys;
 pub mod sso;
@@ -32,10 +36,18 @@ use std::sync::Arc;
 
 use db::Db;
 pub use db::{Conn, Connection, Handle, Tx};
+use futures::future::BoxFuture;
+pub use health::Unwritable;
 use sqlx::migrate::{MigrateError, Migrator};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::limits::ServerLimits;
 
 static SQLITE: Migrator = sqlx::migrate!("../migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("../migrations/postgres");
+
+/// Rows that a sweep removes in one transaction.
+const SWEEP_BATCH: i64 = 1000;
 
 /// Our migrations' own table: sqlx's default one may be another application's in the same database.
 const MIGRATIONS: &str = "kaizen_migrations";
@@ -55,9 +67,13 @@ pub enum StoreError {
     /// The row changed since it was read.
     #[error("changed meanwhile")]
     Stale,
-    /// The database is away, or all connections stayed busy.
+    /// The database is away, all connections stayed busy, a lock or a statement took too long, or two transactions got in each
+    /// other's way: the same may succeed if it is tried again.
     #[error("database unavailable: {0}")]
     Unavailable(sqlx::Error),
+    /// The database answers, but takes no changes.
+    #[error("{why}: {1}", why = .0.sentence())]
+    Unwritable(Unwritable, sqlx::Error),
     /// The database is of a later version than this program.
     #[error(
         "the database was migrated by a newer kaizen (migration {0} is unknown here): upgrade this binary or restore the backup made before the upgrade"
@@ -74,8 +90,10 @@ pub enum StoreError {
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         let error = Self::of(error);
-        if matches!(error, StoreError::Unavailable(_)) {
-            pool::trouble();
+        match &error {
+            StoreError::Unwritable(why, error) => health::failed(*why, error),
+            StoreError::Unavailable(cause) if lost(cause) => pool::trouble(),
+            _ => {}
         }
         error
     }
@@ -95,20 +113,46 @@ impl StoreError {
                 ErrorKind::ForeignKeyViolation => {
                     StoreError::Reference(e.constraint().unwrap_or(e.message()).to_owned())
                 }
-                // 57P: the server is going away; 53: out of connections or memory; 08: connection; SQLite 5: busy.
-                _ if e.code().is_some_and(|c| {
-                    c.starts_with("57P") || c.starts_with("53") || c.starts_with("08") || c == "5"
-                }) =>
-                {
-                    StoreError::Unavailable(error)
-                }
-                _ => StoreError::Database(error),
+                _ => match e.code() {
+                    Some(code) => match Unwritable::of(&code) {
+                        Some(why) => StoreError::Unwritable(why, error),
+                        None if passes(&code) => StoreError::Unavailable(error),
+                        None => StoreError::Database(error),
+                    },
+                    None => StoreError::Database(error),
+                },
             },
             sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
                 StoreError::Unavailable(error)
             }
             _ => StoreError::Database(error),
         }
+    }
+}
+
+/// Whether a database's error code tells of what may be over when the same is tried again.
+///
+/// Sources: <https://www.postgresql.org/docs/current/errcodes-appendix.html>, <https://sqlite.org/rescode.html>.
+fn passes(code: &str) -> bool {
+    // Classes: 08 connection, 53 out of connections or memory, 57P the server is going away.
+    let class = ["08", "53", "57P"].iter().any(|class| code.len() == 5 && code.starts_with(class));
+    // serialization_failure, deadlock_detected, lock_not_available, query_canceled (statement_timeout),
+    // idle_in_transaction_session_timeout
+    let code_of_postgres = matches!(code, "40001" | "40P01" | "55P03" | "57014" | "25P03");
+    // SQLITE_BUSY, SQLITE_LOCKED and SQLITE_NOMEM, whatever their extended code.
+    let code_of_sqlite = matches!(health::sqlite(code), Some(5..=7));
+    class || code_of_postgres || code_of_sqlite
+}
+
+/// Whether the connection itself failed, so that others may have as well. That all were in use is no such failure: asking each of them
+/// whether it lives would only add to the load.
+fn lost(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::PoolTimedOut => false,
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+            code.len() == 5 && (code.starts_with("57P") || code.starts_with("08") || code == "25P03")
+        }),
+        _ => true,
     }
 }
 
@@ -129,8 +173,8 @@ impl Store {
     ///
     /// # Errors
     /// As [`Db::connect`].
-    pub async fn connect(url: &str, max_connections: u32) -> Result<Self, StoreError> {
-        Ok(Self { db: Db::connect(url, max_connections).await?, heads: audit::Heads::default() })
+    pub async fn connect(url: &str, limits: &ServerLimits) -> Result<Self, StoreError> {
+        Ok(Self { db: Db::connect(url, limits).await?, heads: audit::Heads::default() })
     }
 
     /// Brings the schema up to this binary's version. Several hosts may do so at once: PostgreSQL's advisory lock orders them.
@@ -140,7 +184,14 @@ impl Store {
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let result = match &self.db {
             Db::Sqlite { write, .. } => migrator(&SQLITE).run(write.get().await?.connection()).await,
-            Db::Postgres(pool) => migrator(&POSTGRES).run(pool.get().await?.connection()).await,
+            Db::Postgres(pool) => {
+                let mut lent = pool.get().await?;
+                sqlx::raw_sql(db::WITHOUT_TIME_LIMITS).execute(lent.connection()).await?;
+                // Left unsettled and not given back: the next one begins with its time limits.
+                let result = migrator(&POSTGRES).run(lent.connection().unbounded()).await;
+                lent.discard();
+                result
+            }
         };
         result.map_err(|error| match error {
             MigrateError::VersionMissing(version) => StoreError::Newer(version),
@@ -175,11 +226,47 @@ impl Store {
         matches!(self.db, Db::Postgres(_))
     }
 
-    /// Whether the database answers.
+    /// Runs `remove` until it finds fewer rows than it may remove at once, each time in a transaction of its own, so that others get their
+    /// turn in between and a sweep keeps up however much there is. Ends early when the server stops. Returns how many were removed.
+    ///
+    /// # Errors
+    /// As the database says; what was removed until then stays removed.
+    pub async fn sweep(
+        &self,
+        stopping: &CancellationToken,
+        mut remove: impl for<'a> FnMut(&'a mut Tx, i64) -> BoxFuture<'a, Result<u64, StoreError>>,
+    ) -> Result<u64, StoreError> {
+        let mut all = 0;
+        while !stopping.is_cancelled() {
+            let mut tx = self.begin().await?;
+            let removed = remove(&mut tx, SWEEP_BATCH).await?;
+            tx.commit().await?;
+            all += removed;
+            if i64::try_from(removed).is_ok_and(|removed| removed < SWEEP_BATCH) {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        Ok(all)
+    }
+
+    /// Whether the database answers and, where a change failed lately because it took none, takes changes again.
     ///
     /// # Errors
     /// If it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
+        let late = |_| Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut));
+        tokio::time::timeout(pool::ACQUIRE, self.probe()).await.unwrap_or_else(late)
+    }
+
+    async fn probe(&self) -> Result<(), StoreError> {
+        if health::unwritable().is_some() {
+            let mut tx = self.begin().await?;
+            let sql = "INSERT INTO write_probe (id, tries) VALUES (1, 1)
+                       ON CONFLICT (id) DO UPDATE SET tries = write_probe.tries + 1";
+            crate::on!(&mut tx, |c| sqlx::query(sql).execute(c).await.map(drop))?;
+            return tx.commit().await;
+        }
         let mut conn = self.read().await?;
         crate::on!(&mut conn, |c| sqlx::query("SELECT 1").execute(c).await.map(drop))?;
         Ok(())

@@ -5,18 +5,21 @@
 //! did not run to its end, some connection of the process failed since, or it was long unused.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use deadpool::{
     Runtime,
-    managed::{self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult},
+    managed::{self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult, TimeoutType},
 };
-use sqlx::{Connection as _, Database, PgConnection, Postgres, Sqlite, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Database, PgConnection, Postgres, Sqlite, SqliteConnection};
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{StoreError, audit::Heads};
+use super::{StoreError, answer::Patient, audit::Heads, health, held::Held};
 
 /// How long a statement waits for a free connection, or for a new one, before the request fails with 503.
 pub(super) const ACQUIRE: Duration = Duration::from_secs(5);
@@ -37,27 +40,61 @@ pub(super) fn trouble() {
 pub trait Dialect: Database {
     /// Begins a transaction that will write.
     const BEGIN: &'static str;
+    /// A connection as statements use it.
+    type Session: Send;
+    /// Takes a new connection over; each of its answers is waited for as long as `patience`.
+    fn session(connection: Self::Connection, patience: Duration) -> Self::Session;
     /// Runs one statement without parameters or rows.
-    fn run(
-        connection: &mut Self::Connection,
-        sql: &'static str,
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    fn run(session: &mut Self::Session, sql: &str) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Whether it still lives.
+    fn ping(session: &mut Self::Session) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    /// Whether an answer that nobody waits for any more may still come.
+    fn gave_up(session: &Self::Session) -> bool;
 }
 
 impl Dialect for Sqlite {
     // The write lock from the start: a read that becomes a write later can fail with `SQLITE_BUSY`.
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
 
-    async fn run(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), sqlx::Error> {
-        sqlx::raw_sql(sql).execute(connection).await.map(drop)
+    // A file answers: what it waits for is another writer, for as long as `busy_timeout` says.
+    type Session = SqliteConnection;
+
+    fn session(connection: SqliteConnection, _: Duration) -> SqliteConnection {
+        connection
+    }
+
+    async fn run(session: &mut SqliteConnection, sql: &str) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(session).await.map(drop)
+    }
+
+    async fn ping(session: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        sqlx::Connection::ping(session).await
+    }
+
+    fn gave_up(_: &SqliteConnection) -> bool {
+        false
     }
 }
 
 impl Dialect for Postgres {
     const BEGIN: &'static str = "BEGIN";
 
-    async fn run(connection: &mut PgConnection, sql: &'static str) -> Result<(), sqlx::Error> {
-        sqlx::raw_sql(sql).execute(connection).await.map(drop)
+    type Session = Patient;
+
+    fn session(connection: PgConnection, patience: Duration) -> Patient {
+        Patient::new(connection, patience)
+    }
+
+    async fn run(session: &mut Patient, sql: &str) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(session).await.map(drop)
+    }
+
+    async fn ping(session: &mut Patient) -> Result<(), sqlx::Error> {
+        session.unbounded().ping().await
+    }
+
+    fn gave_up(session: &Patient) -> bool {
+        session.gave_up()
     }
 }
 
@@ -65,6 +102,10 @@ impl Dialect for Postgres {
 pub struct Manager<D: Dialect> {
     options: <D::Connection as sqlx::Connection>::Options,
     lifetime: Duration,
+    /// How long an answer is waited for.
+    patience: Duration,
+    /// Statements that a new connection begins with.
+    session: Option<Arc<str>>,
 }
 
 /// Whatever goes wrong while a connection is being opened, the database is away: sqlx takes the end of a stream that is cut
@@ -84,13 +125,17 @@ pub struct Kept<C> {
 }
 
 impl<D: Dialect> managed::Manager for Manager<D> {
-    type Type = Kept<D::Connection>;
+    type Type = Kept<D::Session>;
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<Self::Type, sqlx::Error> {
         let survived = TROUBLE.load(Ordering::Relaxed);
         // Boxed, as rarely needed and large: whoever awaits a connection holds this within its own future.
         let connection = Box::pin(D::Connection::connect_with(&self.options)).await.map_err(unreachable)?;
+        let mut connection = D::session(connection, self.patience);
+        if let Some(session) = &self.session {
+            Box::pin(D::run(&mut connection, session)).await?;
+        }
         Ok(Kept { connection, survived })
     }
 
@@ -98,9 +143,12 @@ impl<D: Dialect> managed::Manager for Manager<D> {
         if metrics.age() > self.lifetime {
             return Err(RecycleError::message("old"));
         }
+        if D::gave_up(&kept.connection) {
+            return Err(RecycleError::message("an answer is still to come"));
+        }
         let trouble = TROUBLE.load(Ordering::Relaxed);
         if kept.survived != trouble || metrics.last_used() > QUIET {
-            Box::pin(kept.connection.ping()).await?;
+            Box::pin(D::ping(&mut kept.connection)).await?;
             kept.survived = trouble;
         }
         Ok(())
@@ -117,15 +165,18 @@ impl<D: Dialect> Clone for Pool<D> {
 }
 
 impl<D: Dialect> Pool<D> {
-    /// A pool of at most `size` connections, one of which is opened now.
+    /// A pool of at most `size` connections, one of which is opened now. Each begins with the statements of `session`,
+    /// and waits for an answer as long as `patience`.
     ///
     /// # Errors
     /// What the database said.
     pub(super) async fn open(
         options: <D::Connection as sqlx::Connection>::Options,
         size: usize,
+        patience: Duration,
+        session: Arc<str>,
     ) -> Result<Self, StoreError> {
-        Self::lasting(options, size, LIFETIME).await
+        Self::built(Manager { options, lifetime: LIFETIME, patience, session: Some(session) }, size).await
     }
 
     /// As [`Pool::open`], for a database that is a file: its connections do not age.
@@ -137,7 +188,11 @@ impl<D: Dialect> Pool<D> {
         size: usize,
         lifetime: Duration,
     ) -> Result<Self, StoreError> {
-        let built = managed::Pool::builder(Manager { options, lifetime })
+        Self::built(Manager { options, lifetime, patience: Duration::MAX, session: None }, size).await
+    }
+
+    async fn built(manager: Manager<D>, size: usize) -> Result<Self, StoreError> {
+        let built = managed::Pool::builder(manager)
             .max_size(size)
             .queue_mode(QueueMode::Lifo)
             .wait_timeout(Some(ACQUIRE))
@@ -150,13 +205,15 @@ impl<D: Dialect> Pool<D> {
         Ok(pool)
     }
 
-    /// A connection; waits for one at most [`ACQUIRE`].
+    /// A connection; waits for one at most [`ACQUIRE`], those included that turn out not to answer any more.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub(super) async fn get(&self) -> Result<Lent<D>, StoreError> {
-        match self.0.get().await {
-            Ok(object) => Ok(Lent { object: Some(object), unsettled: false }),
+        let held = Held::take();
+        let got = timeout(ACQUIRE, self.0.get()).await.unwrap_or(Err(PoolError::Timeout(TimeoutType::Wait)));
+        match got {
+            Ok(object) => Ok(Lent { object: Some(object), unsettled: false, _held: held }),
             Err(PoolError::Backend(error)) => Err(error.into()),
             Err(PoolError::Timeout(_)) => Err(sqlx::Error::PoolTimedOut.into()),
             Err(PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_)) => {
@@ -182,14 +239,20 @@ pub struct Lent<D: Dialect> {
     object: Option<Object<Manager<D>>>,
     /// A statement was begun, and is not known to have run to its end.
     unsettled: bool,
+    _held: Held,
 }
 
 impl<D: Dialect> Lent<D> {
     /// For one statement; to be followed by [`Lent::settled`].
-    pub(super) fn connection(&mut self) -> &mut D::Connection {
+    pub(super) fn connection(&mut self) -> &mut D::Session {
         self.unsettled = true;
         #[expect(clippy::expect_used, reason = "only `drop` takes it")]
         &mut self.object.as_mut().expect("a connection that is lent is there").connection
+    }
+
+    /// Closes it, in place of giving it back: it has settings that the next borrower must not have.
+    pub(super) fn discard(mut self) {
+        drop(self.object.take().map(Object::take));
     }
 
     /// The statement ran to its end.
@@ -219,7 +282,7 @@ pub struct Open<D: Dialect> {
 
 impl<D: Dialect> Open<D> {
     /// For one statement.
-    pub(super) fn connection(&mut self) -> &mut D::Connection {
+    pub(super) fn connection(&mut self) -> &mut D::Session {
         self.lent.connection()
     }
 
@@ -231,6 +294,7 @@ impl<D: Dialect> Open<D> {
         D::run(self.lent.connection(), "COMMIT").await?;
         self.ended = true;
         self.lent.settled();
+        health::wrote();
         Ok(())
     }
 }
@@ -258,11 +322,15 @@ impl<D: Dialect> Drop for Open<D> {
 
 /// Gives a connection back once it is known to be at rest, in the background; otherwise closes it.
 fn put_back<D: Dialect>(mut object: Object<Manager<D>>, roll_back: bool) {
+    if D::gave_up(&object.connection) {
+        drop(Object::take(object));
+        return;
+    }
     let mend = async move {
         let connection = &mut object.connection;
         let at_rest = async {
             // Where the transaction was not even begun, or ended already, this says so and does nothing.
-            if roll_back { D::run(connection, "ROLLBACK").await } else { connection.ping().await }
+            if roll_back { D::run(connection, "ROLLBACK").await } else { D::ping(connection).await }
         };
         if !matches!(timeout(ACQUIRE, at_rest).await, Ok(Ok(()))) {
             drop(Object::take(object));

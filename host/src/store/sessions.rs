@@ -26,7 +26,8 @@ struct Row {
     user_id: UserId,
     email: String,
     name: String,
-    attributes: Json<Box<RawValue>>,
+    /// In the first row of a session only: they may have kilobytes, and a session a row for each role.
+    attributes: Option<Json<Box<RawValue>>>,
     platform_administrator: bool,
     policy_version_id: Option<PolicyVersionId>,
     role: Option<Role>,
@@ -38,9 +39,18 @@ impl Row {
         self.role.map(|role| Grant { role, workspace: self.workspace_id })
     }
 
+    /// Adds what one more row of the same session tells.
+    fn add_to(self, seen: &mut Seen) -> Result<(), StoreError> {
+        seen.principal.grants.extend(self.grant());
+        if let Some(attributes) = self.attributes {
+            seen.principal.attributes = parsed(&attributes.0)?;
+        }
+        Ok(())
+    }
+
     fn seen(self) -> Result<Seen, StoreError> {
-        let attributes = serde_json::from_str(self.attributes.0.get())
-            .map_err(|error| StoreError::Database(sqlx::Error::Decode(error.into())))?;
+        let attributes =
+            self.attributes.as_ref().map(|attributes| parsed(&attributes.0)).transpose()?.unwrap_or_default();
         let principal = Principal {
             user_id: self.user_id,
             organization_id: self.organization_id,
@@ -65,19 +75,26 @@ pub struct Seen {
     pub last_seen_at: DateTime<Utc>,
 }
 
+fn parsed(attributes: &RawValue) -> Result<serde_json::Map<String, serde_json::Value>, StoreError> {
+    serde_json::from_str(attributes.get()).map_err(|error| StoreError::Database(sqlx::Error::Decode(error.into())))
+}
+
 /// All rows are one session's.
 fn seen(rows: Vec<Row>) -> Result<Option<Seen>, StoreError> {
     let mut rows = rows.into_iter();
     let Some(row) = rows.next() else { return Ok(None) };
     let mut seen = row.seen()?;
-    seen.principal.grants.extend(rows.filter_map(|row| row.grant()));
+    for row in rows {
+        row.add_to(&mut seen)?;
+    }
     Ok(Some(seen))
 }
 
 macro_rules! principal_by {
     ($asked:literal, $condition:literal) => {
         concat!(
-            "SELECT s.id AS session_id, s.last_seen_at, u.organization_id, u.id AS user_id, u.email, u.name, u.attributes,
+            "SELECT s.id AS session_id, s.last_seen_at, u.organization_id, u.id AS user_id, u.email, u.name,
+                    CASE WHEN ROW_NUMBER() OVER (PARTITION BY s.id) = 1 THEN u.attributes END AS attributes,
                     u.platform_administrator, o.policy_version_id, m.role, m.workspace_id
              FROM ",
             $asked,
@@ -140,7 +157,7 @@ pub async fn by_ids(
             let Some(session) = row.session_id else { continue };
             let named = Named { organization: row.organization_id, user: row.user_id, session };
             match found.entry(named) {
-                Entry::Occupied(mut known) => known.get_mut().principal.grants.extend(row.grant()),
+                Entry::Occupied(mut known) => row.add_to(known.get_mut())?,
                 Entry::Vacant(new) => drop(new.insert(row.seen()?)),
             }
         }
@@ -371,18 +388,21 @@ pub async fn user_of(
     Ok(on!(c, |c| sqlx::query_scalar(sql).bind(organization).bind(id).fetch_optional(c).await)?)
 }
 
-/// Forgets what ended before `before`: sessions with their tokens, refresh tokens, signing keys.
+/// Forgets what ended before `before`: refresh tokens, sessions with their tokens, signing keys; at most `limit` of each. Returns of how
+/// many there may be more.
 ///
 /// # Errors
 /// As the database says.
-pub async fn sweep(tx: &mut Tx, before: DateTime<Utc>) -> Result<(), StoreError> {
+pub async fn sweep(tx: &mut Tx, before: DateTime<Utc>, limit: i64) -> Result<u64, StoreError> {
     let statements = [
-        "DELETE FROM refresh_tokens WHERE expires_at < $1",
-        "DELETE FROM sessions WHERE expires_at < $1",
-        "DELETE FROM signing_keys WHERE expires_at < $1",
+        "DELETE FROM refresh_tokens WHERE hash IN (SELECT hash FROM refresh_tokens WHERE expires_at < $1 LIMIT $2)",
+        "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE expires_at < $1 LIMIT $2)",
+        "DELETE FROM signing_keys WHERE kid IN (SELECT kid FROM signing_keys WHERE expires_at < $1 LIMIT $2)",
     ];
+    let mut most = 0;
     for sql in statements {
-        on!(tx, |c| sqlx::query(sql).bind(before).execute(c).await.map(drop))?;
+        let removed = on!(tx, |c| sqlx::query(sql).bind(before).bind(limit).execute(c).await?.rows_affected());
+        most = most.max(removed);
     }
-    Ok(())
+    Ok(most)
 }

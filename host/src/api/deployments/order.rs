@@ -11,6 +11,7 @@ use crate::{
         idempotency::{Claimed, Once},
         page::Item,
         problem::{Fault, Problem, Result},
+        quota,
     },
     app::App,
     authz::{Action, Context, Resource},
@@ -29,7 +30,9 @@ use crate::{
     store::{
         agents,
         connections::{self, Connection},
-        deployments, versions,
+        deployments,
+        quota::Counted,
+        versions,
     },
 };
 
@@ -228,6 +231,7 @@ impl Order {
             Claimed::Fresh(once) => once,
             Claimed::Answered(response) => return Ok(response),
         };
+        quota::room(app, &mut tx, caller.organization_id, Counted::WaitingJobs).await?;
         let id: DeploymentId = app.clock.id();
         let payload = Payload { deployment_id: id };
         let job_id = jobs::enqueue(&mut tx, &app.clock, caller.organization_id, JobKind::Deploy, payload).await?;

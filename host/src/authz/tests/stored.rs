@@ -20,7 +20,9 @@ struct Stored {
 impl Stored {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::connect(&format!("sqlite:{}", folder.path().join("test.db").display()), 4).await.unwrap();
+        let store = Store::connect(&format!("sqlite:{}", folder.path().join("test.db").display()), &Default::default())
+            .await
+            .unwrap();
         store.migrate().await.unwrap();
         let mut tx = store.begin().await.unwrap();
         for n in [1, 2] {

@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt as _;
 use crate::{
     jobs::fixture::Fixture,
     on,
-    store::{Connection, Handle, Store, StoreError},
+    store::{Connection, Handle, Store, StoreError, Unwritable},
 };
 
 async fn number(store: &Store, sql: &'static str) -> Result<i64, StoreError> {
@@ -108,8 +108,129 @@ async fn a_server_that_hangs_up_when_asked_for_tls_is_away() {
             socket.read_exact(&mut [0; 8]).await.unwrap();
         }
     };
+    let limits = Default::default();
     tokio::select! {
         () = hang_up => panic!("it goes on for ever"),
-        connected = Store::connect(&url, 2) => assert!(matches!(connected, Err(StoreError::Unavailable(_)))),
+        connected = Store::connect(&url, &limits) => assert!(matches!(connected, Err(StoreError::Unavailable(_)))),
     }
+}
+
+#[cfg(debug_assertions)]
+#[tokio::test]
+async fn a_task_that_holds_a_connection_and_asks_for_another_is_told() {
+    for fixture in Fixture::each().await {
+        let store = fixture.store.clone();
+        let task = async move {
+            let first = store.read().await.unwrap();
+            drop(first);
+            let _second = store.read().await.unwrap();
+            let _third = store.begin().await;
+        };
+        let panic = tokio::spawn(task).await.unwrap_err().into_panic();
+        let told = panic.downcast_ref::<&str>().unwrap();
+        assert!(told.contains("while this task holds one"), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_with_postgres_waits_for_nothing_without_end() {
+    for fixture in Fixture::each().await {
+        let mut conn = fixture.store.read().await.unwrap();
+        if !is_postgres(&mut conn) {
+            continue;
+        }
+        for (name, expected) in
+            [("statement_timeout", "25s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")]
+        {
+            let shown: String = on!(&mut conn, |c| sqlx::query_scalar("SELECT current_setting($1)")
+                .bind(name)
+                .fetch_one(c)
+                .await
+                .unwrap());
+            assert_eq!(shown, expected, "{name}, after the migration too");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_may_be_over_at_the_next_try_is_no_defect() {
+    for fixture in Fixture::each().await {
+        let store = &fixture.store;
+        fixture.tenant().await;
+        let mut tx = store.begin().await.unwrap();
+        let postgres = is_postgres(&mut tx);
+        let change = "UPDATE organizations SET name = name";
+        on!(&mut tx, |c| sqlx::query(change).execute(c).await.map(drop)).unwrap();
+        if postgres {
+            let mut other = store.begin().await.unwrap();
+            on!(&mut other, |c| sqlx::query("SET LOCAL lock_timeout = '10ms'").execute(c).await.map(drop)).unwrap();
+            let waited = on!(&mut other, |c| sqlx::query(change).execute(c).await.map(drop));
+            assert!(matches!(StoreError::from(waited.unwrap_err()), StoreError::Unavailable(_)), "lock_not_available");
+            let slow = "SET LOCAL statement_timeout = '10ms'";
+            let mut other = store.begin().await.unwrap();
+            on!(&mut other, |c| sqlx::query(slow).execute(c).await.map(drop)).unwrap();
+            let slept = on!(&mut other, |c| sqlx::query("SELECT pg_sleep(20)").execute(c).await.map(drop));
+            assert!(matches!(StoreError::from(slept.unwrap_err()), StoreError::Unavailable(_)), "query_canceled");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_takes_no_changes_says_so_until_it_does_again() {
+    for fixture in Fixture::each().await {
+        let store = &fixture.store;
+        fixture.tenant().await;
+        let change = async || {
+            let mut tx = store.begin().await?;
+            let sql = "INSERT INTO write_probe (id, tries) VALUES (2, 0) ON CONFLICT (id) DO UPDATE SET tries = 1";
+            on!(&mut tx, |c| sqlx::query(sql).execute(c).await.map(drop))?;
+            tx.commit().await
+        };
+        change().await.unwrap();
+        let postgres = is_postgres(&mut store.read().await.unwrap());
+        // Of the one connection that changes go through: nobody else is at work here.
+        let say = async |on_postgres: &'static str, on_sqlite: &'static str| {
+            if postgres {
+                let mut conn = store.read().await.unwrap();
+                on!(&mut conn, |c| sqlx::query(on_postgres).execute(c).await.map(drop)).unwrap();
+            } else {
+                let mut tx = store.begin().await.unwrap();
+                on!(&mut tx, |c| sqlx::query(on_sqlite).execute(c).await.map(drop)).unwrap();
+                tx.commit().await.unwrap();
+            }
+        };
+        say("SET default_transaction_read_only = on", "PRAGMA query_only = ON").await;
+        let refused = change().await;
+        assert!(matches!(refused, Err(StoreError::Unwritable(..))), "{refused:?}");
+        let ready = store.ping().await;
+        assert!(matches!(ready, Err(StoreError::Unwritable(..))), "{ready:?}");
+        say("SET default_transaction_read_only = off", "PRAGMA query_only = OFF").await;
+        store.ping().await.unwrap();
+        change().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_until_there_is_room_again() {
+    let fixture = Fixture::sqlite().await;
+    let store = &fixture.store;
+    let say = async |sql: &'static str| {
+        let mut tx = store.begin().await?;
+        on!(&mut tx, |c| sqlx::query(sql).execute(c).await.map(drop))?;
+        tx.commit().await
+    };
+    // As if the file could not grow any more: SQLite answers what it answers for a full disk.
+    say("CREATE TABLE filler (bytes BLOB)").await.unwrap();
+    say("PRAGMA max_page_count = 1").await.unwrap();
+    let full = say("INSERT INTO filler (bytes) VALUES (zeroblob(1000000))").await;
+    assert!(matches!(full, Err(StoreError::Unwritable(Unwritable::DiskFull, _))), "{full:?}");
+    let mut conn = store.read().await.unwrap();
+    assert_eq!(
+        on!(&mut conn, |c| sqlx::query_scalar::<_, i64>("SELECT COUNT(*) FROM filler").fetch_one(c).await).unwrap(),
+        0
+    );
+    drop(conn);
+    say("PRAGMA max_page_count = 1000000").await.unwrap();
+    store.ping().await.unwrap();
+    say("INSERT INTO filler (bytes) VALUES (zeroblob(1000000))").await.unwrap();
 }
