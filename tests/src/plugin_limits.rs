@@ -47,7 +47,7 @@ async fn a_plugin_is_held_to_its_limits_and_counted() {
         assert!(calls.contains(label), "{calls}");
     }
     of("kaizen_plugin_call_seconds_count");
-    of("kaizen_plugin_cpu_ticks_total");
+    of("kaizen_plugin_cpu_seconds_count");
     let peak = of("kaizen_plugin_memory_peak_bytes_sum");
     let peak: f64 = peak.rsplit_once(' ').expect("a value").1.parse().expect("a number");
     assert!(peak > 65_536.0, "{peak}");

@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use wasmtime::component::Component;
 
-use super::{Exports, InstallError, Manifest, Plugin, suspension::Lanes};
+use super::{Exports, InstallError, Manifest, Plugin};
 use crate::{
     domain::{connection::Kind, plugin},
     sandbox::{
@@ -78,8 +78,7 @@ pub(super) async fn load(
         Kind::AuditSink => AuditSinkPre::new(pre).map(Exports::AuditSink),
     };
     let exports = exports.map_err(|error| failed(LoadError::World(error.root_cause().to_string())))?;
-    let lanes = Lanes::new(sandbox.clock().clone(), sandbox.bounds().clone());
-    Ok(Plugin { kind: found, digest, manifest, guest, exports, lanes })
+    Ok(Plugin { kind: found, digest, manifest, guest, exports })
 }
 
 /// Of which kind a component is, by what it exports.

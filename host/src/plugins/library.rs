@@ -197,6 +197,7 @@ impl Plugins {
             registry.put(plugin.kind, &plugin.name, installed);
         }
         self.0.health.keep(&registry.keys());
+        self.0.shares.keep(|kind, name| registry.get(kind, name).is_some());
         self.0.registry.store(Arc::new(registry));
         Ok(())
     }

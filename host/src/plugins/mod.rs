@@ -49,7 +49,7 @@ pub use types::{
     TargetState,
 };
 
-use self::{health::Health, library::Library, registry::Registry, suspension::Lanes};
+use self::{health::Health, library::Library, registry::Registry, suspension::Shares};
 use crate::{
     clock::Clock,
     domain::{connection::Kind, fault::Fault, id::OrganizationId},
@@ -83,6 +83,8 @@ struct Inner {
     /// Folders offered to plugins, by name; each connection gets one of its own inside.
     folders: BTreeMap<String, PathBuf>,
     health: Health,
+    /// Each connection's share of each plugin.
+    shares: Shares,
     clock: Clock,
     /// Where versions are kept; without it, only what was given at the start is there.
     library: Option<Library>,
@@ -96,8 +98,6 @@ pub struct Plugin {
     manifest: Manifest,
     guest: Guest,
     exports: Exports,
-    /// Its connections' shares.
-    lanes: Lanes,
 }
 
 /// The interface of its kind, looked up once.
@@ -234,7 +234,8 @@ impl Plugins {
         }
         tracing::debug!(plugins = count, milliseconds = started.elapsed().as_millis(), "plugins loaded");
         let (registry, clock) = (ArcSwap::from_pointee(registry), sandbox.clock().clone());
-        Ok(Self(Arc::new(Inner { sandbox, registry, folders, health: Health::default(), clock, library })))
+        let shares = Shares::new(clock.clone(), sandbox.bounds().clone());
+        Ok(Self(Arc::new(Inner { sandbox, registry, folders, health: Health::default(), shares, clock, library })))
     }
 
     /// What new connections can use, by kind and name.
@@ -349,6 +350,7 @@ pub fn unseal(
 /// As [`unseal`].
 pub fn bind(keys: &Secrets, connection: &store::connections::Connection) -> Result<Binding, SecretsError> {
     Ok(Binding {
+        organization_id: connection.organization_id,
         connection_id: connection.id,
         plugin: connection.plugin.clone(),
         wanted: wanted(connection),

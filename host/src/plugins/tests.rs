@@ -29,6 +29,7 @@ fn attempt() -> Attempt {
 
 fn binding(plugin: &str, config: Value, secrets: &[(&str, &str)]) -> Binding {
     Binding {
+        organization_id: uuid::Uuid::from_u128(1).into(),
         connection_id: uuid::Uuid::from_u128(7),
         plugin: plugin.into(),
         wanted: Wanted::default(),

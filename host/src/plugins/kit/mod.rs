@@ -181,6 +181,7 @@ pub async fn run(
     valid(&config)?;
 
     let binding = Binding {
+        organization_id: clock.id(),
         connection_id: clock.id(),
         plugin: manifest.name.clone(),
         wanted: Wanted::default(),
