@@ -69,8 +69,8 @@ pub(super) async fn load(
         return Err(failed(LoadError::World(why)));
     }
     let guest = sandbox.load(name, &component).await.map_err(failed)?;
-    let manifest =
-        Manifest::check(&guest.manifest).map_err(|error| InstallError::Manifest { name: name.to_owned(), error })?;
+    let manifest = Manifest::check(&guest.manifest, sandbox.bounds()).await;
+    let manifest = manifest.map_err(|error| InstallError::Manifest { name: name.to_owned(), error })?;
     let pre = guest.pre.clone();
     let exports = match found {
         Kind::IdentityProvider => IdentityProviderPre::new(pre).map(Exports::IdentityProvider),
@@ -78,7 +78,7 @@ pub(super) async fn load(
         Kind::AuditSink => AuditSinkPre::new(pre).map(Exports::AuditSink),
     };
     let exports = exports.map_err(|error| failed(LoadError::World(error.root_cause().to_string())))?;
-    Ok(Plugin { kind: found, digest, manifest, guest, exports })
+    Ok(Plugin { kind: found, digest, manifest, exports })
 }
 
 /// Of which kind a component is, by what it exports.

@@ -25,8 +25,10 @@ use tokio_util::task::AbortOnDropHandle;
 use url::Host;
 
 mod connect;
+mod resolver;
 
 pub use connect::{Connect, Network, Stream};
+pub use resolver::SystemResolver;
 
 use super::{
     address,
@@ -42,16 +44,6 @@ pub trait Resolve: Send + Sync {
     /// # Errors
     /// If there are none.
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
-}
-
-/// The machine's own resolver.
-pub struct SystemResolver;
-
-#[async_trait]
-impl Resolve for SystemResolver {
-    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
-        Ok(tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect())
-    }
 }
 
 /// Why a request did not go out, or its answer did not come in.

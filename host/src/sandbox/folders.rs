@@ -153,11 +153,12 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
             if open.contains(OpenFlags::CREATE) && !exists(state, &folder, path_flags, &path).await? && !makes(state) {
                 return Ok((Err(ErrorCode::Quota),));
             }
-            if !state.opens("a file") {
-                return Ok((Err(ErrorCode::Quota),));
+            let Some(held) = state.descriptor("a file") else { return Ok((Err(ErrorCode::Quota),)) };
+            let opened = told(state.filesystem().open_at(folder, path_flags, path, open, flags).await)?;
+            if opened.is_ok() {
+                state.opened(held);
             }
-            let opened = state.filesystem().open_at(folder, path_flags, path, open, flags).await;
-            Ok((told(opened)?,))
+            Ok((opened,))
         })
     })?;
     types.func_wrap_async(

@@ -126,7 +126,7 @@ impl Sandbox {
             clock,
             scheduler: Scheduler::new(bounds.clone()),
             shared: Shared {
-                memory: MemoryAccount::new(bounds.memory_total_bytes),
+                memory: MemoryAccount::new(bounds.memory_total_bytes, bounds.memory_per_organization_bytes),
                 descriptors: Arc::new(Semaphore::new(bounds.descriptors_total.min(Semaphore::MAX_PERMITS))),
                 folder: (bounds.folder_bytes, bounds.folder_files),
             },

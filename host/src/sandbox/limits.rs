@@ -19,6 +19,7 @@
 //! [`Bounds`] are the operator's settings; what they are called there is in `config::plugins`.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -27,8 +28,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use uuid::Uuid;
 use wasmtime::ResourceLimiter;
 
+use super::scheduler::Caller;
 use crate::clock::Clock;
 
 /// Length of an epoch. A guest is interrupted this often to see whether it may go on.
@@ -99,7 +102,7 @@ impl Limits {
             cpu: self.cpu.min(Duration::from_secs(1)),
             wall: self.wall.min(Duration::from_secs(5)),
             transfer_bytes: self.transfer_bytes.max(1 << 20),
-            resources: self.resources.min(16),
+            resources: self.resources.min(32),
             descriptors: 0,
             ..self.clone()
         }
@@ -137,10 +140,24 @@ pub struct Bounds {
     pub check: Duration,
     /// Checks of one organization's connections in a minute.
     pub checks_per_minute: u32,
-    /// Bytes of linear memory of all calls together.
+    /// Bytes of linear memory of all calls together; an eighth of it is kept for sign-in.
     pub memory_total_bytes: usize,
+    /// Bytes of linear memory of one organization's calls.
+    pub memory_per_organization_bytes: usize,
     /// Sockets and files of all calls together.
     pub descriptors_total: usize,
+    /// Bytes of address space of a process that compiles one component.
+    pub compile_memory_bytes: u64,
+    /// Processor time to compile one component, on all processors together.
+    pub compile_cpu: Duration,
+    /// Time to compile one component.
+    pub compile_wall: Duration,
+    /// Patterns of a configuration's schema, with every `$ref` followed.
+    pub schema_patterns: usize,
+    /// Bytes of these patterns, compiled.
+    pub schema_patterns_bytes: usize,
+    /// Time to compile a schema, or to apply it to one configuration.
+    pub schema_time: Duration,
     /// Bytes that one connection's folder may hold.
     pub folder_bytes: u64,
     /// Files and folders in one connection's folder.
@@ -171,7 +188,14 @@ impl Default for Bounds {
             check: Duration::from_secs(15),
             checks_per_minute: 60,
             memory_total_bytes: 2 << 30,
-            descriptors_total: 512,
+            memory_per_organization_bytes: 512 << 20,
+            descriptors_total: 1024,
+            compile_memory_bytes: 4 << 30,
+            compile_cpu: Duration::from_secs(300),
+            compile_wall: Duration::from_secs(240),
+            schema_patterns: 64,
+            schema_patterns_bytes: 2 << 20,
+            schema_time: Duration::from_secs(5),
             folder_bytes: 1 << 30,
             folder_files: 1000,
             log_lines_per_second: 50,
@@ -251,28 +275,51 @@ impl Usage {
     }
 }
 
-/// Linear memory of all calls together.
+/// Linear memory of all calls together. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct MemoryAccount(Arc<AtomicUsize>);
+pub struct MemoryAccount {
+    total: usize,
+    per_organization: usize,
+    taken: Arc<Mutex<MemoryTaken>>,
+}
+
+#[derive(Debug, Default)]
+struct MemoryTaken {
+    all: usize,
+    of: HashMap<Uuid, usize>,
+}
 
 impl MemoryAccount {
-    /// An account of this many bytes.
-    pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(AtomicUsize::new(bytes)))
+    /// An account of so many bytes, and so many for each organization.
+    pub fn new(total: usize, per_organization: usize) -> Self {
+        Self { total, per_organization, taken: Arc::default() }
     }
 
-    fn take(&self, bytes: usize) -> bool {
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()
+    fn take(&self, bytes: usize, caller: &Caller) -> bool {
+        let kept = if caller.signs_in { 0 } else { self.total / 8 };
+        let mut taken = self.taken.lock();
+        let all = taken.all.saturating_add(bytes);
+        let of =
+            caller.organization.map(|id| (id, taken.of.get(&id).copied().unwrap_or_default().saturating_add(bytes)));
+        if all > self.total - kept || of.is_some_and(|(_, of)| of > self.per_organization) {
+            return false;
+        }
+        taken.all = all;
+        taken.of.extend(of);
+        true
     }
 
-    fn give_back(&self, bytes: usize) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Bytes that are left.
-    #[cfg(test)]
-    pub fn left(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+    fn give_back(&self, bytes: usize, caller: &Caller) {
+        let mut taken = self.taken.lock();
+        taken.all = taken.all.saturating_sub(bytes);
+        if let Some(id) = caller.organization
+            && let Some(of) = taken.of.get_mut(&id)
+        {
+            *of = of.saturating_sub(bytes);
+            if *of == 0 {
+                taken.of.remove(&id);
+            }
+        }
     }
 }
 
@@ -322,6 +369,7 @@ pub struct Limiter {
     memory_left: usize,
     table_left: usize,
     account: MemoryAccount,
+    caller: Caller,
     taken: usize,
     usage: Arc<Usage>,
     /// What was refused, to explain the trap that follows.
@@ -330,15 +378,15 @@ pub struct Limiter {
 
 impl Limiter {
     /// A limiter for one store.
-    pub fn new(limits: &Limits, account: MemoryAccount, usage: Arc<Usage>) -> Self {
+    pub fn new(limits: &Limits, account: MemoryAccount, caller: Caller, usage: Arc<Usage>) -> Self {
         let (memory_left, table_left) = (limits.memory_bytes, limits.table_elements);
-        Self { memory_left, table_left, account, taken: 0, usage, exceeded: None }
+        Self { memory_left, table_left, account, caller, taken: 0, usage, exceeded: None }
     }
 }
 
 impl Drop for Limiter {
     fn drop(&mut self) {
-        self.account.give_back(self.taken);
+        self.account.give_back(self.taken, &self.caller);
     }
 }
 
@@ -348,7 +396,7 @@ impl ResourceLimiter for Limiter {
         // The slot of the pool is the other bound; growth beyond it fails after this, and must not be counted.
         let fits = maximum.is_none_or(|maximum| desired <= maximum);
         match self.memory_left.checked_sub(more) {
-            Some(_) if fits && !self.account.take(more) => {
+            Some(_) if fits && !self.account.take(more, &self.caller) => {
                 self.exceeded = Some(Exceeded::MemoryOfAll);
                 Ok(false)
             }
@@ -399,23 +447,26 @@ mod tests {
     use super::*;
 
     fn limiter(limits: &Limits) -> Limiter {
-        Limiter::new(limits, MemoryAccount::new(usize::MAX), Arc::default())
+        Limiter::new(limits, MemoryAccount::new(usize::MAX, usize::MAX), Caller::default(), Arc::default())
     }
 
     #[test]
     fn memory_is_shared_by_all_calls_and_comes_back_with_them() {
-        let account = MemoryAccount::new(100);
-        let call = || Limiter::new(&Limits::default(), account.clone(), Arc::default());
-        let (mut first, mut second) = (call(), call());
-        assert!(first.memory_growing(0, 60, None).unwrap());
-        assert!(!second.memory_growing(0, 60, None).unwrap());
-        assert_eq!((second.exceeded, account.left()), (Some(Exceeded::MemoryOfAll), 40));
-        assert!(second.memory_growing(0, 40, None).unwrap());
-        drop(first);
-        assert_eq!(account.left(), 60);
-        assert!(second.memory_growing(40, 100, None).unwrap());
-        drop(second);
-        assert_eq!(account.left(), 100);
+        let account = MemoryAccount::new(80, 50);
+        let call = |organization: u128, signs_in| {
+            let organization = Some(Uuid::from_u128(organization));
+            let caller = Caller { organization, signs_in, ..Caller::default() };
+            Limiter::new(&Limits::default(), account.clone(), caller, Arc::default())
+        };
+        let mut calls = [call(1, false), call(1, false), call(2, false), call(3, true)];
+        let mut grow = |call: usize, bytes| calls[call].memory_growing(0, bytes, None).unwrap();
+        assert!(grow(0, 40) && !grow(1, 20), "one organization leaves some to others");
+        assert!(!grow(2, 40) && grow(2, 30), "and all of them together some to sign-in");
+        assert!(grow(3, 10));
+        assert_eq!((calls[1].exceeded, account.taken.lock().all), (Some(Exceeded::MemoryOfAll), 80));
+        drop(calls);
+        let taken = account.taken.lock();
+        assert!(taken.all == 0 && taken.of.is_empty());
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod aside;
 pub mod bindings;
 pub mod body;
 pub mod cache;
+pub mod compiler;
 pub mod context;
 mod descriptors;
 pub mod egress;

@@ -224,7 +224,7 @@ impl Scheduler {
             state.ordinary = state.ordinary.saturating_add(u32::from(!caller.signs_in));
             state.running_of.add(&caller);
             // Where nobody listens any more, its ticket gives the place back.
-            drop(start.send(()));
+            let _ = start.send(());
         }
     }
 

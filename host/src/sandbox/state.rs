@@ -120,7 +120,12 @@ impl State {
             table,
             http,
             hooks: Hooks::new(context.clone(), descriptors.clone()),
-            limiter: Limiter::new(&context.limits, shared.memory.clone(), context.usage.clone()),
+            limiter: Limiter::new(
+                &context.limits,
+                shared.memory.clone(),
+                context.caller.clone(),
+                context.usage.clone(),
+            ),
             tcp,
             descriptors,
             held: Vec::new(),
@@ -159,15 +164,19 @@ impl State {
         &self.context
     }
 
-    /// Takes a descriptor for what the guest opens; false, and the refusal told, where it may open no more.
-    pub(super) fn opens(&mut self, what: &str) -> bool {
-        let Some(held) = self.descriptors.take() else {
+    /// Takes a descriptor for what the guest is about to open; nothing, and the refusal told, where it may open no more.
+    pub(super) fn descriptor(&self, what: &str) -> Option<Held> {
+        let held = self.descriptors.take();
+        if held.is_none() {
             let most = self.context.limits.descriptors;
             self.context.deny(&format!("{what}: a call may open {most} sockets and files, and all calls some more"));
-            return false;
-        };
+        }
+        held
+    }
+
+    /// It was opened: the descriptor is held until the call ends.
+    pub(super) fn opened(&mut self, held: Held) {
         self.held.push(held);
-        true
     }
 }
 
@@ -313,11 +322,14 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
         "create-tcp-socket",
         |mut store: StoreContextMut<'_, State>, (family,): (network::IpAddressFamily,)| {
             let state = store.data_mut();
-            if !state.opens("a socket") {
+            let Some(held) = state.descriptor("a socket") else {
                 return Ok((Err(network::ErrorCode::NewSocketLimit),));
-            }
+            };
             Ok((match tcp_create_socket::Host::create_tcp_socket(&mut state.sockets(), family) {
-                Ok(socket) => Ok(socket),
+                Ok(socket) => {
+                    state.opened(held);
+                    Ok(socket)
+                }
                 Err(error) => Err(error.downcast()?),
             },))
         },

@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test]
 async fn a_thousand_requests_are_cut_off() {
     let yard = Yard::new();
-    let limits = Limits { http_requests: 20, refusals: 1000, ..Limits::default() };
+    let limits = Limits { http_requests: 20, refusals: 1000, cpu: Duration::from_secs(30), ..Limits::default() };
     let told = yard.main(&yard.guest(&rust("requests")), limits).await;
     assert_eq!(told.printed, "20 of 1000\n", "{told:?}");
     assert_eq!(yard.far.connections.lock().len(), 20);

@@ -121,7 +121,7 @@ impl Connect for FarSide {
                 let head: &[u8] = if answer == "halts" { b"HTTP/1.1 200 OK\r\n\r\nbegun" } else { b"" };
                 far.write_all(head).await.ok();
                 // Until the other side has enough of it.
-                far.read(&mut buffer).await.ok();
+                tokio::io::copy(&mut far, &mut tokio::io::sink()).await.ok();
                 return;
             }
             let answer = match answer.strip_prefix("302 ") {
@@ -260,16 +260,26 @@ impl Yard {
     /// Runs `main` of a guest in Rust, which may send requests to every host, is given the folder, and has two secrets for
     /// `http://api.example`.
     pub(super) async fn main(&self, guest: &Guest, limits: Limits) -> Told {
+        let http = Capability::Http(Template::http("http://*:*").unwrap());
+        self.main_granted(guest, limits, &[http, Capability::Directory("audit".into())]).await
+    }
+
+    /// The same with nothing but HTTP.
+    pub(super) async fn main_asking(&self, guest: &Guest, limits: Limits) -> Told {
+        self.main_granted(guest, limits, &[Capability::Http(Template::http("http://*:*").unwrap())]).await
+    }
+
+    /// The same with nothing but TCP.
+    pub(super) async fn main_connecting(&self, guest: &Guest, limits: Limits) -> Told {
+        self.main_granted(guest, limits, &[Capability::Tcp(Template::tcp("api.example:601").unwrap())]).await
+    }
+
+    async fn main_granted(&self, guest: &Guest, limits: Limits, capabilities: &[Capability]) -> Told {
         let api = || vec![Template::http("http://api.example").unwrap()];
         let slot = |name: &str| SecretSlot { name: name.into(), description: String::new(), hosts: api() };
-        let capabilities = [
-            Capability::Http(Template::http("http://*:*").unwrap()),
-            Capability::Tcp(Template::tcp("api.example:601").unwrap()),
-            Capability::Directory("audit".into()),
-        ];
         let folders = BTreeMap::from([("audit".to_owned(), self.folder.path().join("own"))]);
         let slots = [slot("token"), slot("broken")];
-        let grants = Grants::resolve(&capabilities, &slots, &json!({}), &folders).unwrap();
+        let grants = Grants::resolve(capabilities, &slots, &json!({}), &folders).unwrap();
         let secrets = [("token", "s3cr3t-tok/en+1"), ("broken", "one\r\nevil: 1")];
         let context = Arc::new(self.granted(limits, grants, &secrets));
         let pre = guest.pre.clone();

@@ -1,10 +1,6 @@
-//! Opens files and sockets and closes none.
-
-use wasip2::sockets::{network::IpAddressFamily, tcp_create_socket::create_tcp_socket};
+//! Opens files and closes none.
 
 fn main() {
     let files: Vec<_> = (0..100).map_while(|n| std::fs::File::create(format!("/audit/{n}")).ok()).collect();
     println!("files: {}", files.len());
-    let sockets: Vec<_> = (0..100).map_while(|_| create_tcp_socket(IpAddressFamily::Ipv4).ok()).collect();
-    println!("sockets: {}", sockets.len());
 }

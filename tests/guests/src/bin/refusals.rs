@@ -2,6 +2,6 @@
 
 fn main() {
     loop {
-        let _ = guests::Get { path: "/{{secret:token}}", ..guests::get("api.example") }.send();
+        let _ = guests::Get { path: "/?key={{secret:token}}", ..guests::get("api.example") }.send();
     }
 }
