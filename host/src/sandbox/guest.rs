@@ -268,7 +268,8 @@ impl Sandbox {
 fn explain(error: &wasmtime::Error, state: &State, context: &Context) -> Fault {
     let limits = &context.limits;
     match (state.limiter.exceeded, error.downcast_ref::<Trap>()) {
-        (Some(Exceeded::Refusals), _) => {
+        // Whatever it met next: it was to end by this.
+        _ if context.refused_too_often() => {
             let last = context.denials().pop().unwrap_or_default();
             Fault::Limit(format!("it was refused something more than {} times, e.g. {last}", limits.refusals))
         }

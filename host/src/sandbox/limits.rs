@@ -103,6 +103,8 @@ impl Limits {
             wall: self.wall.min(Duration::from_secs(5)),
             transfer_bytes: self.transfer_bytes.max(1 << 20),
             resources: self.resources.min(32),
+            http_requests: 0,
+            refusals: self.refusals.min(32),
             descriptors: 0,
             ..self.clone()
         }
@@ -360,8 +362,6 @@ pub enum Exceeded {
     Tables,
     /// Processor time.
     Cpu,
-    /// Refusals.
-    Refusals,
 }
 
 /// Sums what one store holds.

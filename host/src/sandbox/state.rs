@@ -111,7 +111,10 @@ impl State {
             });
         }
         let mut table = ResourceTable::new();
-        table.set_max_capacity(context.limits.resources);
+        // wasmtime-wasi-http leaves the options of each request that was sent in the table.
+        let sent = context.limits.http_requests.saturating_add(context.limits.refusals.into());
+        let sent = usize::try_from(sent).unwrap_or(usize::MAX);
+        table.set_max_capacity(context.limits.resources.saturating_add(sent));
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(context.limits.header_bytes);
         let descriptors = Descriptors::new(context.limits.descriptors, shared.descriptors.clone());
@@ -146,7 +149,6 @@ impl State {
                 return Ok(UpdateDeadline::Interrupt);
             }
             if state.context.refused_too_often() {
-                state.limiter.exceeded = Some(Exceeded::Refusals);
                 return Ok(UpdateDeadline::Interrupt);
             }
             // The epoch has passed while it waited, too: that is no reason to make it wait again.

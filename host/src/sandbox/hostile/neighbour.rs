@@ -19,8 +19,9 @@ use crate::sandbox::limits::{Bounds, Limits};
 
 const ROUNDS: usize = 6;
 const CALLS: usize = 25;
-/// What a measurement on a machine with other work may be off by. A guest that held a thread would cost 10 ms and more.
-const SLACK: Duration = Duration::from_millis(1);
+/// What a measurement on a machine with other work may be off by. A guest that held a thread would cost 10 ms and more,
+/// for each of the dozen times that a call which asks waits for another thread.
+const SLACK: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(5)];
 
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
@@ -84,13 +85,13 @@ async fn measure(name: &str, wasm: &[u8], limits: Limits, answer: &'static str) 
         calls(&mut beside).await;
         drop(running);
     }
-    for ((what, alone), beside) in GOOD.into_iter().zip(alone).zip(beside) {
+    for (((what, slack), alone), beside) in GOOD.into_iter().zip(SLACK).zip(alone).zip(beside) {
         let (alone, beside) = (median(alone), median(beside));
         let ratio = beside.as_secs_f64() / alone.as_secs_f64();
         println!(
             "beside {name:<24} a good plugin that {what:<8} takes {beside:>9.1?}, alone {alone:>9.1?}: {ratio:.2}x"
         );
-        assert!(beside <= alone * 2 + SLACK, "beside {name} a call that {what} takes {beside:?}, alone {alone:?}");
+        assert!(beside <= alone * 2 + slack, "beside {name} a call that {what} takes {beside:?}, alone {alone:?}");
     }
     // What its last call held goes with it, within a tick.
     let mut grown = usize::MAX;
