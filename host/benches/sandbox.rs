@@ -137,7 +137,9 @@ async fn load(folder: &std::path::Path) -> Plugins {
 
 fn binding(connection: u128) -> Binding {
     let (connection_id, plugin) = (uuid::Uuid::from_u128(connection), "oidc".into());
-    Binding { connection_id, plugin, wanted: Wanted::default(), config: config(), secrets: BTreeMap::new() }
+    let organization_id = connection_id.into();
+    let (wanted, config, secrets) = (Wanted::default(), config(), BTreeMap::new());
+    Binding { organization_id, connection_id, plugin, wanted, config, secrets }
 }
 
 async fn call(plugins: &Plugins, binding: &Binding) {

@@ -18,6 +18,7 @@ use url::Url;
 pub use self::layers::ConfigError;
 use self::layers::{Layers, fault, read_file};
 use crate::{
+    domain::id::OrganizationId,
     plugins::signature::PublicKey,
     sandbox::{limits::Bounds, pattern::Pattern},
 };
@@ -75,7 +76,14 @@ const SETTINGS: &[Setting] = &[
         name: "master_key_also",
         help: "further master keys that still open what is stored, comma-separated, for `kaizen admin rotate-key` (none)",
     },
-    Setting { name: "audit_dir", help: "folder offered to plugins as `audit` (DATA_DIR/audit)" },
+    Setting {
+        name: "audit_dir",
+        help: "folder offered to plugins as `audit`, in which each connection has its own, e.g. of the audit sink `file` (none: not offered)",
+    },
+    Setting {
+        name: "audit_dir_organizations",
+        help: "organizations whose connections may use that folder, comma-separated ids (all)",
+    },
     Setting { name: "plugins_dir", help: "folder of plugins (*.wasm, with *.wasm.sig) installed at each start (none)" },
     Setting {
         name: "plugins_trusted_keys",
@@ -115,8 +123,10 @@ pub struct Config {
     pub master_key: Option<secrecy::SecretString>,
     /// Further keys that open what is stored.
     pub master_key_also: Vec<secrecy::SecretString>,
-    /// The folder offered to plugins as `audit`.
-    pub audit_dir: PathBuf,
+    /// The folder offered to plugins as `audit`, if there is one.
+    pub audit_dir: Option<PathBuf>,
+    /// Whose connections may use that folder; empty: everybody's.
+    pub audit_dir_organizations: BTreeSet<OrganizationId>,
     /// Components to install at the start.
     pub plugins_dir: Option<PathBuf>,
     /// Whose plugins may be installed; empty: anybody's.
@@ -129,6 +139,8 @@ pub struct Config {
     pub log: String,
     /// Lines of JSON in place of text; by the terminal if absent.
     pub log_json: Option<bool>,
+    /// This program, where it can be started again to compile plugins; no setting.
+    pub executable: Option<PathBuf>,
     /// The settings that were given by someone, by name.
     given: BTreeSet<&'static str>,
 }
@@ -225,11 +237,13 @@ impl Config {
         };
         let master_key = layers.parse("master_key", None, |text| key(text).map(Some))?;
         let master_key_also = layers.parse("master_key_also", Vec::new(), |text| list(text).map(key).collect())?;
-        let audit_dir = layers.parse("audit_dir", data_dir.join("audit"), |text| Ok(PathBuf::from(text)))?;
-        let plugins_dir = layers.parse("plugins_dir", None, |text| match text {
-            "" => Ok(None),
-            text => Ok(Some(PathBuf::from(text))),
+        let folder = |text: &str| Ok(Some(PathBuf::from(text)).filter(|_| !text.is_empty()));
+        let audit_dir = layers.parse("audit_dir", None, folder)?;
+        let audit_dir_organizations = layers.parse("audit_dir_organizations", BTreeSet::new(), |text| {
+            let id = |item: &str| item.parse::<uuid::Uuid>().map(OrganizationId::from);
+            list(text).map(|item| id(item).map_err(|_| format!("`{item}` is not the id of an organization"))).collect()
         })?;
+        let plugins_dir = layers.parse("plugins_dir", None, folder)?;
         let plugins_trusted_keys = layers.parse("plugins_trusted_keys", Vec::new(), |text| {
             list(text).map(|item| item.parse::<PublicKey>().map_err(|error| error.to_string())).collect()
         })?;
@@ -258,12 +272,14 @@ impl Config {
             master_key,
             master_key_also,
             audit_dir,
+            audit_dir_organizations,
             plugins_dir,
             plugins_trusted_keys,
             limits,
             plugin_bounds,
             log,
             log_json,
+            executable: None,
             given: layers.given(),
         })
     }

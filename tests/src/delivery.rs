@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use crate::harness::{Backend, Reply, Seen, Stub, Tenant, World, eventually, id, within};
+use crate::harness::{Backend, Reply, Seen, Setup, Stub, Tenant, World, eventually, id, within};
 
 on_both!(
     events_reach_a_webhook_in_order_and_signed,
@@ -182,6 +182,20 @@ async fn events_reach_a_file(backend: Backend) {
     let numbers = sequences(&lines);
     assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
     assert_eq!(lines.last().expect("one")["hash"], trail.last().expect("one")["hash"]);
+    // What it wrote goes with the connection; a call that is under way may put it there once more.
+    tenant.owner.delete(&format!("/api/v1/audit-sinks/{sink}")).await.ok(204);
+    assert!(!file.exists(), "{}", file.display());
+}
+
+#[tokio::test]
+async fn a_folder_is_offered_where_the_operator_names_it() {
+    let world = World::with(Setup::new(Backend::Sqlite).await.without("KAIZEN_AUDIT_DIR")).await;
+    let tenant = world.tenant("acme").await;
+    let body = json!({ "name": "archive", "plugin": "file", "config": { "name": "acme" } });
+    let sink = id(&tenant.owner.create("/api/v1/audit-sinks", body).await);
+    let refused = tenant.owner.post(&format!("/api/v1/audit-sinks/{sink}/check"), json!({})).await;
+    assert!(refused.status == 422 && refused.text.contains("not offered by this server's operator"), "{refused:?}");
+    assert!(!world.setup.data_dir().join("audit").exists());
 }
 
 async fn a_sink_is_checked(backend: Backend) {

@@ -47,7 +47,7 @@ async fn a_plugin_is_held_to_its_limits_and_counted() {
         assert!(calls.contains(label), "{calls}");
     }
     of("kaizen_plugin_call_seconds_count");
-    of("kaizen_plugin_cpu_ticks_total");
+    of("kaizen_plugin_cpu_seconds_count");
     let peak = of("kaizen_plugin_memory_peak_bytes_sum");
     let peak: f64 = peak.rsplit_once(' ').expect("a value").1.parse().expect("a number");
     assert!(peak > 65_536.0, "{peak}");
@@ -82,4 +82,39 @@ async fn a_connection_that_keeps_failing_is_suspended_and_tried_again() {
     })
     .await;
     tenant.owner.post(&check, json!({})).await.ok(200);
+}
+
+#[tokio::test]
+async fn one_organization_does_not_check_all_the_time() {
+    let setup = Setup::new(Backend::Sqlite).await.with("KAIZEN_PLUGIN_CHECKS_PER_MINUTE", "2");
+    let world = World::with(setup).await;
+    let tenant = world.tenant("acme").await;
+    let far = Stub::start(|_| Reply::Json(200, json!({ "status": "healthy" }))).await;
+    let gateway = json!({
+        "name": "west", "plugin": "nexus", "config": { "api_url": far.url }, "secrets": { "api-key": "k-k-k-k" },
+        "environment": "staging",
+    });
+    let gateway = id(&tenant.owner.create("/api/v1/gateways", gateway).await);
+    let mut refused = Vec::new();
+    // A minute may end in between, once.
+    for _ in 0..5 {
+        let answer = tenant.owner.post(&format!("/api/v1/gateways/{gateway}/check"), json!({})).await;
+        if answer.status != 200 {
+            refused.push(answer);
+        }
+    }
+    let first = refused.first().expect("two a minute");
+    assert!(first.status == 502 && first.text.contains("checked too often"), "{first:?}");
+}
+
+#[tokio::test]
+async fn a_plugin_is_compiled_in_a_process_that_bounds_itself() {
+    let setup = Setup::new(Backend::Sqlite).await;
+    let compile = async |memory: &str, component: &str| {
+        setup.run(&["plugin", "compile", "--memory-bytes", memory, "--cpu-seconds", "60"], component).await
+    };
+    let refused = compile("4294967296", "no component").await.refusal();
+    assert_eq!(refused.lines().count(), 1, "{refused}");
+    // Not even the program itself fits.
+    assert!(!compile("1048576", "\0asm\u{d}\0\u{1}\0").await.status.success());
 }

@@ -135,7 +135,7 @@ struct TriedOut {
 async fn try_out(app: &App, connection: &Connection, secrets: &BTreeMap<String, SecretString>) -> Result<TriedOut> {
     let (kind, config) = (connection.kind, &connection.config.0);
     let wanted = plugins::wanted(connection);
-    let validated = app.plugins.validate_as(kind, &connection.plugin, &wanted, config, secrets);
+    let validated = app.plugins.validate_as(kind, &connection.plugin, &wanted, config, secrets).await;
     let version = validated.map_err(Problem::invalid)?;
     let issuer = match kind {
         Kind::IdentityProvider => issuer(app, connection, secrets).await?,
@@ -151,6 +151,7 @@ async fn issuer(
     secrets: &BTreeMap<String, SecretString>,
 ) -> Result<Option<String>> {
     let binding = plugins::Binding {
+        organization_id: connection.organization_id,
         connection_id: connection.id,
         plugin: connection.plugin.clone(),
         wanted: plugins::wanted(connection),
@@ -337,6 +338,7 @@ async fn remove(app: App, caller: Principal, (kind, id): (Kind, Uuid), if_match:
     }
     connections::delete(&mut tx, &connection).await?;
     change(&app, tx, &caller, action, target(&connection), json!({ "before": Shown::of(&connection) })).await?;
+    app.plugins.forget(connection.id).await;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -76,8 +76,16 @@ impl Settings {
             ("log", &self.log),
         ];
         let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
-        Config::load(file, std::env::vars(), flags)
+        let mut config = Config::load(file, std::env::vars(), flags)?;
+        config.executable = executable();
+        Ok(config)
     }
+}
+
+/// This program, also where its file was replaced meanwhile.
+fn executable() -> Option<PathBuf> {
+    let running = Path::new("/proc/self/exe");
+    if running.exists() { Some(running.to_owned()) } else { std::env::current_exe().ok() }
 }
 
 /// What to do.

@@ -155,7 +155,7 @@ limits! {
         plugin_instances: u32 = 20, 1..=100, "core instances of one plugin's component";
         plugin_stack_kib: usize = 1024, 64..=16_384, "stack of one call, KiB";
         plugin_cpu_ms: u64 = 5000, 10..=600_000, "processor time of one call, milliseconds";
-        plugin_call_seconds: u64 = 30, 1..=600, "time of one call, waiting for servers elsewhere included, seconds";
+        plugin_call_seconds: u64 = 25, 1..=600, "time of one call, waiting for servers elsewhere included, seconds";
         plugin_deploy_seconds: u64 = 120, 1..=3600, "the same for a deployment, which may take longer, seconds";
         plugin_http_requests: u64 = 64, 0..=100_000, "HTTP requests of one call";
         plugin_http_seconds: u64 = 20, 1..=600, "time of one request with its whole answer, seconds";
@@ -165,7 +165,29 @@ limits! {
         plugin_log_lines_per_second: u32 = 50, 0..=10_000, "log lines of one connection in a second";
         plugin_calls: u32 = 64, 1..=1000, "calls at once of all plugins together";
         plugin_calls_per_plugin: u32 = 32, 1..=1000, "calls at once of one plugin";
+        plugin_calls_per_organization: u32 = 16, 1..=1000, "calls at once of one organization";
         plugin_calls_per_connection: u32 = 8, 1..=1000, "calls at once of one connection";
+        plugin_calls_for_sign_in: u32 = 8, 0..=1000, "of all calls at once, the places that only sign-in may take";
+        plugin_waiting: u32 = 1024, 0..=100_000, "calls of all plugins together that may wait for a place";
+        plugin_waiting_per_organization: u32 = 128, 0..=100_000, "calls of one organization that may wait for a place";
+        plugin_queue_seconds: u64 = 10, 1..=600, "how long a call waits for its place, seconds";
+        plugin_check_seconds: u64 = 15, 1..=600, "time of one check of a connection; with the wait for its place below what a request may take, seconds";
+        plugin_checks_per_minute: u32 = 60, 1..=100_000, "checks of one organization's connections in a minute";
+        plugin_memory_total_mib: usize = 2048, 2..=1_048_576, "memory of all plugin calls together, of which an eighth is kept for sign-in, MiB";
+        plugin_memory_per_organization_mib: usize = 512, 2..=1_048_576, "memory of one organization's plugin calls, MiB";
+        plugin_resources: usize = 128, 16..=10_000, "streams, requests, files and the like that one call holds at once; each may hold 128 KiB on the host";
+        plugin_header_kib: usize = 32, 4..=1024, "one set of HTTP headers of a call, as it lies in memory, KiB";
+        plugin_descriptors: usize = 16, 1..=1000, "sockets and files that one call may open, and its requests under way at once";
+        plugin_descriptors_total: usize = 1024, 1..=1_000_000, "sockets and files of all plugin calls together";
+        plugin_refusals: u32 = 100, 1..=100_000, "refusals after which a call is stopped";
+        plugin_compile_memory_mib: u64 = 4096, 512..=1_048_576, "address space of the process that compiles one plugin, MiB";
+        plugin_compile_cpu_seconds: u64 = 300, 1..=36_000, "processor time to compile one plugin, seconds";
+        plugin_compile_seconds: u64 = 240, 1..=36_000, "time to compile one plugin, seconds";
+        plugin_schema_patterns: usize = 64, 1..=10_000, "patterns of a plugin's configuration schema, with every `$ref` followed";
+        plugin_schema_patterns_kib: usize = 2048, 64..=1_048_576, "these patterns compiled, KiB";
+        plugin_schema_ms: u64 = 5000, 100..=60_000, "time to compile such a schema, or to apply it to one configuration, milliseconds";
+        plugin_folder_mib: u64 = 1024, 1..=1_048_576, "what one connection's folder may hold, MiB";
+        plugin_folder_files: u64 = 1000, 1..=100_000, "files and folders in one connection's folder";
         plugin_trip_failures: u32 = 5, 1..=1000, "failures in a row that suspend a connection's calls";
         plugin_trip_seconds: u64 = 10, 1..=300, "how long they are suspended at first; each time in a row twice as long, up to 300, seconds";
     }

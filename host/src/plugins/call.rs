@@ -19,6 +19,7 @@ use crate::{
         context::Context,
         grants::Grants,
         limits::{Limits, Usage},
+        scheduler::Caller,
         secret::{self, Vault},
         state::State,
     },
@@ -131,7 +132,8 @@ impl Plugins {
         let plugin = self.running(call.kind, &call.binding.plugin, &call.binding.wanted).await?;
         let (kind, export, connection) = (call.kind.as_str(), call.export, call.binding.connection_id);
         let labels = |outcome| counter!("kaizen_plugin_calls_total", "kind" => kind, "plugin" => plugin.manifest.name.clone(), "export" => export, "outcome" => outcome);
-        let pass = match plugin.lanes.admit(connection, call.forced) {
+        let lanes = self.0.shares.of(call.kind, &call.binding.plugin);
+        let pass = match lanes.admit(connection, call.forced) {
             Ok(pass) => pass,
             Err(suspended) => {
                 labels("suspended").increment(1);
@@ -141,7 +143,7 @@ impl Plugins {
                     suspended.failures,
                     suspended.reason
                 );
-                return Err(PluginError::Postponed { message, after: plugin.lanes.wait(suspended.until) });
+                return Err(PluginError::Postponed { message, after: lanes.wait(suspended.until) });
             }
         };
         let started = Instant::now();
@@ -159,8 +161,8 @@ impl Plugins {
             .record(started.elapsed().as_secs_f64());
         histogram!("kaizen_plugin_memory_peak_bytes", "kind" => kind, "plugin" => name(), "export" => export)
             .record(usage.memory() as f64);
-        counter!("kaizen_plugin_cpu_ticks_total", "kind" => kind, "plugin" => name(), "export" => export)
-            .increment(usage.ticks());
+        histogram!("kaizen_plugin_cpu_seconds", "kind" => kind, "plugin" => name(), "export" => export)
+            .record(usage.cpu().as_secs_f64());
         ended.result
     }
 
@@ -200,22 +202,32 @@ impl Plugins {
         };
         let sandbox = &self.0.sandbox;
         let bounds = sandbox.bounds();
-        let limits =
-            Limits { wall: if call.deploys { bounds.deploy } else { bounds.call.wall }, ..bounds.call.clone() };
+        let wall = match (call.deploys, call.forced) {
+            (true, _) => bounds.deploy,
+            // Somebody waits for it, and is to hear that it took too long before the request itself does.
+            (_, true) => bounds.check.min(bounds.call.wall),
+            _ => bounds.call.wall,
+        };
+        let limits = Limits { wall, ..bounds.call.clone() };
         let connection = binding.connection_id.to_string();
         let mut context = sandbox.context(&manifest.name, connection, grants, vault, limits, lane.lines.clone());
-        context.turns = Some(lane.turns.clone());
+        context.caller = Caller {
+            plugin: format!("{}/{}", call.kind.as_str(), manifest.name),
+            connection: Some(binding.connection_id),
+            organization: Some(binding.organization_id.into()),
+            signs_in: call.kind == Kind::IdentityProvider && !call.forced,
+        };
         context.usage = usage;
         context.progress = call.progress;
         context.placeholders_in_arguments = call.placeholders;
         let context = Arc::new(context);
         let exports = plugin.exports.clone();
-        let called = sandbox.call(&plugin.guest, context.clone(), move |store| body(exports, argument, store)).await;
+        let called = sandbox.call(context.clone(), move |store| body(exports, argument, store)).await;
         match called {
             Ok(Ok(result)) => Ok(result).into(),
             Ok(Err(error)) => Err(explained(&context, error)).into(),
-            Err(Fault::Busy) => {
-                let result = Err(PluginError::Postponed { message: Fault::Busy.to_string(), after: BUSY });
+            Err(fault @ (Fault::Busy | Fault::MemoryInUse)) => {
+                let result = Err(PluginError::Postponed { message: fault.to_string(), after: BUSY });
                 Ended { result, outcome: "busy", verdict: None }
             }
             Err(Fault::Unreachable(message)) => Err(PluginError::Unavailable { message, retry_after: None }).into(),

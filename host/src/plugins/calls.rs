@@ -1,5 +1,7 @@
 //! The typed calls: each export of each kind, in the host's own terms.
 
+use std::time::Duration;
+
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
@@ -47,6 +49,16 @@ impl Plugins {
     /// # Errors
     /// Why it does not.
     pub async fn check(&self, kind: Kind, binding: &Binding, attempt: &Attempt) -> Result<String, PluginError> {
+        let postponed = |message: &str, after| PluginError::Postponed { message: message.to_owned(), after };
+        self.0.shares.count_check(binding.organization_id).map_err(|wait| {
+            postponed("this organization's connections were checked too often in this minute: check again later", wait)
+        })?;
+        // The plugin may be unknown; only those that are there have shares.
+        self.running(kind, &binding.plugin, &binding.wanted).await?;
+        let lanes = self.0.shares.of(kind, &binding.plugin);
+        let _checking = lanes.check(binding.connection_id).ok_or_else(|| {
+            postponed("this connection is being checked already: wait for that check to end", Duration::from_secs(1))
+        })?;
         let before = self.suspension(kind, binding);
         let call = |export| Call::new(kind, binding, attempt, export).forced();
         let checked = match kind {
@@ -79,8 +91,8 @@ impl Plugins {
 
     /// Why a connection's calls are suspended on this host, where they are.
     pub fn suspension(&self, kind: Kind, binding: &Binding) -> Option<Suspended> {
-        let plugin = self.0.registry.load().find(kind, &binding.plugin, &binding.wanted).ok()?;
-        plugin.lanes.suspension(binding.connection_id)
+        self.0.registry.load().find(kind, &binding.plugin, &binding.wanted).ok()?;
+        self.0.shares.of(kind, &binding.plugin).suspension(binding.connection_id)
     }
 
     /// Which protocol to run to sign somebody in.

@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use wasmtime::component::Component;
 
-use super::{Exports, InstallError, Manifest, Plugin, suspension::Lanes};
+use super::{Exports, InstallError, Manifest, Plugin};
 use crate::{
     domain::{connection::Kind, plugin},
     sandbox::{
@@ -69,8 +69,8 @@ pub(super) async fn load(
         return Err(failed(LoadError::World(why)));
     }
     let guest = sandbox.load(name, &component).await.map_err(failed)?;
-    let manifest =
-        Manifest::check(&guest.manifest).map_err(|error| InstallError::Manifest { name: name.to_owned(), error })?;
+    let manifest = Manifest::check(&guest.manifest, sandbox.bounds()).await;
+    let manifest = manifest.map_err(|error| InstallError::Manifest { name: name.to_owned(), error })?;
     let pre = guest.pre.clone();
     let exports = match found {
         Kind::IdentityProvider => IdentityProviderPre::new(pre).map(Exports::IdentityProvider),
@@ -78,8 +78,7 @@ pub(super) async fn load(
         Kind::AuditSink => AuditSinkPre::new(pre).map(Exports::AuditSink),
     };
     let exports = exports.map_err(|error| failed(LoadError::World(error.root_cause().to_string())))?;
-    let lanes = Lanes::new(sandbox.clock().clone(), sandbox.bounds().clone());
-    Ok(Plugin { kind: found, digest, manifest, guest, exports, lanes })
+    Ok(Plugin { kind: found, digest, manifest, exports })
 }
 
 /// Of which kind a component is, by what it exports.

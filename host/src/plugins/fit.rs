@@ -93,7 +93,7 @@ pub(super) async fn misfits(
             let runs = if plugin_line.is_some() { &of_line } else { &plugin.active_version };
             // What runs nothing now cannot become worse.
             let Some(runs) = runs.as_ref().filter(|runs| **runs != version.version) else { continue };
-            let mut faults = ready.manifest.misfits(plugin.kind, &config.0, &secret_names.0);
+            let mut faults = ready.manifest.misfits(plugin.kind, &config.0, &secret_names.0).await;
             faults.truncate(FAULTS);
             if !faults.is_empty() {
                 connections.push(Misfit { id, organization_id, runs: runs.clone(), faults });

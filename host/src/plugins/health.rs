@@ -145,8 +145,8 @@ impl Plugins {
         let mut reports = self.0.health.of(kind, name, |error| visible(error.connection_id));
         let registry = self.0.registry.load();
         for report in &mut reports {
-            if let Some(plugin) = registry.version(kind, name, &report.version) {
-                report.standing = plugin.lanes.standing(&visible);
+            if registry.version(kind, name, &report.version).is_some() {
+                report.standing = self.0.shares.of(kind, name).standing(&visible);
             }
         }
         reports

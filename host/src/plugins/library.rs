@@ -28,7 +28,7 @@ use crate::{
     clock::Clock,
     config::Config,
     domain::{connection::Kind, fault::Fault, plugin},
-    sandbox::{Sandbox, cache::Cache, egress},
+    sandbox::{Sandbox, cache::Cache, compiler::Compiler, egress},
     secrets::Secrets,
     store::{Store, plugins as rows},
 };
@@ -73,7 +73,11 @@ impl Plugins {
     pub async fn load(from: Ingredients<'_>) -> Result<Self, InstallError> {
         let config = from.config;
         let cache = Cache::new(config.data_dir.join("compiled"), &from.secrets.derive("kaizen.compiled-plugins.v1"));
-        let folders = BTreeMap::from([("audit".to_owned(), config.audit_dir.clone())]);
+        let cache = match &config.executable {
+            Some(executable) => cache.compiled_by(Compiler::apart(executable.clone(), &config.plugin_bounds)),
+            None => cache,
+        };
+        let folders = config.audit_dir.iter().map(|folder| ("audit".to_owned(), folder.clone())).collect();
         let library = Library {
             store: from.store.clone(),
             bus: from.bus.clone(),
@@ -84,7 +88,13 @@ impl Plugins {
         };
         let sandbox = Sandbox::within(config.plugin_bounds.clone(), cache, from.egress, from.clock.clone())
             .map_err(InstallError::Engine)?;
-        let plugins = Self::assemble(sandbox, bundled().collect(), folders, Some(library)).await?;
+        let plugins = Self::assemble(
+            sandbox,
+            bundled().collect(),
+            (folders, config.audit_dir_organizations.clone()),
+            Some(library),
+        )
+        .await?;
         plugins.take_in_bundled().await?;
         if let Some(folder) = &config.plugins_dir {
             plugins.take_in_folder(folder).await?;
@@ -197,6 +207,7 @@ impl Plugins {
             registry.put(plugin.kind, &plugin.name, installed);
         }
         self.0.health.keep(&registry.keys());
+        self.0.shares.keep(|kind, name| registry.get(kind, name).is_some());
         self.0.registry.store(Arc::new(registry));
         Ok(())
     }

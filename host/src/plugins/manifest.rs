@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::schema;
+use super::schema::{Cost, Mistake, Schema};
 use crate::{
     domain::{connection::Kind, fault::Fault},
     sandbox::{
         grants::{Capability, Grants, SecretSlot, Template},
         guest,
+        limits::Bounds,
     },
 };
 
@@ -30,12 +31,11 @@ pub struct Manifest {
     /// For people.
     pub description: String,
     /// JSON Schema of the configuration, draft 2020-12.
-    pub schema: Value,
+    schema: Schema,
     /// The secrets a connection supplies.
     pub slots: Vec<SecretSlot>,
     /// What it asks for.
     pub capabilities: Vec<Capability>,
-    validator: jsonschema::Validator,
 }
 
 /// A secret that no connection supplies: the access token of the sign-in under way.
@@ -45,8 +45,12 @@ pub const ACCESS_TOKEN: &str = "access-token";
 const CONFIG_BYTES: usize = 64 << 10;
 /// A secret may be a key file, not more.
 const SECRET_BYTES: usize = 16 << 10;
-/// Faults told at once.
-const FAULTS: usize = 50;
+/// Secrets, and places that one of them may be sent to.
+const SLOTS: usize = 32;
+/// Capabilities.
+const CAPABILITIES: usize = 64;
+/// Bytes of a secret's description, and of a place as written.
+const TEXT: usize = 1000;
 
 fn wrong<T>(message: impl Into<String>) -> Result<T, ManifestError> {
     Err(ManifestError(message.into()))
@@ -65,7 +69,7 @@ impl Manifest {
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub fn check(said: &guest::Manifest) -> Result<Self, ManifestError> {
+    pub async fn check(said: &guest::Manifest, bounds: &Bounds) -> Result<Self, ManifestError> {
         if !is_name(&said.name) {
             return wrong(format!("name `{}`: lower-case words joined by hyphens", said.name));
         }
@@ -75,10 +79,10 @@ impl Manifest {
         if said.title.trim().is_empty() || said.title.len() > 200 || said.description.len() > 4000 {
             return wrong("title: 1 to 200 bytes; description: at most 4,000");
         }
-        let (schema, validator) =
-            schema::parse(&said.config_schema).map_err(|error| ManifestError(format!("config-schema: {error}")))?;
         let slots = slots(&said.secrets)?;
         let capabilities = capabilities(&said.capabilities, &slots)?;
+        let schema = Schema::parse(said.config_schema.clone(), Cost::from(bounds)).await;
+        let schema = schema.map_err(|error| ManifestError(format!("config-schema: {error}")))?;
         let manifest = Self {
             name: said.name.clone(),
             version: said.version.clone(),
@@ -87,7 +91,6 @@ impl Manifest {
             schema,
             slots,
             capabilities,
-            validator,
         };
         manifest.properties_exist()?;
         Ok(manifest)
@@ -103,6 +106,7 @@ impl Manifest {
             for property in template.properties() {
                 if self
                     .schema
+                    .value
                     .pointer(&format!("/properties/{}", property.replace('~', "~0").replace('/', "~1")))
                     .is_none()
                 {
@@ -113,8 +117,21 @@ impl Manifest {
         Ok(())
     }
 
+    /// JSON Schema of the configuration, draft 2020-12.
+    pub fn schema(&self) -> &Value {
+        &self.schema.value
+    }
+
+    /// What a configuration gets wrong by the schema; where that takes too long, this is what it gets wrong.
+    async fn mistakes(&self, config: &Value) -> Vec<Mistake> {
+        self.schema.mistakes(config).await.unwrap_or_else(|why| {
+            let message = format!("it cannot be checked against the plugin's schema: {why}");
+            vec![Mistake { pointer: String::new(), masked: message.clone(), message }]
+        })
+    }
+
     /// What a connection of this plugin gets wrong, each fault by its place in the body of the request.
-    pub fn validate<'a>(
+    pub async fn validate<'a>(
         &self,
         kind: Kind,
         config: &Value,
@@ -125,8 +142,8 @@ impl Manifest {
         if config.to_string().len() > CONFIG_BYTES {
             return vec![Fault::new("/config", format!("at most {} KiB", CONFIG_BYTES >> 10))];
         }
-        for error in self.validator.iter_errors(config).take(FAULTS) {
-            faults.push(Fault::new(format!("/config{}", error.instance_path()), error.to_string()));
+        for mistake in self.mistakes(config).await {
+            faults.push(Fault::new(format!("/config{}", mistake.pointer), mistake.message));
         }
         for slot in &self.slots {
             let supplied = !(kind == Kind::IdentityProvider && slot.name == ACCESS_TOKEN);
@@ -165,10 +182,10 @@ impl Manifest {
 
     /// What a stored connection would get wrong, were it to run this version; of its secrets, only the names are known. No
     /// value is in it: who reads this may be of another organization.
-    pub fn misfits(&self, kind: Kind, config: &Value, secrets: &[String]) -> Vec<Fault> {
-        let errors = self.validator.iter_errors(config).take(FAULTS);
+    pub async fn misfits(&self, kind: Kind, config: &Value, secrets: &[String]) -> Vec<Fault> {
+        let mistakes = self.mistakes(config).await.into_iter();
         let mut faults: Vec<Fault> =
-            errors.map(|e| Fault::new(format!("/config{}", e.instance_path()), e.masked().to_string())).collect();
+            mistakes.map(|mistake| Fault::new(format!("/config{}", mistake.pointer), mistake.masked)).collect();
         for slot in self.slots.iter().filter(|slot| !secrets.contains(&slot.name)) {
             if !(kind == Kind::IdentityProvider && slot.name == ACCESS_TOKEN) {
                 faults.push(Fault::new(format!("/secrets/{}", slot.name), "is needed and not set"));
@@ -193,7 +210,7 @@ impl Manifest {
             version: self.version.clone(),
             title: self.title.clone(),
             description: self.description.clone(),
-            config_schema: self.schema.clone(),
+            config_schema: self.schema.value.clone(),
             secrets: self
                 .slots
                 .iter()
@@ -209,9 +226,17 @@ impl Manifest {
 }
 
 fn slots(said: &[guest::SecretSlot]) -> Result<Vec<SecretSlot>, ManifestError> {
+    if said.len() > SLOTS {
+        return wrong(format!("secrets: {} of them; at most {SLOTS} are allowed", said.len()));
+    }
     let mut names = BTreeSet::new();
     let mut slots = Vec::new();
     for slot in said {
+        if slot.hosts.len() > SLOTS || slot.description.len() > TEXT || slot.hosts.iter().any(|host| host.len() > TEXT)
+        {
+            let what = format!("at most {SLOTS} hosts, and {TEXT} bytes for each and for the description");
+            return wrong(format!("secret `{}`: {what}", slot.name.chars().take(64).collect::<String>()));
+        }
         if !is_name(&slot.name) || !names.insert(&slot.name) {
             return wrong(format!("secret `{}`: lower-case words joined by hyphens, each once", slot.name));
         }
@@ -223,8 +248,14 @@ fn slots(said: &[guest::SecretSlot]) -> Result<Vec<SecretSlot>, ManifestError> {
 }
 
 fn capabilities(said: &[guest::Capability], slots: &[SecretSlot]) -> Result<Vec<Capability>, ManifestError> {
+    if said.len() > CAPABILITIES {
+        return wrong(format!("capabilities: {} of them; at most {CAPABILITIES} are allowed", said.len()));
+    }
     said.iter()
         .map(|capability| match capability {
+            guest::Capability::Http(source) | guest::Capability::Tcp(source) if source.len() > TEXT => {
+                wrong(format!("a capability has {} bytes; at most {TEXT} are allowed", source.len()))
+            }
             guest::Capability::Http(source) => {
                 Template::http(source).map(Capability::Http).map_err(|error| ManifestError(format!("http: {error}")))
             }
@@ -323,9 +354,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_good_manifest_passes_and_each_slip_is_named() {
-        let good = Manifest::check(&said()).unwrap();
+    #[tokio::test]
+    async fn a_good_manifest_passes_and_each_slip_is_named() {
+        let good = Manifest::check(&said(), &Bounds::default()).await.unwrap();
         assert_eq!(good.view(Kind::AuditSink).capabilities[0].kind, "http");
         type Spoil = fn(&mut guest::Manifest);
         let slips: &[(&str, Spoil)] = &[
@@ -345,32 +376,41 @@ mod tests {
             ("{config.other}", |m| m.capabilities = vec![guest::Capability::Http("{config.other}".into())]),
             ("tcp", |m| m.capabilities = vec![guest::Capability::Tcp("a".into())]),
             ("directory", |m| m.capabilities = vec![guest::Capability::Directory("../etc".into())]),
+            ("at most 32 are", |m| m.secrets = vec![m.secrets[0].clone(); 33]),
+            ("at most 32 hosts", |m| m.secrets[0].hosts = vec!["https://a.example".into(); 33]),
+            ("1000 bytes", |m| m.secrets[0].description = "x".repeat(1001)),
+            ("at most 64 are", |m| m.capabilities = vec![guest::Capability::Http("https://a.example".into()); 65]),
+            ("at most 1000 are", |m| m.capabilities = vec![guest::Capability::Http("https://a".repeat(1000))]),
             ("reveal-secret", |m| m.capabilities = vec![guest::Capability::RevealSecret("other".into())]),
         ];
         for (named, spoil) in slips {
             let mut manifest = said();
             spoil(&mut manifest);
-            let error = Manifest::check(&manifest).err().map(|error| error.to_string()).unwrap_or_default();
+            let error = Manifest::check(&manifest, &Bounds::default())
+                .await
+                .err()
+                .map(|error| error.to_string())
+                .unwrap_or_default();
             assert!(error.contains(named), "expected `{named}` in: {error:?}");
         }
     }
 
-    #[test]
-    fn faults_of_a_connection_are_named_by_pointer() {
-        let manifest = Manifest::check(&said()).unwrap();
-        let pointers = |config: Value, token: Option<&str>, names: &[&str]| -> Vec<String> {
+    #[tokio::test]
+    async fn faults_of_a_connection_are_named_by_pointer() {
+        let manifest = Manifest::check(&said(), &Bounds::default()).await.unwrap();
+        let pointers = async |config: Value, token: Option<&str>, names: &[&str]| -> Vec<String> {
             let token = token.map(str::to_owned);
-            let faults =
-                manifest.validate(Kind::AuditSink, &config, |name| token.as_deref().filter(|_| name == "token"), names);
+            let token = |name: &str| token.as_deref().filter(|_| name == "token");
+            let faults = manifest.validate(Kind::AuditSink, &config, token, names).await;
             faults.into_iter().map(|fault| fault.pointer).collect()
         };
         let good = json!({"url": "https://a.example"});
-        assert!(pointers(good.clone(), Some("t"), &["token"]).is_empty());
-        assert_eq!(pointers(good.clone(), None, &[]), ["/secrets/token"]);
-        assert_eq!(pointers(good.clone(), Some(""), &["token"]), ["/secrets/token"]);
-        assert_eq!(pointers(good.clone(), Some("a\nb"), &["token"]), ["/secrets/token"]);
-        assert_eq!(pointers(good, Some("t"), &["token", "a/b"]), ["/secrets/a~1b"]);
-        assert_eq!(pointers(json!({"url": 1}), Some("t"), &["token"]), ["/config/url"]);
-        assert_eq!(pointers(json!({}), Some("t"), &["token"]), ["/config"]);
+        assert!(pointers(good.clone(), Some("t"), &["token"]).await.is_empty());
+        assert_eq!(pointers(good.clone(), None, &[]).await, ["/secrets/token"]);
+        assert_eq!(pointers(good.clone(), Some(""), &["token"]).await, ["/secrets/token"]);
+        assert_eq!(pointers(good.clone(), Some("a\nb"), &["token"]).await, ["/secrets/token"]);
+        assert_eq!(pointers(good, Some("t"), &["token", "a/b"]).await, ["/secrets/a~1b"]);
+        assert_eq!(pointers(json!({"url": 1}), Some("t"), &["token"]).await, ["/config/url"]);
+        assert_eq!(pointers(json!({}), Some("t"), &["token"]).await, ["/config"]);
     }
 }

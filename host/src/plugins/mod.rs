@@ -26,7 +26,7 @@ mod types;
 mod vouch;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     sync::Arc,
     time::Instant,
@@ -49,12 +49,12 @@ pub use types::{
     TargetState,
 };
 
-use self::{health::Health, library::Library, registry::Registry, suspension::Lanes};
+use self::{health::Health, library::Library, registry::Registry, suspension::Shares};
 use crate::{
     clock::Clock,
     domain::{connection::Kind, fault::Fault, id::OrganizationId},
     sandbox::{
-        self, Guest, Sandbox,
+        self, Sandbox,
         bindings::{
             audit_sink::AuditSinkPre, deployment_target::DeploymentTargetPre, identity_provider::IdentityProviderPre,
         },
@@ -82,7 +82,11 @@ struct Inner {
     registry: ArcSwap<Registry>,
     /// Folders offered to plugins, by name; each connection gets one of its own inside.
     folders: BTreeMap<String, PathBuf>,
+    /// Whose connections are offered them; empty: everybody's.
+    folder_owners: BTreeSet<OrganizationId>,
     health: Health,
+    /// Each connection's share of each plugin.
+    shares: Shares,
     clock: Clock,
     /// Where versions are kept; without it, only what was given at the start is there.
     library: Option<Library>,
@@ -94,10 +98,7 @@ pub struct Plugin {
     /// SHA-256 of the component, hexadecimal.
     digest: String,
     manifest: Manifest,
-    guest: Guest,
     exports: Exports,
-    /// Its connections' shares.
-    lanes: Lanes,
 }
 
 /// The interface of its kind, looked up once.
@@ -199,13 +200,13 @@ impl Plugins {
         artifacts: Vec<Artifact>,
         folders: BTreeMap<String, PathBuf>,
     ) -> Result<Self, InstallError> {
-        Self::assemble(sandbox, artifacts, folders, None).await
+        Self::assemble(sandbox, artifacts, (folders, BTreeSet::new()), None).await
     }
 
     async fn assemble(
         sandbox: Sandbox,
         artifacts: Vec<Artifact>,
-        folders: BTreeMap<String, PathBuf>,
+        (folders, folder_owners): (BTreeMap<String, PathBuf>, BTreeSet<OrganizationId>),
         library: Option<Library>,
     ) -> Result<Self, InstallError> {
         let started = Instant::now();
@@ -234,7 +235,9 @@ impl Plugins {
         }
         tracing::debug!(plugins = count, milliseconds = started.elapsed().as_millis(), "plugins loaded");
         let (registry, clock) = (ArcSwap::from_pointee(registry), sandbox.clock().clone());
-        Ok(Self(Arc::new(Inner { sandbox, registry, folders, health: Health::default(), clock, library })))
+        let shares = Shares::new(clock.clone(), sandbox.bounds().clone());
+        let health = Health::default();
+        Ok(Self(Arc::new(Inner { sandbox, registry, folders, folder_owners, health, shares, clock, library })))
     }
 
     /// What new connections can use, by kind and name.
@@ -263,14 +266,14 @@ impl Plugins {
     ///
     /// # Errors
     /// As there.
-    pub fn validate(
+    pub async fn validate(
         &self,
         kind: Kind,
         plugin: &str,
         config: &Value,
         secrets: &BTreeMap<String, SecretString>,
     ) -> Result<String, Vec<Fault>> {
-        self.validate_as(kind, plugin, &Wanted::default(), config, secrets)
+        self.validate_as(kind, plugin, &Wanted::default(), config, secrets).await
     }
 
     /// Whether a connection can work, before it is stored: plugin, configuration and secrets. Returns the version that
@@ -278,7 +281,7 @@ impl Plugins {
     ///
     /// # Errors
     /// Each fault, by JSON pointer into the body of a request: `/plugin`, `/config/…`, `/secrets/…`.
-    pub fn validate_as(
+    pub async fn validate_as(
         &self,
         kind: Kind,
         plugin: &str,
@@ -290,7 +293,7 @@ impl Plugins {
         let plugin = found.map_err(|missing| vec![Fault::new("/plugin", missing.to_string())])?;
         let names: Vec<&str> = secrets.keys().map(String::as_str).collect();
         let value = |name: &str| secrets.get(name).map(|value| value.expose_secret());
-        let mut faults = plugin.manifest.validate(kind, config, value, &names);
+        let mut faults = plugin.manifest.validate(kind, config, value, &names).await;
         let grants = Grants::resolve(&plugin.manifest.capabilities, &plugin.manifest.slots, config, &BTreeMap::new());
         for fault in grants.err().unwrap_or_default() {
             let pointer = format!("/config/{}", fault.property);
@@ -303,8 +306,26 @@ impl Plugins {
 
     /// The folders that a connection may be given, each its own and nobody else's.
     fn folders(&self, binding: &Binding) -> BTreeMap<String, PathBuf> {
+        let owners = &self.0.folder_owners;
+        if !owners.is_empty() && !owners.contains(&binding.organization_id) {
+            return BTreeMap::new();
+        }
         let own = binding.connection_id.to_string();
         self.0.folders.iter().map(|(name, path)| (name.clone(), path.join(&own))).collect()
+    }
+
+    /// Removes what a connection that is gone left in its folders on this host.
+    pub async fn forget(&self, connection: uuid::Uuid) {
+        for folder in self.0.folders.values() {
+            let own = folder.join(connection.to_string());
+            let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&own) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err((own, error)),
+                _ => Ok(()),
+            });
+            if let Ok(Err((own, error))) = removed.await {
+                tracing::warn!(folder = %own.display(), %error, "the folder of a connection that is gone was not removed");
+            }
+        }
     }
 }
 
@@ -349,6 +370,7 @@ pub fn unseal(
 /// As [`unseal`].
 pub fn bind(keys: &Secrets, connection: &store::connections::Connection) -> Result<Binding, SecretsError> {
     Ok(Binding {
+        organization_id: connection.organization_id,
         connection_id: connection.id,
         plugin: connection.plugin.clone(),
         wanted: wanted(connection),

@@ -1,4 +1,5 @@
-//! Each connection's share of a plugin, and whether its calls are suspended. In memory, on each host, for each version.
+//! Each connection's share of a plugin, and whether its calls are suspended. In memory, on each host, and for all versions
+//! of a plugin together: another version neither adds places nor forgets what keeps failing.
 //!
 //! Every connection has a [`Breaker`]. A plugin as a whole is *tripped* when its own defects (traps, limits, errors it
 //! calls internal) come in a row, from several connections and with nothing working in between. That suspends nobody by
@@ -8,7 +9,7 @@
 mod breaker;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -16,6 +17,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use parking_lot::Mutex;
 use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -23,18 +25,16 @@ pub use breaker::{Admitted, Breaker, Suspension, Verdict};
 
 use crate::{
     clock::Clock,
-    sandbox::{
-        limits::{Bounds, LogRate},
-        turns::Turns,
-    },
+    domain::{connection::Kind, id::OrganizationId},
+    sandbox::limits::{Bounds, LogRate},
 };
 
 /// Suspended connections that are listed.
 const LISTED: usize = 100;
 /// Connections that are remembered before those without anything to remember are forgotten.
 const LANES: usize = 1024;
-/// Calls of one connection that may wait.
-const WAITING: u32 = 64;
+/// Organizations whose checks are remembered before those of past minutes are forgotten.
+const CHECKERS: usize = 1024;
 /// Defects in a row that trip a plugin, for each failure that suspends a connection.
 const TRIPS: u32 = 2;
 /// Connections that these must come from.
@@ -42,14 +42,63 @@ const WITNESSES: usize = 2;
 
 /// One connection's share of a plugin.
 pub(super) struct Lane {
-    /// Its calls at once.
-    pub(super) turns: Turns,
+    /// Somebody checks it just now.
+    checking: Arc<Semaphore>,
     /// Its lines in the log.
     pub(super) lines: Arc<LogRate>,
     breaker: Mutex<Breaker>,
 }
 
-/// The connections of one plugin, in one version.
+/// The connections of every plugin.
+pub(super) struct Shares {
+    clock: Clock,
+    bounds: Arc<Bounds>,
+    of: Mutex<BTreeMap<(Kind, String), Arc<Lanes>>>,
+    /// Checks of each organization in a minute, by its number.
+    checks: Mutex<HashMap<OrganizationId, (i64, u32)>>,
+}
+
+impl Shares {
+    pub(super) fn new(clock: Clock, bounds: Arc<Bounds>) -> Self {
+        Self { clock, bounds, of: Mutex::default(), checks: Mutex::default() }
+    }
+
+    /// The connections of one plugin, whatever versions of it they run.
+    pub(super) fn of(&self, kind: Kind, name: &str) -> Arc<Lanes> {
+        let mut of = self.of.lock();
+        let lanes = || Arc::new(Lanes::new(self.clock.clone(), self.bounds.clone()));
+        of.entry((kind, name.to_owned())).or_insert_with(lanes).clone()
+    }
+
+    /// Forgets plugins that are not there any more.
+    pub(super) fn keep(&self, known: impl Fn(Kind, &str) -> bool) {
+        self.of.lock().retain(|(kind, name), _| known(*kind, name));
+    }
+
+    /// Counts a check of one of an organization's connections.
+    ///
+    /// # Errors
+    /// How long to wait, where there were too many in this minute.
+    pub(super) fn count_check(&self, organization: OrganizationId) -> Result<(), Duration> {
+        let now = self.clock.now().timestamp();
+        let minute = now.div_euclid(60);
+        let mut checks = self.checks.lock();
+        if checks.len() >= CHECKERS {
+            checks.retain(|_, (counted, _)| *counted == minute);
+        }
+        let (counted, count) = checks.entry(organization).or_insert((minute, 0));
+        if *counted != minute {
+            (*counted, *count) = (minute, 0);
+        }
+        if *count >= self.bounds.checks_per_minute {
+            return Err(Duration::from_secs(u64::try_from(60 - now.rem_euclid(60)).unwrap_or(60)));
+        }
+        *count += 1;
+        Ok(())
+    }
+}
+
+/// The connections of one plugin.
 pub(super) struct Lanes {
     clock: Clock,
     bounds: Arc<Bounds>,
@@ -146,6 +195,11 @@ impl Lanes {
         }
     }
 
+    /// Lets one check of a connection through at a time; `None` while another is under way.
+    pub(super) fn check(&self, connection: Uuid) -> Option<OwnedSemaphorePermit> {
+        self.lane(connection).checking.clone().try_acquire_owned().ok()
+    }
+
     /// How long until then.
     pub(super) fn wait(&self, until: DateTime<Utc>) -> Duration {
         (until - self.clock.now()).to_std().unwrap_or_default()
@@ -158,11 +212,14 @@ impl Lanes {
         }
         if state.lanes.len() >= state.sweep_at {
             // Those in use, and those with something to remember, stay.
-            state.lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.breaker.lock().is_clean());
+            state.lanes.retain(|_, lane| {
+                let busy = Arc::strong_count(lane) > 1 || lane.checking.available_permits() == 0;
+                busy || !lane.breaker.lock().is_clean()
+            });
             state.sweep_at = LANES.max(state.lanes.len() * 2);
         }
         let lane = Arc::new(Lane {
-            turns: Turns::new(self.bounds.calls_per_connection, WAITING),
+            checking: Arc::new(Semaphore::new(1)),
             lines: Arc::new(LogRate::new(self.bounds.log_lines_per_second, self.clock.clone())),
             breaker: Mutex::default(),
         });
@@ -302,6 +359,34 @@ mod tests {
             call(&lanes, number, Verdict::Away(None));
         }
         assert_eq!(lanes.standing(|_| true).status, "ok");
+    }
+
+    #[test]
+    fn an_upgrade_forgets_nothing_and_a_plugin_that_is_gone_leaves_nothing() {
+        let (_, clock) = lanes();
+        let bounds = Bounds { trip_failures: 3, checks_per_minute: 2, ..Bounds::default() };
+        let shares = Shares::new(clock.clone(), Arc::new(bounds));
+        let sink = || shares.of(Kind::AuditSink, "webhook");
+        for _ in 0..3 {
+            call(&sink(), 1, Verdict::Defect);
+        }
+        assert!(!call(&sink(), 1, Verdict::Works), "suspended, whatever version it runs by now");
+        assert!(call(&shares.of(Kind::DeploymentTarget, "webhook"), 1, Verdict::Works), "another plugin");
+        shares.keep(|kind, _| kind == Kind::AuditSink);
+        assert_eq!(shares.of.lock().len(), 1);
+
+        let held = sink().check(connection(1));
+        assert!(held.is_some() && sink().check(connection(1)).is_none(), "one check at a time");
+        assert!(sink().check(connection(2)).is_some());
+        drop(held);
+        assert!(sink().check(connection(1)).is_some());
+        let (one, other) = (OrganizationId::from(connection(1)), OrganizationId::from(connection(2)));
+        assert_eq!([shares.count_check(one), shares.count_check(one)], [Ok(()), Ok(())]);
+        clock.advance(chrono::TimeDelta::seconds(50));
+        assert_eq!(shares.count_check(one), Err(Duration::from_secs(10)));
+        assert_eq!(shares.count_check(other), Ok(()));
+        clock.advance(chrono::TimeDelta::seconds(10));
+        assert_eq!(shares.count_check(one), Ok(()));
     }
 
     #[test]

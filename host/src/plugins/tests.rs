@@ -29,6 +29,7 @@ fn attempt() -> Attempt {
 
 fn binding(plugin: &str, config: Value, secrets: &[(&str, &str)]) -> Binding {
     Binding {
+        organization_id: uuid::Uuid::from_u128(1).into(),
         connection_id: uuid::Uuid::from_u128(7),
         plugin: plugin.into(),
         wanted: Wanted::default(),
@@ -110,7 +111,7 @@ async fn every_bundled_plugin_loads_and_is_listed() {
     ] {
         assert!(plugins.find(kind, name).is_ok(), "{name}");
     }
-    let error = plugins.validate(Kind::AuditSink, "nexus", &json!({}), &BTreeMap::new()).unwrap_err();
+    let error = plugins.validate(Kind::AuditSink, "nexus", &json!({}), &BTreeMap::new()).await.unwrap_err();
     assert_eq!(error[0].pointer, "/plugin");
     assert!(error[0].message.contains("file, splunk-hec, syslog, webhook"), "{}", error[0].message);
 }
@@ -184,7 +185,7 @@ async fn an_oidc_connection_says_where_to_go() {
     let plugins = plugins(folder.path(), &[]).await;
     let config = json!({ "issuer": "https://login.example.com", "client_id": "kaizen" });
     let secrets = BTreeMap::from([("client-secret".to_owned(), SecretString::from("x"))]);
-    plugins.validate(Kind::IdentityProvider, "oidc", &config, &secrets).unwrap();
+    plugins.validate(Kind::IdentityProvider, "oidc", &config, &secrets).await.unwrap();
     let connection = binding("oidc", config, &[("client-secret", "x")]);
     let Protocol::Oidc { issuer, .. } = plugins.begin(&connection, &attempt()).await.unwrap() else { panic!("oidc") };
     assert_eq!(issuer, "https://login.example.com");

@@ -1,4 +1,5 @@
-//! The body of an answer on its way in: counted, and not waited for longer than the exchange may take.
+//! Bytes on their way: those of an answer are counted and not waited for longer than the exchange may take, and those
+//! that a guest writes are counted as it writes them.
 
 use std::{
     pin::Pin,
@@ -14,8 +15,9 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tokio_util::task::AbortOnDropHandle;
+use wasmtime_wasi::p2::{DynOutputStream, OutputStream, Pollable, StreamError, StreamResult};
 
-use super::egress::{EXCHANGE, EgressError};
+use super::egress::{BETWEEN, EXCHANGE, EgressError};
 
 /// Bytes that may still come or go; shared by all requests of one call.
 #[derive(Debug)]
@@ -33,12 +35,62 @@ impl Budget {
     }
 }
 
+/// A stream that a guest writes to, whose bytes count when they are written.
+pub(super) struct Counted {
+    stream: DynOutputStream,
+    budget: Arc<Budget>,
+    over: Box<dyn Fn() -> wasmtime::Error + Send + Sync>,
+}
+
+impl Counted {
+    /// Counts against `budget`; where it does not suffice, the guest is told `over()`, and nothing is written.
+    pub(super) fn new(
+        stream: DynOutputStream,
+        budget: Arc<Budget>,
+        over: impl Fn() -> wasmtime::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self { stream, budget, over: Box::new(over) }
+    }
+}
+
+#[async_trait::async_trait]
+impl Pollable for Counted {
+    async fn ready(&mut self) {
+        self.stream.ready().await;
+    }
+}
+
+#[async_trait::async_trait]
+impl OutputStream for Counted {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        if !self.budget.take(bytes.len() as u64) {
+            return Err(StreamError::LastOperationFailed((self.over)()));
+        }
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        self.stream.flush()
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        self.stream.check_write()
+    }
+
+    async fn cancel(&mut self) {
+        self.stream.cancel().await;
+    }
+}
+
 /// The body of an answer. Dropping it closes the connection.
 pub struct EgressBody {
     incoming: Incoming,
     budget: Arc<Budget>,
     whole: Duration,
     until: Pin<Box<Sleep>>,
+    /// Longest wait between two frames; the timer runs while nothing comes.
+    between: Duration,
+    silence: Option<Pin<Box<Sleep>>>,
     _connection: AbortOnDropHandle<()>,
 }
 
@@ -47,9 +99,11 @@ impl EgressBody {
         incoming: Incoming,
         budget: Arc<Budget>,
         (until, whole): (Instant, Duration),
+        between: Duration,
         connection: AbortOnDropHandle<()>,
     ) -> Self {
-        Self { incoming, budget, whole, until: Box::pin(tokio::time::sleep_until(until)), _connection: connection }
+        let until = Box::pin(tokio::time::sleep_until(until));
+        Self { incoming, budget, whole, until, between, silence: None, _connection: connection }
     }
 }
 
@@ -62,7 +116,16 @@ impl Body for EgressBody {
         if this.until.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Some(Err(EgressError::Timeout { what: EXCHANGE, limit: this.whole })));
         }
-        match Pin::new(&mut this.incoming).poll_frame(cx) {
+        let polled = Pin::new(&mut this.incoming).poll_frame(cx);
+        if polled.is_ready() {
+            this.silence = None;
+        } else if this.between < this.whole {
+            let silence = this.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(this.between)));
+            if silence.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Some(Err(EgressError::Timeout { what: BETWEEN, limit: this.between })));
+            }
+        }
+        match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 let size = match (frame.data_ref(), frame.trailers_ref()) {
                     (Some(data), _) => data.len(),

@@ -16,7 +16,10 @@ use std::{
 use aws_lc_rs::{digest, hmac};
 use wasmtime::{Engine, component::Component};
 
-use super::native::{self, Trusted};
+use super::{
+    compiler::Compiler,
+    native::{self, Trusted},
+};
 
 const MAGIC: &[u8] = b"kaizen-compiled-1\n";
 const TAG: usize = 32;
@@ -25,6 +28,7 @@ const TAG: usize = 32;
 pub struct Cache {
     folder: PathBuf,
     key: hmac::Key,
+    compiler: Compiler,
 }
 
 /// Feeds what wasmtime hashes into SHA-256, in place of a 64-bit hash that says less.
@@ -78,7 +82,13 @@ impl Identity {
 impl Cache {
     /// A cache in `folder`, authenticated with `key`.
     pub fn new(folder: PathBuf, key: &[u8; 32]) -> Self {
-        Self { folder, key: hmac::Key::new(hmac::HMAC_SHA256, key) }
+        Self { folder, key: hmac::Key::new(hmac::HMAC_SHA256, key), compiler: Compiler::Here }
+    }
+
+    /// The same, where what is not there is compiled so.
+    #[must_use]
+    pub fn compiled_by(self, compiler: Compiler) -> Self {
+        Self { compiler, ..self }
     }
 
     /// The component, compiled before or now. Trouble with the cache itself is logged and costs only time.
@@ -98,7 +108,7 @@ impl Cache {
             Ok(None) => {}
             Err(error) => tracing::warn!(path = %path.display(), %error, "compiled plugin not used: compiling again"),
         }
-        let compiled = engine.precompile_component(wasm)?;
+        let compiled = self.compiler.compile(engine, wasm)?;
         if let Err(error) = self.write(&path, &identity, &compiled) {
             tracing::warn!(path = %path.display(), %error, "compiled plugin not kept: the next start compiles again");
         }

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 
 use parking_lot::Mutex;
@@ -13,8 +13,8 @@ use super::{
     egress::Client,
     grants::Grants,
     limits::{Limits, LogRate, Usage},
+    scheduler::Caller,
     secret::Vault,
-    turns::Turns,
 };
 
 /// How far a call has come; shown to people while they wait.
@@ -57,8 +57,8 @@ pub struct Context {
     pub placeholders_in_arguments: bool,
     /// Where progress goes; only the latest matters.
     pub progress: Option<mpsc::Sender<Progress>>,
-    /// The calls at once of the connection that this one is for.
-    pub turns: Option<Turns>,
+    /// Whom it is for, where places are short.
+    pub caller: Caller,
     /// What it has used.
     pub usage: Arc<Usage>,
     /// The connection's lines in the log.
@@ -66,8 +66,12 @@ pub struct Context {
     pub(super) requests: AtomicU64,
     pub(super) bytes_out: Arc<Budget>,
     pub(super) bytes_in: Arc<Budget>,
+    /// A request's body was cut because no more bytes may go out.
+    pub(super) cut_off: AtomicBool,
     dropped: AtomicUsize,
     unsent: Mutex<Option<Progress>>,
+    refused: AtomicU32,
+    /// Distinct reasons.
     denials: Mutex<Vec<String>>,
     last_words: Mutex<String>,
     #[cfg(test)]
@@ -80,8 +84,10 @@ fn misleads(c: char) -> bool {
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Denials that are kept to explain a failure.
+/// Denials that explain a failure.
 const DENIALS: usize = 4;
+/// Distinct reasons of denials that are logged; those after are counted only.
+const DENIALS_LOGGED: usize = 16;
 const LAST_WORDS: usize = 500;
 
 impl Context {
@@ -101,13 +107,15 @@ impl Context {
             bytes_in: Arc::new(Budget::new(limits.http_in_bytes)),
             dropped: AtomicUsize::new(0),
             unsent: Mutex::new(None),
+            refused: AtomicU32::new(0),
             denials: Mutex::new(Vec::new()),
+            cut_off: AtomicBool::new(false),
             last_words: Mutex::new(String::new()),
             #[cfg(test)]
             written: Mutex::default(),
             placeholders_in_arguments: false,
             progress: None,
-            turns: None,
+            caller: Caller::default(),
             usage: Arc::default(),
             lines,
             plugin,
@@ -164,14 +172,36 @@ impl Context {
         self.for_people(&self.last_words.lock(), LAST_WORDS)
     }
 
-    /// Something was refused: told to the operator, and kept to explain a failure.
+    /// Something was refused: told to the operator, once for each reason and within the log's limit, and kept to explain
+    /// a failure.
     pub(super) fn deny(&self, why: &str) {
-        let why = self.for_people(why, self.limits.log_line_bytes);
-        tracing::warn!(target: "kaizen::plugin", plugin = self.plugin, connection = self.connection, "refused: {why}");
+        self.refused.fetch_add(1, Ordering::Relaxed);
         let mut denials = self.denials.lock();
-        if denials.len() < DENIALS && !denials.contains(&why) {
-            denials.push(why);
+        if denials.len() >= DENIALS_LOGGED {
+            return;
         }
+        let why = self.for_people(why, self.limits.log_line_bytes);
+        if denials.contains(&why) {
+            return;
+        }
+        denials.push(why.clone());
+        drop(denials);
+        if self.lines.take() {
+            tracing::warn!(target: "kaizen::plugin", plugin = self.plugin, connection = self.connection, "refused: {why}");
+        } else {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether so much was refused that the call is to end.
+    pub(super) fn refused_too_often(&self) -> bool {
+        self.refused.load(Ordering::Relaxed) > self.limits.refusals
+    }
+
+    /// How often something was refused.
+    #[cfg(test)]
+    pub(super) fn refused(&self) -> u32 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// The guest's output as it is, for the tests.
@@ -194,7 +224,7 @@ impl Context {
 
     /// What was refused during the call.
     pub fn denials(&self) -> Vec<String> {
-        self.denials.lock().clone()
+        self.denials.lock().iter().take(DENIALS).cloned().collect()
     }
 
     /// Hands progress on, if there is room; otherwise it is kept until there is, or a newer one replaces it.
@@ -215,8 +245,10 @@ impl Context {
             drop(sender.send_timeout(progress, std::time::Duration::from_secs(1)).await);
         }
         let dropped = self.dropped.load(Ordering::Relaxed);
-        if dropped > 0 {
-            tracing::warn!(target: "kaizen::plugin", plugin = self.plugin, connection = self.connection, dropped, "log lines over the limit");
+        let told = u32::try_from(self.denials.lock().len()).unwrap_or(u32::MAX);
+        let repeated = self.refused.load(Ordering::Relaxed).saturating_sub(told);
+        if dropped > 0 || repeated > 0 {
+            tracing::warn!(target: "kaizen::plugin", plugin = self.plugin, connection = self.connection, dropped, repeated, "log lines over the limit, and refusals after those that were told");
         }
     }
 }

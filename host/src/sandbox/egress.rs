@@ -25,8 +25,10 @@ use tokio_util::task::AbortOnDropHandle;
 use url::Host;
 
 mod connect;
+mod resolver;
 
 pub use connect::{Connect, Network, Stream};
+pub use resolver::SystemResolver;
 
 use super::{
     address,
@@ -42,16 +44,6 @@ pub trait Resolve: Send + Sync {
     /// # Errors
     /// If there are none.
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
-}
-
-/// The machine's own resolver.
-pub struct SystemResolver;
-
-#[async_trait]
-impl Resolve for SystemResolver {
-    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
-        Ok(tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect())
-    }
 }
 
 /// Why a request did not go out, or its answer did not come in.
@@ -103,6 +95,30 @@ impl EgressError {
 
 /// What takes too long where all of it together does.
 pub(super) const EXCHANGE: &str = "the request with its whole answer";
+/// What takes too long where the answer does not begin.
+pub(super) const FIRST_BYTE: &str = "the far side";
+/// What takes too long where the answer stops.
+pub(super) const BETWEEN: &str = "the rest of the answer";
+
+/// How long the parts of one request may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// For the connection, TLS included.
+    pub connect: Duration,
+    /// For the answer's head, once the request is sent.
+    pub first_byte: Duration,
+    /// For each further part of the answer.
+    pub between_bytes: Duration,
+    /// For everything, from looking up the name to the last byte.
+    pub whole: Duration,
+}
+
+impl Timeouts {
+    /// This for everything, and nothing more particular.
+    pub fn of(whole: Duration) -> Self {
+        Self { connect: whole, first_byte: whole, between_bytes: whole, whole }
+    }
+}
 
 /// What one request may take.
 #[derive(Debug, Clone, Copy)]
@@ -160,7 +176,7 @@ impl Client {
     /// Where a rule refuses the address, nothing answers in time, or the answer is too large.
     pub async fn fetch(&self, request: Request<Bytes>, limits: FetchLimits) -> Result<Response<Bytes>, EgressError> {
         let budget = Arc::new(Budget::new(limits.response_bytes));
-        let response = self.send(request.map(Full::new), budget, limits.timeout, limits.timeout).await?;
+        let response = self.send(request.map(Full::new), budget, Timeouts::of(limits.timeout)).await?;
         let (parts, body) = response.into_parts();
         Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
     }
@@ -179,7 +195,7 @@ impl Client {
     }
 
     /// Sends one request; the answer's body comes as it arrives, and counts against `budget`. From looking up the name to
-    /// the answer's last byte it takes `whole` at the most, and to the answer's head `first_byte` once it is sent.
+    /// the answer's last byte it takes as long as `timeouts` say.
     ///
     /// # Errors
     /// As [`Client::fetch`].
@@ -187,29 +203,30 @@ impl Client {
         &self,
         request: Request<Full<Bytes>>,
         budget: Arc<Budget>,
-        first_byte: Duration,
-        whole: Duration,
+        timeouts: Timeouts,
     ) -> Result<Response<EgressBody>, EgressError> {
+        let whole = timeouts.whole;
         let until = Instant::now() + whole;
         let over = || EgressError::Timeout { what: EXCHANGE, limit: whole };
         if whole.is_zero() {
             return Err(over());
         }
-        let asking = Box::pin(self.ask(request, first_byte));
+        let asking = Box::pin(self.ask(request, timeouts));
         let (response, connection) = timeout_at(until, asking).await.map_err(|_| over())??;
-        Ok(response.map(|body| EgressBody::new(body, budget, (until, whole), connection)))
+        Ok(response.map(|body| EgressBody::new(body, budget, (until, whole), timeouts.between_bytes, connection)))
     }
 
     /// Connects and sends; ends with the answer's head.
     async fn ask(
         &self,
         mut request: Request<Full<Bytes>>,
-        first_byte: Duration,
+        timeouts: Timeouts,
     ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), EgressError> {
         let target = Target::of_uri(request.uri())?;
         self.permits(&target)?;
         let addresses = self.addresses(&target.host).await?;
-        let stream = self.0.connector.connect(&target, &addresses).await?;
+        let connecting = timeout(timeouts.connect, self.0.connector.connect(&target, &addresses)).await;
+        let stream = connecting.map_err(|_| EgressError::Timeout { what: "connecting", limit: timeouts.connect })??;
 
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
@@ -234,9 +251,9 @@ impl Client {
                 tracing::debug!(%error, "outgoing connection");
             }
         }));
-        let response = timeout(first_byte, sender.send_request(request))
+        let response = timeout(timeouts.first_byte, sender.send_request(request))
             .await
-            .map_err(|_| EgressError::Timeout { what: "the far side", limit: first_byte })??;
+            .map_err(|_| EgressError::Timeout { what: FIRST_BYTE, limit: timeouts.first_byte })??;
         Ok((response, connection))
     }
 

@@ -26,6 +26,16 @@ pub fn build(bounds: &Bounds) -> wasmtime::Result<Engine> {
     Ok(engine)
 }
 
+/// An engine that compiles for [`build`]'s and runs nothing.
+///
+/// # Errors
+/// If this machine is not supported.
+pub(super) fn for_compiling() -> wasmtime::Result<Engine> {
+    let mut config = config(&Bounds::default());
+    config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+    Engine::new(&config)
+}
+
 fn config(bounds: &Bounds) -> Config {
     let mut config = Config::new();
     config
@@ -65,4 +75,25 @@ fn pool(bounds: &Bounds) -> PoolingAllocationConfig {
         .table_keep_resident(16 << 10)
         .async_stack_keep_resident(32 << 10);
     pool
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+    use super::*;
+
+    #[test]
+    fn what_is_compiled_elsewhere_runs_here_whatever_the_settings() {
+        let hash = |engine: Engine| {
+            let mut hasher = DefaultHasher::new();
+            engine.precompile_compatibility_hash().hash(&mut hasher);
+            hasher.finish()
+        };
+        let mut small = Bounds { stack_bytes: 64 << 10, instances: 2, calls: 1, ..Bounds::default() };
+        small.call.memory_bytes = 2 << 20;
+        let compiling = hash(for_compiling().unwrap());
+        assert_eq!(compiling, hash(build(&Bounds::default()).unwrap()));
+        assert_eq!(compiling, hash(build(&small).unwrap()));
+    }
 }

@@ -1,8 +1,8 @@
 //! A loaded component, and one call of it: a fresh instance, within limits, under grants.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc};
 
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use wasmtime::{
     Engine, Store, Trap,
     component::{Component, InstancePre, Linker},
@@ -15,20 +15,15 @@ use super::{
     context::Context,
     egress, engine,
     grants::Grants,
-    limits::{Bounds, Exceeded, Limits, LogRate},
+    limits::{Bounds, Exceeded, Limits, LogRate, MemoryAccount},
+    scheduler::{Caller, Scheduler},
     secret::Vault,
-    state::{self, State},
-    turns::{Turn, Turns},
+    state::{self, Shared, State},
 };
 use crate::clock::Clock;
 
 /// The manifest as the component gave it.
 pub use common::exports::kaizen::plugin::manifest::{Capability, Manifest, SecretSlot};
-
-/// How long a call waits for its turn.
-const QUEUE: Duration = Duration::from_secs(10);
-/// Calls of one plugin that may wait; more are refused at once.
-pub(super) const WAITING: u32 = 256;
 
 /// Why a component cannot be loaded: says what is wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +61,11 @@ pub enum Fault {
     #[error("{0}")]
     Unreachable(String),
     /// Too many calls at once.
-    #[error("too many calls of this plugin at once")]
+    #[error("too many calls of plugins at once")]
     Busy,
+    /// The other calls have the memory.
+    #[error("the memory of all plugin calls together (`plugin_memory_total_mib`) is in use")]
+    MemoryInUse,
 }
 
 /// Loads and runs components.
@@ -75,14 +73,15 @@ pub enum Fault {
 pub struct Sandbox {
     engine: Engine,
     cache: Arc<Cache>,
-    /// Without and with `wasi:http`.
+    /// Without and with `wasi:http`, and with one that does nothing.
     plain: Arc<Linker<State>>,
     pub(super) http: Arc<Linker<State>>,
+    pub(super) described: Arc<Linker<State>>,
     egress: egress::Client,
     clock: Clock,
     bounds: Arc<Bounds>,
-    /// Of all plugins together; who waits here has the turn of its plugin already.
-    turns: Turns,
+    scheduler: Scheduler,
+    shared: Shared,
     aside: Arc<Aside>,
 }
 
@@ -93,7 +92,6 @@ pub struct Guest {
     pub pre: InstancePre<State>,
     /// What it said of itself.
     pub manifest: Arc<Manifest>,
-    pub(super) turns: Turns,
 }
 
 impl Sandbox {
@@ -114,17 +112,25 @@ impl Sandbox {
         let mut plain = Linker::new(&engine);
         state::add_to_linker(&mut plain)?;
         bindings::add_to_linker(&mut plain)?;
-        let mut http = plain.clone();
-        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut http)?;
+        let (mut http, mut described) = (plain.clone(), plain.clone());
+        state::add_http_to_linker(&mut http)?;
+        state::add_http_stub_to_linker(&mut described)?;
+        let bounds = Arc::new(bounds);
         Ok(Self {
             engine,
             cache: Arc::new(cache),
             plain: Arc::new(plain),
             http: Arc::new(http),
+            described: Arc::new(described),
             egress,
             clock,
-            turns: Turns::new(bounds.calls, u32::MAX),
-            bounds: Arc::new(bounds),
+            scheduler: Scheduler::new(bounds.clone()),
+            shared: Shared {
+                memory: MemoryAccount::new(bounds.memory_total_bytes, bounds.memory_per_organization_bytes),
+                descriptors: Arc::new(Semaphore::new(bounds.descriptors_total.min(Semaphore::MAX_PERMITS))),
+                folder: (bounds.folder_bytes, bounds.folder_files),
+            },
+            bounds,
             aside: Arc::new(Aside::new()?),
         })
     }
@@ -185,19 +191,20 @@ impl Sandbox {
         }
         let linker = if asks_http { &self.http } else { &self.plain };
         let pre = linker.instantiate_pre(component).map_err(|error| LoadError::World(chain(&error)))?;
-        Ok(Guest { pre, manifest: Arc::new(manifest), turns: Turns::new(self.bounds.calls_per_plugin, WAITING) })
+        Ok(Guest { pre, manifest: Arc::new(manifest) })
     }
 
     async fn describe(&self, name: &str, component: &Component) -> Result<Manifest, LoadError> {
-        // `wasi:http` may be there already: with nothing granted, every request is refused.
-        let pre = self.http.instantiate_pre(component).map_err(|error| LoadError::World(chain(&error)))?;
+        // It may import `wasi:http`, which it cannot use here: it is not known yet whether it asks for it.
+        let pre = self.described.instantiate_pre(component).map_err(|error| LoadError::World(chain(&error)))?;
         let pre = common::DescribedPre::new(pre).map_err(|error| LoadError::World(chain(&error)))?;
         let grants = Grants::default();
         let vault = Vault::new(&grants, &Default::default());
         let lines = Arc::new(LogRate::new(self.bounds.log_lines_per_second, self.clock.clone()));
         let limits = self.bounds.call.describe();
-        let context = self.context(name, "describe".into(), grants, vault, limits, lines);
-        self.call_in_turn(&[&self.turns], Arc::new(context), |mut store| async move {
+        let mut context = self.context(name, "describe".into(), grants, vault, limits, lines);
+        context.caller = Caller { plugin: format!("describe {name}"), signs_in: true, ..Caller::default() };
+        self.call(Arc::new(context), |mut store| async move {
             let result = async {
                 let instance = pre.instantiate_async(&mut store).await?;
                 instance.kaizen_plugin_manifest().call_describe(&mut store).await
@@ -222,48 +229,29 @@ impl Sandbox {
         Context::new(plugin.to_owned(), connection, grants, vault, limits, lines, self.egress.clone())
     }
 
-    /// Calls a guest, when it is its turn. `body` instantiates and calls, and hands the store back.
+    /// Runs one call, when there is a place for it. `body` instantiates and calls, and hands the store back.
     ///
     /// # Errors
     /// Where the call ends without a result.
-    pub async fn call<R, F, Fut>(&self, guest: &Guest, context: Arc<Context>, body: F) -> Result<R, Fault>
+    pub async fn call<R, F, Fut>(&self, context: Arc<Context>, body: F) -> Result<R, Fault>
     where
         F: FnOnce(Store<State>) -> Fut + Send + 'static,
         Fut: Future<Output = (Store<State>, wasmtime::Result<R>)> + Send + 'static,
         R: Send + 'static,
     {
-        // The narrow ones first: what waits for its own connection must not take room from others.
-        let connection = context.turns.clone();
-        match &connection {
-            Some(connection) => self.call_in_turn(&[connection, &guest.turns, &self.turns], context, body).await,
-            None => self.call_in_turn(&[&guest.turns, &self.turns], context, body).await,
-        }
-    }
-
-    async fn call_in_turn<R, F, Fut>(&self, turns: &[&Turns], context: Arc<Context>, body: F) -> Result<R, Fault>
-    where
-        F: FnOnce(Store<State>) -> Fut + Send + 'static,
-        Fut: Future<Output = (Store<State>, wasmtime::Result<R>)> + Send + 'static,
-        R: Send + 'static,
-    {
-        let waiting = async {
-            let mut taken: [Option<Turn>; 3] = [None, None, None];
-            for (turns, place) in turns.iter().zip(&mut taken) {
-                *place = Some(turns.take().await?);
-            }
-            Some(taken)
-        };
-        let Ok(Some(taken)) = timeout(QUEUE, waiting).await else { return Err(Fault::Busy) };
+        let waiting = self.scheduler.take(context.caller.clone());
+        let Ok(Some(place)) = timeout(self.bounds.queue, waiting).await else { return Err(Fault::Busy) };
         let (wall, usage) = (context.limits.wall, context.usage.clone());
         let running = {
             let (engine, context, clock) = (self.engine.clone(), context.clone(), self.clock.clone());
+            let shared = self.shared.clone();
             async move {
-                let store = State::store(&engine, context.clone(), &clock).await?;
+                let store = State::store(&engine, context.clone(), &clock, &shared).await?;
                 let (store, result) = body(store).await;
                 let result = result.map_err(|error| explain(&error, store.data(), &context));
-                // The place in the pool is free before somebody else's turn comes.
+                // The place in the pool is free before somebody else's call begins.
                 drop(store);
-                drop(taken);
+                drop(place);
                 result
             }
         };
@@ -280,12 +268,18 @@ impl Sandbox {
 fn explain(error: &wasmtime::Error, state: &State, context: &Context) -> Fault {
     let limits = &context.limits;
     match (state.limiter.exceeded, error.downcast_ref::<Trap>()) {
+        // Whatever it met next: it was to end by this.
+        _ if context.refused_too_often() => {
+            let last = context.denials().pop().unwrap_or_default();
+            Fault::Limit(format!("it was refused something more than {} times, e.g. {last}", limits.refusals))
+        }
         (Some(Exceeded::Cpu), _) | (_, Some(Trap::Interrupt)) => {
             Fault::Limit(format!("it computed for longer than {} s", limits.cpu.as_secs_f32()))
         }
         (Some(Exceeded::Memory), _) => {
             Fault::Limit(format!("it wanted more than {} MiB of memory", limits.memory_bytes >> 20))
         }
+        (Some(Exceeded::MemoryOfAll), _) => Fault::MemoryInUse,
         (Some(Exceeded::Tables), _) => Fault::Limit("its tables are too large".into()),
         (None, Some(Trap::StackOverflow)) => Fault::Limit("its stack overflowed".into()),
         (None, _) => {

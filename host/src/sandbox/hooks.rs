@@ -6,19 +6,22 @@ use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context as Task, Poll},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use super::{
     body::EgressBody,
     context::Context,
-    egress::{EXCHANGE, EgressError},
+    descriptors::{Descriptors, Held},
+    egress::{BETWEEN, EXCHANGE, EgressError, FIRST_BYTE, Timeouts},
+    limits::BODY_CHUNK,
     mask::Mask,
     pattern::Target,
     secret,
@@ -27,30 +30,39 @@ use super::{
 /// The hooks of one call.
 pub(super) struct Hooks {
     context: Arc<Context>,
+    descriptors: Descriptors,
     /// Requests end by then, whatever they were given: before the call does, so that the guest can say why it failed.
     until: Instant,
 }
 
 impl Hooks {
     /// For a call that begins now.
-    pub(super) fn new(context: Arc<Context>) -> Self {
+    pub(super) fn new(context: Arc<Context>, descriptors: Descriptors) -> Self {
         let until = Instant::now() + context.limits.wall.mul_f64(0.9);
-        Self { context, until }
+        Self { context, descriptors, until }
     }
 }
 
 type Sent = Result<(Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>), Error>;
 
 impl WasiHttpHooks for Hooks {
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        1
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK
+    }
+
     fn send_request(
         &mut self,
         request: Request<WasiBody>,
         options: Option<RequestOptions>,
         _failure: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Sent> + Send> {
-        let (context, until) = (self.context.clone(), self.until);
+        let (context, descriptors, until) = (self.context.clone(), self.descriptors.clone(), self.until);
         Box::new(async move {
-            match send(&context, until, request, options).await {
+            match send(&context, &descriptors, until, request, options).await {
                 // The connection belongs to the body, so there is nothing more to drive.
                 Ok(response) => Ok((response, Box::new(async { Ok(()) }) as Box<_>)),
                 Err(error) => {
@@ -68,6 +80,7 @@ impl WasiHttpHooks for Hooks {
 
 async fn send(
     context: &Context,
+    descriptors: &Descriptors,
     until: Instant,
     request: Request<WasiBody>,
     options: Option<RequestOptions>,
@@ -96,21 +109,31 @@ async fn send(
         return Err(EgressError::Denied("a secret may only be named in a header's value, not in a body".into()));
     }
     let whole = limits.http_exchange.min(until.saturating_duration_since(Instant::now()));
-    let first_byte = options.and_then(|options| options.first_byte_timeout).map_or(whole, |wish| wish.min(whole));
+    let over = || EgressError::Timeout { what: EXCHANGE, limit: whole };
+    let begun = Instant::now();
+    let held = timeout(whole, descriptors.wait()).await.ok().flatten().ok_or_else(over)?;
+    let whole = whole.saturating_sub(begun.elapsed());
+    let wished = options.unwrap_or_default();
+    let wish = |wished: Option<Duration>| wished.map_or(whole, |wished| wished.min(whole));
+    let timeouts = Timeouts {
+        connect: wish(wished.connect_timeout),
+        first_byte: wish(wished.first_byte_timeout),
+        between_bytes: wish(wished.between_bytes_timeout),
+        whole,
+    };
     tracing::debug!(target: "kaizen::plugin", plugin = context.plugin, connection = context.connection, method = %parts.method, %target, injected, "request");
     let request = Request::from_parts(parts, Full::new(body));
-    let mut response = context.egress.send(request, context.bytes_in.clone(), first_byte, whole).await?;
+    let mut response = context.egress.send(request, context.bytes_in.clone(), timeouts).await?;
     let mask = context.vault.mask();
     if mask.is_some() {
         refuse_encoding(response.headers())?;
     }
     context.vault.mask_headers(response.headers_mut());
-    Ok(response.map(|body| Answer { body, mask, done: false }.boxed_unsync()))
+    Ok(response.map(|body| Answer { body, mask, done: false, _held: held }.boxed_unsync()))
 }
 
-/// The whole body of a request, before anything of it leaves. It counts as it comes: however many requests a guest writes
-/// at once, they hold no more than one call may send.
-pub(super) async fn collect(context: &Context, mut body: WasiBody, headers: &HeaderMap) -> Result<Bytes, EgressError> {
+/// The whole body of a request, before anything of it leaves. Its bytes were counted as the guest wrote them.
+async fn collect(context: &Context, mut body: WasiBody, headers: &HeaderMap) -> Result<Bytes, EgressError> {
     let too_large = || EgressError::TooLarge("request");
     let headers: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     if !context.bytes_out.take(headers as u64) {
@@ -120,12 +143,10 @@ pub(super) async fn collect(context: &Context, mut body: WasiBody, headers: &Hea
     while let Some(frame) = body.frame().await {
         // Trailers are left out, as of answers.
         let Ok(data) = frame.map_err(|_| EgressError::Unfinished)?.into_data() else { continue };
-        if !context.bytes_out.take(data.len() as u64) {
-            return Err(too_large());
-        }
         whole.extend_from_slice(&data);
     }
-    Ok(whole.freeze())
+    // A guest that gives up in the middle ends the body, and what there is of it must not be taken for the whole.
+    if context.cut_off.load(Ordering::Relaxed) { Err(too_large()) } else { Ok(whole.freeze()) }
 }
 
 /// Refuses what cannot be searched for secrets.
@@ -146,7 +167,8 @@ fn for_guest(error: EgressError) -> Error {
         EgressError::Resolve(..) => Error::DnsError { rcode: None, info_code: None },
         EgressError::Connect(..) => Error::ConnectionRefused,
         EgressError::Tls(..) => Error::TlsCertificateError,
-        EgressError::Timeout { what: EXCHANGE, .. } => Error::HttpResponseTimeout,
+        EgressError::Timeout { what: EXCHANGE | FIRST_BYTE, .. } => Error::HttpResponseTimeout,
+        EgressError::Timeout { what: BETWEEN, .. } => Error::ConnectionReadTimeout,
         EgressError::Timeout { .. } => Error::ConnectionTimeout,
         EgressError::Http(_) | EgressError::Unfinished => Error::HttpProtocolError,
         EgressError::TooLarge("request") => Error::HttpRequestBodySize(None),
@@ -160,6 +182,7 @@ struct Answer {
     body: EgressBody,
     mask: Option<Mask>,
     done: bool,
+    _held: Held,
 }
 
 impl Body for Answer {

@@ -15,7 +15,6 @@ use wasmtime::Store;
 use self::yard::{Told, Yard, rust, tight, wat};
 use super::{
     Fault, LoadError,
-    guest::WAITING,
     limits::{Bounds, Limits},
     state::State,
 };
@@ -242,13 +241,12 @@ async fn a_broken_component_is_refused() {
 #[tokio::test]
 async fn waiting_in_the_host_counts_too() {
     let yard = Yard::new();
-    let guest = yard.guest(&wat("good"));
     let limits = Limits { wall: Duration::from_millis(50), ..tight() };
     let slow = |store: Store<State>| async move {
         tokio::time::sleep(Duration::from_secs(60)).await;
         (store, Ok(()))
     };
-    let ended = yard.sandbox.call(&guest, yard.context(limits).into(), slow).await;
+    let ended = yard.sandbox.call(yard.context(limits).into(), slow).await;
     assert!(matches!(&ended, Err(Fault::Limit(why)) if why.contains("0.05 s")), "{ended:?}");
 }
 
@@ -258,12 +256,13 @@ async fn more_calls_than_places_wait_and_all_end() {
     let guest = yard.guest(&wat("state"));
     let ended = futures::future::join_all((0..200).map(|_| yard.run::<i32>(&guest, tight()))).await;
     assert!(ended.iter().all(|ended| *ended == Ok(1)));
-    let too_many = (0..WAITING + yard.sandbox.bounds().calls_per_plugin + 50).map(|_| {
+    let yard = Yard::with(Bounds { waiting: 256, ..Bounds::default() }, |_| String::new());
+    let too_many = (0..256 + yard.sandbox.bounds().calls_per_plugin + 50).map(|_| {
         let slow = |store: Store<State>| async move {
             tokio::time::sleep(Duration::from_millis(2)).await;
             (store, Ok(1))
         };
-        yard.sandbox.call(&guest, yard.context(tight()).into(), slow)
+        yard.sandbox.call(yard.context(tight()).into(), slow)
     });
     let ended = futures::future::join_all(too_many).await;
     let refused = ended.iter().filter(|ended| **ended == Err(Fault::Busy)).count();
@@ -272,30 +271,144 @@ async fn more_calls_than_places_wait_and_all_end() {
 }
 
 #[tokio::test]
-async fn one_connection_leaves_turns_to_others() {
+async fn one_connection_leaves_places_to_others() {
     let yard =
         Yard::with(Bounds { calls_per_plugin: 2, calls_per_connection: 1, ..Bounds::default() }, |_| String::new());
-    let guest = yard.guest(&wat("good"));
-    let (gate, turns) = (Arc::new(tokio::sync::Semaphore::new(0)), super::turns::Turns::new(1, 64));
-    let call = |turns: Option<super::turns::Turns>, gate: Option<Arc<tokio::sync::Semaphore>>| {
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let call = |connection: u128, gate: Option<Arc<tokio::sync::Semaphore>>| {
         let mut context = yard.context(tight());
-        context.turns = turns;
+        context.caller.connection = Some(uuid::Uuid::from_u128(connection));
         let body = |store: Store<State>| async move {
             if let Some(gate) = gate {
                 gate.acquire().await.unwrap().forget();
             }
             (store, Ok(()))
         };
-        yard.sandbox.call(&guest, context.into(), body)
+        yard.sandbox.call(context.into(), body)
     };
-    let greedy = (0..10).map(|_| call(Some(turns.clone()), Some(gate.clone())));
-    let mut greedy = std::pin::pin!(futures::future::join_all(greedy));
+    let mut greedy = std::pin::pin!(futures::future::join_all((0..8).map(|_| call(1, Some(gate.clone())))));
     assert!(futures::poll!(&mut greedy).is_pending());
     let other = tokio::select! {
         _ = &mut greedy => panic!("they wait at the gate"),
-        other = call(None, None) => other,
+        other = call(2, None) => other,
     };
     assert_eq!(other, Ok(()));
     gate.add_permits(10);
     assert!(greedy.await.iter().all(Result::is_ok));
+}
+
+/// The most memory of this process while something runs, over what it was before.
+async fn growth<T>(running: impl Future<Output = T>) -> (T, usize) {
+    let before = neighbour::resident();
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let ended = done.clone();
+    let watching = std::thread::spawn(move || {
+        let mut most = 0;
+        while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+            most = most.max(neighbour::resident());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        most
+    });
+    let result = running.await;
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    (result, watching.join().unwrap().saturating_sub(before))
+}
+
+#[tokio::test]
+async fn requests_that_are_never_sent_count_as_well() {
+    let yard = Yard::new();
+    let guest = yard.guest(&rust("unsent"));
+    // Once, so that what is made at the first call is there.
+    drop(yard.main(&guest, Limits { http_out_bytes: 0, ..Limits::default() }).await);
+    let (told, grown) = growth(yard.main(&guest, Limits::default())).await;
+    assert!(told.printed.starts_with("kept "), "{told:?}");
+    assert!(grown < 48 << 20, "the host holds {} MiB for one call: {told:?}", grown >> 20);
+    println!("requests that are never sent: the host holds {} MiB more, {}", grown >> 20, told.printed);
+    let few = Limits { http_out_bytes: 1 << 20, ..Limits::default() };
+    let told = yard.main(&guest, few).await;
+    assert!(told.printed.starts_with("kept 1048576 bytes"), "bytes count when they are written: {told:?}");
+}
+
+#[tokio::test]
+async fn what_describes_itself_cannot_use_the_network() {
+    let yard = Yard::new();
+    let told = yard.main(&yard.described(&rust("unsent")), Limits::default()).await;
+    assert!(matches!(&told.ended, Err(Fault::Trap(why)) if why.contains("must not use the network")), "{told:?}");
+    let told = yard.main(&yard.described(&rust("files")), Limits::default().describe()).await;
+    assert!(told.ended.is_err() && !told.printed.contains("own: text"), "and opens nothing: {told:?}");
+}
+
+#[tokio::test]
+async fn waiting_is_not_computing() {
+    let yard = Yard::new();
+    let limits = Limits { cpu: Duration::from_millis(500), ..Limits::default() };
+    let told = yard.main(&yard.guest(&rust("waits")), limits).await;
+    assert_eq!((told.ended.clone(), told.printed.as_str()), (Ok(()), "waited 100 times\n"), "{told:?}");
+    assert!(!told.moved, "it stays where it is: {told:?}");
+    assert!(told.cpu < Duration::from_millis(300), "{told:?}");
+}
+
+#[tokio::test]
+async fn refusals_are_told_once_and_end_the_call() {
+    let yard = Yard::new();
+    let told = yard.main(&yard.guest(&rust("refusals")), Limits::default()).await;
+    assert!(matches!(&told.ended, Err(Fault::Limit(why)) if why.contains("more than 100 times")), "{told:?}");
+    let distinct = told.denials.iter().collect::<std::collections::BTreeSet<_>>().len();
+    assert!(distinct == told.denials.len() && told.refused > 100, "{told:?}");
+
+    let context = Arc::new(yard.context(Limits::default()));
+    let ended = yard.run_as::<i32>(&yard.guest(&wat("reveal-flood")), context.clone()).await;
+    assert!(matches!(&ended, Err(Fault::Limit(why)) if why.contains("more than 100 times")), "{ended:?}");
+    assert_eq!(context.denials().len(), 1, "{:?}", context.denials());
+    // Each reason is different; what is logged of them is within the log's limit.
+    let context = Arc::new(yard.context(Limits::default()));
+    for number in 0..1000 {
+        context.deny(&format!("reason {number}"));
+    }
+    assert_eq!((context.dropped(), context.refused()), (13, 1000), "16 are told, of which 3 lines are let through");
+}
+
+#[tokio::test]
+async fn sockets_and_files_of_a_call_are_few() {
+    let yard = Yard::new();
+    let told = yard.main(&yard.guest(&rust("descriptors")), Limits { refusals: 1000, ..Limits::default() }).await;
+    assert_eq!(told.printed, "files: 16\n", "{told:?}");
+    assert!(told.denials.iter().any(|why| why.contains("may open 16 sockets and files")), "{told:?}");
+    let limits = || Limits { refusals: 1000, ..Limits::default() };
+    let told = yard.main_connecting(&yard.guest(&rust("sockets")), limits()).await;
+    assert_eq!(told.printed, "sockets: 16\n", "{told:?}");
+    // All calls together have fewer.
+    let bounds = Bounds { descriptors_total: 5, ..Bounds::default() };
+    let yard = Yard::with(bounds, |_| String::new());
+    let told = yard.main(&yard.guest(&rust("descriptors")), limits()).await;
+    assert_eq!(told.printed, "files: 5\n", "{told:?}");
+}
+
+#[tokio::test]
+async fn a_folder_holds_so_much_and_no_links() {
+    let bounds = Bounds { folder_bytes: 1 << 20, folder_files: 10, ..Bounds::default() };
+    let yard = Yard::with(bounds, |_| String::new());
+    let limits = Limits { descriptors: 100, ..Limits::default() };
+    let told = yard.main(&yard.guest(&rust("fill")), limits.clone()).await;
+    assert_eq!(told.ended, Ok(()), "{told:?}");
+    assert!(told.printed.starts_with("symbolic link: refused\nhard link: refused\nsize: refused\n"), "{told:?}");
+    let own = yard.folder.path().join("own");
+    let sizes = std::fs::read_dir(&own).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+    let sizes: Vec<u64> = sizes.collect();
+    assert!(sizes.len() <= 10 && sizes.iter().sum::<u64>() <= 1 << 20, "{sizes:?}");
+    // What lies there already counts in the next call; what is too much is told.
+    std::fs::write(own.join("more"), vec![0; 1 << 20]).unwrap();
+    let told = yard.main(&yard.guest(&rust("fill")), limits).await;
+    assert!(matches!(&told.ended, Err(Fault::Setup(why)) if why.contains("plugin_folder_mib")), "{told:?}");
+}
+
+#[tokio::test]
+async fn memory_of_all_calls_together_is_bounded() {
+    let yard = Yard::with(Bounds { memory_total_bytes: 4 << 20, ..Bounds::default() }, |_| String::new());
+    let guest = yard.guest(&wat("memory-bomb"));
+    let ended = yard.run::<i32>(&guest, tight()).await;
+    assert_eq!(ended, Err(Fault::MemoryInUse));
+    // It is given back.
+    assert_eq!(yard.run::<i32>(&yard.guest(&wat("good")), Limits::default()).await, Ok(1));
 }

@@ -3,28 +3,35 @@
 //! | what | how it is held |
 //! |---|---|
 //! | memory, tables, instances | summed over the whole component, at each growth ([`wasmtime::ResourceLimiter`]) |
-//! | processor | epoch ticks in which the guest ran; it also yields at each, and after a few it goes [aside](super::aside) |
+//! | memory of all calls | taken from one account as memories grow, and given back with the store |
+//! | processor | time of its thread in which the call was polled ([`Usage`]); epochs only make it yield |
 //! | time | the clock on the wall, host calls included |
 //! | stack | the engine's, so the same for all calls |
-//! | requests, bytes out and in | counted over all requests of the call |
+//! | requests, bytes out and in | counted over all requests of the call, bytes out as they are written |
+//! | sockets and files | permits of the call and of all calls ([`super::descriptors`]) |
+//! | folders | bytes and files of one connection ([`super::folders`]) |
 //! | time of one request | from looking up the name to the last byte; ends before the call does, so that the guest is told |
 //! | log | bytes of a line, and lines a second of one connection; what is over is dropped and counted |
+//! | refusals | each distinct reason is logged once; after some hundred the call ends |
 //! | values handed to the host | bytes for each transfer ("hostcall fuel"); host resources by number |
-//! | calls at once | turns for each connection, each plugin and all together; waiting for them is bounded too |
+//! | calls at once | places for each connection, plugin, organization and all together ([`super::scheduler`]) |
 //!
 //! [`Bounds`] are the operator's settings; what they are called there is in `config::plugins`.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use parking_lot::Mutex;
+use uuid::Uuid;
 use wasmtime::ResourceLimiter;
 
+use super::scheduler::Caller;
 use crate::clock::Clock;
 
 /// Length of an epoch. A guest is interrupted this often to see whether it may go on.
@@ -53,9 +60,18 @@ pub struct Limits {
     pub http_exchange: Duration,
     /// Bytes that one result, or one argument of a host function, may have.
     pub transfer_bytes: usize,
-    /// Open streams, requests, files and the like, at once.
+    /// Open streams, requests, files and the like, at once. Each may hold up to [`BODY_CHUNK`] twice on the host.
     pub resources: usize,
+    /// Bytes of one set of header fields, as they lie in the host's memory.
+    pub header_bytes: usize,
+    /// Sockets and files that the call may open, and requests under way at once.
+    pub descriptors: usize,
+    /// Refusals after which the call is stopped.
+    pub refusals: u32,
 }
+
+/// Bytes of one write to a request's body; two of them may wait on the host.
+pub const BODY_CHUNK: usize = 64 << 10;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -63,14 +79,17 @@ impl Default for Limits {
             memory_bytes: 128 << 20,
             table_elements: 200_000,
             cpu: Duration::from_secs(5),
-            wall: Duration::from_secs(30),
+            wall: Duration::from_secs(25),
             log_line_bytes: 4 << 10,
             http_requests: 64,
             http_out_bytes: 16 << 20,
             http_in_bytes: 16 << 20,
             http_exchange: Duration::from_secs(20),
             transfer_bytes: 4 << 20,
-            resources: 1000,
+            resources: 128,
+            header_bytes: 32 << 10,
+            descriptors: 16,
+            refusals: 100,
         }
     }
 }
@@ -83,13 +102,12 @@ impl Limits {
             cpu: self.cpu.min(Duration::from_secs(1)),
             wall: self.wall.min(Duration::from_secs(5)),
             transfer_bytes: self.transfer_bytes.max(1 << 20),
+            resources: self.resources.min(32),
+            http_requests: 0,
+            refusals: self.refusals.min(32),
+            descriptors: 0,
             ..self.clone()
         }
-    }
-
-    /// The processor time in ticks, at least one.
-    pub(super) fn ticks(&self) -> u64 {
-        u64::try_from(self.cpu.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX).max(1)
     }
 }
 
@@ -108,8 +126,44 @@ pub struct Bounds {
     pub calls: u32,
     /// Calls at once of one plugin.
     pub calls_per_plugin: u32,
+    /// Calls at once of one organization.
+    pub calls_per_organization: u32,
     /// Calls at once of one connection.
     pub calls_per_connection: u32,
+    /// Of all calls at once, the places that only sign-in may take.
+    pub calls_for_sign_in: u32,
+    /// Calls of all plugins together that may wait for a place.
+    pub waiting: u32,
+    /// Calls of one organization that may wait for a place.
+    pub waiting_per_organization: u32,
+    /// How long a call waits for its place.
+    pub queue: Duration,
+    /// The time that a check may take, which somebody waits for.
+    pub check: Duration,
+    /// Checks of one organization's connections in a minute.
+    pub checks_per_minute: u32,
+    /// Bytes of linear memory of all calls together; an eighth of it is kept for sign-in.
+    pub memory_total_bytes: usize,
+    /// Bytes of linear memory of one organization's calls.
+    pub memory_per_organization_bytes: usize,
+    /// Sockets and files of all calls together.
+    pub descriptors_total: usize,
+    /// Bytes of address space of a process that compiles one component.
+    pub compile_memory_bytes: u64,
+    /// Processor time to compile one component, on all processors together.
+    pub compile_cpu: Duration,
+    /// Time to compile one component.
+    pub compile_wall: Duration,
+    /// Patterns of a configuration's schema, with every `$ref` followed.
+    pub schema_patterns: usize,
+    /// Bytes of these patterns, compiled.
+    pub schema_patterns_bytes: usize,
+    /// Time to compile a schema, or to apply it to one configuration.
+    pub schema_time: Duration,
+    /// Bytes that one connection's folder may hold.
+    pub folder_bytes: u64,
+    /// Files and folders in one connection's folder.
+    pub folder_files: u64,
     /// Log lines of one connection in each second.
     pub log_lines_per_second: u32,
     /// Failures in a row after which a connection's calls are suspended.
@@ -127,7 +181,25 @@ impl Default for Bounds {
             instances: 20,
             calls: 64,
             calls_per_plugin: 32,
+            calls_per_organization: 16,
             calls_per_connection: 8,
+            calls_for_sign_in: 8,
+            waiting: 1024,
+            waiting_per_organization: 128,
+            queue: Duration::from_secs(10),
+            check: Duration::from_secs(15),
+            checks_per_minute: 60,
+            memory_total_bytes: 2 << 30,
+            memory_per_organization_bytes: 512 << 20,
+            descriptors_total: 1024,
+            compile_memory_bytes: 4 << 30,
+            compile_cpu: Duration::from_secs(300),
+            compile_wall: Duration::from_secs(240),
+            schema_patterns: 64,
+            schema_patterns_bytes: 2 << 20,
+            schema_time: Duration::from_secs(5),
+            folder_bytes: 1 << 30,
+            folder_files: 1000,
             log_lines_per_second: 50,
             trip_failures: 5,
             trip_pause: Duration::from_secs(10),
@@ -135,17 +207,31 @@ impl Default for Bounds {
     }
 }
 
-/// What a call has used so far.
+/// What a call has used so far. Times are of the processor, on the thread that polls the call.
 #[derive(Debug, Default)]
 pub struct Usage {
-    ticks: AtomicU64,
+    /// Nanoseconds of all polls that are over.
+    spent: AtomicU64,
+    /// The thread's clock when the present poll began.
+    began: AtomicU64,
+    /// The present poll ended because the guest was made to yield, not because it waits.
+    yielded: AtomicBool,
+    /// It went on in the background.
+    moved: AtomicBool,
     memory: AtomicUsize,
 }
 
+/// Nanoseconds that this thread has had of the processor.
+fn thread_clock() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(time.tv_nsec).unwrap_or_default())
+}
+
 impl Usage {
-    /// Epoch ticks ([`TICK`]) that found the guest running.
-    pub fn ticks(&self) -> u64 {
-        self.ticks.load(Ordering::Relaxed)
+    /// Processor time of the call so far.
+    pub fn cpu(&self) -> Duration {
+        Duration::from_nanos(self.spent.load(Ordering::Relaxed))
     }
 
     /// Bytes of linear memory, all memories together. They never shrink, so in the end it is the peak.
@@ -153,9 +239,89 @@ impl Usage {
         self.memory.load(Ordering::Relaxed)
     }
 
-    /// Counts a tick; returns how many there were.
-    pub(super) fn tick(&self) -> u64 {
-        self.ticks.fetch_add(1, Ordering::Relaxed) + 1
+    /// Whether it computed for so long that it went on in the background.
+    pub fn moved(&self) -> bool {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// A poll begins, on this thread.
+    pub(super) fn begin(&self) {
+        self.began.store(thread_clock(), Ordering::Relaxed);
+        self.yielded.store(false, Ordering::Relaxed);
+    }
+
+    /// The poll is over. Returns the processor time that it took.
+    pub(super) fn end(&self) -> Duration {
+        let poll = self.poll();
+        self.spent.fetch_add(u64::try_from(poll.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        poll
+    }
+
+    /// Within a poll: the time that it has taken so far.
+    pub(super) fn poll(&self) -> Duration {
+        Duration::from_nanos(thread_clock().saturating_sub(self.began.load(Ordering::Relaxed)))
+    }
+
+    /// The guest is made to yield, although it would go on.
+    pub(super) fn yields(&self) {
+        self.yielded.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the poll that just ended did so because the guest was made to yield.
+    pub(super) fn yielded(&self) -> bool {
+        self.yielded.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn moves(&self) {
+        self.moved.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Linear memory of all calls together. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct MemoryAccount {
+    total: usize,
+    per_organization: usize,
+    taken: Arc<Mutex<MemoryTaken>>,
+}
+
+#[derive(Debug, Default)]
+struct MemoryTaken {
+    all: usize,
+    of: HashMap<Uuid, usize>,
+}
+
+impl MemoryAccount {
+    /// An account of so many bytes, and so many for each organization.
+    pub fn new(total: usize, per_organization: usize) -> Self {
+        Self { total, per_organization, taken: Arc::default() }
+    }
+
+    fn take(&self, bytes: usize, caller: &Caller) -> bool {
+        let kept = if caller.signs_in { 0 } else { self.total / 8 };
+        let mut taken = self.taken.lock();
+        let all = taken.all.saturating_add(bytes);
+        let of =
+            caller.organization.map(|id| (id, taken.of.get(&id).copied().unwrap_or_default().saturating_add(bytes)));
+        if all > self.total - kept || of.is_some_and(|(_, of)| of > self.per_organization) {
+            return false;
+        }
+        taken.all = all;
+        taken.of.extend(of);
+        true
+    }
+
+    fn give_back(&self, bytes: usize, caller: &Caller) {
+        let mut taken = self.taken.lock();
+        taken.all = taken.all.saturating_sub(bytes);
+        if let Some(id) = caller.organization
+            && let Some(of) = taken.of.get_mut(&id)
+        {
+            *of = of.saturating_sub(bytes);
+            if *of == 0 {
+                taken.of.remove(&id);
+            }
+        }
     }
 }
 
@@ -190,6 +356,8 @@ impl LogRate {
 pub enum Exceeded {
     /// Linear memory.
     Memory,
+    /// Linear memory of all calls together.
+    MemoryOfAll,
     /// Tables.
     Tables,
     /// Processor time.
@@ -200,6 +368,9 @@ pub enum Exceeded {
 pub struct Limiter {
     memory_left: usize,
     table_left: usize,
+    account: MemoryAccount,
+    caller: Caller,
+    taken: usize,
     usage: Arc<Usage>,
     /// What was refused, to explain the trap that follows.
     pub exceeded: Option<Exceeded>,
@@ -207,8 +378,15 @@ pub struct Limiter {
 
 impl Limiter {
     /// A limiter for one store.
-    pub fn new(limits: &Limits, usage: Arc<Usage>) -> Self {
-        Self { memory_left: limits.memory_bytes, table_left: limits.table_elements, usage, exceeded: None }
+    pub fn new(limits: &Limits, account: MemoryAccount, caller: Caller, usage: Arc<Usage>) -> Self {
+        let (memory_left, table_left) = (limits.memory_bytes, limits.table_elements);
+        Self { memory_left, table_left, account, caller, taken: 0, usage, exceeded: None }
+    }
+}
+
+impl Drop for Limiter {
+    fn drop(&mut self) {
+        self.account.give_back(self.taken, &self.caller);
     }
 }
 
@@ -218,8 +396,13 @@ impl ResourceLimiter for Limiter {
         // The slot of the pool is the other bound; growth beyond it fails after this, and must not be counted.
         let fits = maximum.is_none_or(|maximum| desired <= maximum);
         match self.memory_left.checked_sub(more) {
+            Some(_) if fits && !self.account.take(more, &self.caller) => {
+                self.exceeded = Some(Exceeded::MemoryOfAll);
+                Ok(false)
+            }
             Some(left) if fits => {
                 self.memory_left = left;
+                self.taken = self.taken.saturating_add(more);
                 self.usage.memory.fetch_add(more, Ordering::Relaxed);
                 Ok(true)
             }
@@ -264,7 +447,26 @@ mod tests {
     use super::*;
 
     fn limiter(limits: &Limits) -> Limiter {
-        Limiter::new(limits, Arc::default())
+        Limiter::new(limits, MemoryAccount::new(usize::MAX, usize::MAX), Caller::default(), Arc::default())
+    }
+
+    #[test]
+    fn memory_is_shared_by_all_calls_and_comes_back_with_them() {
+        let account = MemoryAccount::new(80, 50);
+        let call = |organization: u128, signs_in| {
+            let organization = Some(Uuid::from_u128(organization));
+            let caller = Caller { organization, signs_in, ..Caller::default() };
+            Limiter::new(&Limits::default(), account.clone(), caller, Arc::default())
+        };
+        let mut calls = [call(1, false), call(1, false), call(2, false), call(3, true)];
+        let mut grow = |call: usize, bytes| calls[call].memory_growing(0, bytes, None).unwrap();
+        assert!(grow(0, 40) && !grow(1, 20), "one organization leaves some to others");
+        assert!(!grow(2, 40) && grow(2, 30), "and all of them together some to sign-in");
+        assert!(grow(3, 10));
+        assert_eq!((calls[1].exceeded, account.taken.lock().all), (Some(Exceeded::MemoryOfAll), 80));
+        drop(calls);
+        let taken = account.taken.lock();
+        assert!(taken.all == 0 && taken.of.is_empty());
     }
 
     #[test]

@@ -1,29 +1,46 @@
 //! What one store holds: made for a call, gone after it. Nothing of one call is visible in another.
 
-use std::{fmt::Display, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
+use tokio::sync::Semaphore;
 use wasmtime::{
-    Engine, Store, UpdateDeadline,
+    Engine, Store, StoreContextMut, UpdateDeadline,
     component::{HasData, Linker, Resource, ResourceTable},
 };
 use wasmtime_wasi::{
-    FsPerms, HostWallClock, WasiCtx, WasiCtxView, WasiView,
-    p2::bindings::sockets::{ip_name_lookup, network},
+    HostWallClock, WasiCtx, WasiCtxView, WasiView,
+    p2::{
+        DynOutputStream,
+        bindings::sockets::{ip_name_lookup, network, tcp_create_socket},
+    },
     sockets::{SocketAddrUse, WasiSocketsCtxView, WasiSocketsView},
 };
-use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use wasmtime_wasi_http::{
+    WasiHttpCtx, WasiHttpCtxView, WasiHttpView,
+    p2::{bindings::http::types::ErrorCode, body::HostOutgoingBody},
+};
 use wasmtime_wasi_io::bindings::wasi::io::error;
 
 use super::{
     Fault,
+    body::Counted,
     context::Context,
+    descriptors::{Descriptors, Held},
     egress::EgressError,
+    folders,
     hooks::Hooks,
-    limits::{Exceeded, Limiter},
+    limits::{Exceeded, Limiter, MemoryAccount, TICK},
     pattern,
     stdio::Lines,
 };
 use crate::clock::Clock;
+
+/// The version of WASI's interfaces that wasmtime links; what is shadowed here must name the same.
+pub(super) const WASI: &str = "0.2.12";
 
 /// A host of a `tcp` grant, as written there, and its checked addresses.
 type Hosts = Vec<(url::Host, SocketAddr)>;
@@ -37,6 +54,20 @@ pub struct State {
     hooks: Hooks,
     pub(super) limiter: Limiter,
     tcp: Arc<Hosts>,
+    descriptors: Descriptors,
+    /// Sockets and files that the guest opened.
+    held: Vec<Held>,
+    /// What it may still put into its folders.
+    pub(super) room: folders::Room,
+}
+
+/// What all calls share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) memory: MemoryAccount,
+    pub(super) descriptors: Arc<Semaphore>,
+    /// Bytes, files.
+    pub(super) folder: (u64, u64),
 }
 
 impl State {
@@ -44,18 +75,21 @@ impl State {
     ///
     /// # Errors
     /// Where a granted folder cannot be made, or a granted name not be resolved.
-    pub(super) async fn store(engine: &Engine, context: Arc<Context>, clock: &Clock) -> Result<Store<Self>, Fault> {
+    pub(super) async fn store(
+        engine: &Engine,
+        context: Arc<Context>,
+        clock: &Clock,
+        shared: &Shared,
+    ) -> Result<Store<Self>, Fault> {
         let mut wasi = WasiCtx::builder();
         wasi.stdout(Lines::new(context.clone()));
         wasi.stderr(Lines::new(context.clone()));
         wasi.max_random_size(64 << 10);
         wasi.wall_clock(WallClock(clock.clone()));
         wasi.allow_udp(false);
-        for (name, path) in context.grants.directories() {
-            let refused =
-                |error: &dyn Display| Fault::Setup(format!("the folder `{name}` ({}): {error}", path.display()));
-            let made = make_private(path).map_err(|error| refused(&error))?;
-            wasi.preopened_dir(made, format!("/{name}"), FsPerms::ReadWrite).map_err(|error| refused(&error))?;
+        let mut room = folders::Room::none();
+        if !context.grants.directories().is_empty() {
+            (wasi, room) = folders::prepare(wasi, context.grants.directories(), shared.folder).await?;
         }
         let tcp = Arc::new(resolve_tcp(&context).await?);
         if tcp.is_empty() {
@@ -77,27 +111,51 @@ impl State {
             });
         }
         let mut table = ResourceTable::new();
-        table.set_max_capacity(context.limits.resources);
+        // wasmtime-wasi-http leaves the options of each request that was sent in the table.
+        let sent = context.limits.http_requests.saturating_add(context.limits.refusals.into());
+        let sent = usize::try_from(sent).unwrap_or(usize::MAX);
+        table.set_max_capacity(context.limits.resources.saturating_add(sent));
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(context.limits.header_bytes);
+        let descriptors = Descriptors::new(context.limits.descriptors, shared.descriptors.clone());
         let state = Self {
             wasi: wasi.build(),
             table,
-            http: WasiHttpCtx::new(),
-            hooks: Hooks::new(context.clone()),
-            limiter: Limiter::new(&context.limits, context.usage.clone()),
+            http,
+            hooks: Hooks::new(context.clone(), descriptors.clone()),
+            limiter: Limiter::new(
+                &context.limits,
+                shared.memory.clone(),
+                context.caller.clone(),
+                context.usage.clone(),
+            ),
             tcp,
+            descriptors,
+            held: Vec::new(),
+            room,
             context,
         };
-        let (transfer, ticks) = (state.context.limits.transfer_bytes, state.context.limits.ticks());
+        let transfer = state.context.limits.transfer_bytes;
         let mut store = Store::new(engine, state);
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(transfer);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(move |mut store| {
             let state = store.data_mut();
-            if state.context.usage.tick() >= ticks {
+            let (usage, limits) = (&state.context.usage, &state.context.limits);
+            let poll = usage.poll();
+            if usage.cpu() + poll >= limits.cpu {
                 state.limiter.exceeded = Some(Exceeded::Cpu);
                 return Ok(UpdateDeadline::Interrupt);
             }
+            if state.context.refused_too_often() {
+                return Ok(UpdateDeadline::Interrupt);
+            }
+            // The epoch has passed while it waited, too: that is no reason to make it wait again.
+            if poll < TICK / 2 {
+                return Ok(UpdateDeadline::Continue(1));
+            }
+            usage.yields();
             Ok(UpdateDeadline::Yield(1))
         });
         Ok(store)
@@ -106,6 +164,21 @@ impl State {
     /// The call that this store is for.
     pub(super) fn context(&self) -> &Arc<Context> {
         &self.context
+    }
+
+    /// Takes a descriptor for what the guest is about to open; nothing, and the refusal told, where it may open no more.
+    pub(super) fn descriptor(&self, what: &str) -> Option<Held> {
+        let held = self.descriptors.take();
+        if held.is_none() {
+            let most = self.context.limits.descriptors;
+            self.context.deny(&format!("{what}: a call may open {most} sockets and files, and all calls some more"));
+        }
+        held
+    }
+
+    /// It was opened: the descriptor is held until the call ends.
+    pub(super) fn opened(&mut self, held: Held) {
+        self.held.push(held);
     }
 }
 
@@ -120,13 +193,6 @@ impl HostWallClock for WallClock {
     fn now(&self) -> Duration {
         (self.0.now() - chrono::DateTime::UNIX_EPOCH).to_std().unwrap_or_default()
     }
-}
-
-/// The folder, made if missing, for this server's user only.
-fn make_private(path: &std::path::Path) -> std::io::Result<&std::path::Path> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    Ok(path)
 }
 
 async fn resolve_tcp(context: &Context) -> Result<Hosts, Fault> {
@@ -254,6 +320,66 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
         Lookup { sockets: state.sockets(), hosts }
     })?;
     error::add_to_linker::<_, HasErrors>(linker, |state| Errors(&mut state.table))?;
+    linker.instance(&format!("wasi:sockets/tcp-create-socket@{WASI}"))?.func_wrap(
+        "create-tcp-socket",
+        |mut store: StoreContextMut<'_, State>, (family,): (network::IpAddressFamily,)| {
+            let state = store.data_mut();
+            let Some(held) = state.descriptor("a socket") else {
+                return Ok((Err(network::ErrorCode::NewSocketLimit),));
+            };
+            Ok((match tcp_create_socket::Host::create_tcp_socket(&mut state.sockets(), family) {
+                Ok(socket) => {
+                    state.opened(held);
+                    Ok(socket)
+                }
+                Err(error) => Err(error.downcast()?),
+            },))
+        },
+    )?;
+    folders::add_to_linker(linker)?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// Links a `wasi:http` that can be imported and not used: everything that makes something traps.
+pub(super) fn add_http_stub_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
+    linker.allow_shadowing(true);
+    let makers = [
+        "[constructor]fields",
+        "[static]fields.from-list",
+        "[constructor]outgoing-request",
+        "[constructor]outgoing-response",
+        "[constructor]request-options",
+    ];
+    let makers = makers.into_iter().map(|function| ("types", function));
+    for (interface, function) in makers.chain([("outgoing-handler", "handle")]) {
+        let mut instance = linker.instance(&format!("wasi:http/{interface}@{WASI}"))?;
+        instance.func_new(function, |_, _, _, _| wasmtime::bail!("`describe` must not use the network"))?;
+    }
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// Links `wasi:http`. What is written to a request's body counts as sent when it is written: a body that is never sent
+/// lies in the host's memory as well.
+pub(super) fn add_http_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
+    linker.allow_shadowing(true);
+    linker.instance(&format!("wasi:http/types@{WASI}"))?.func_wrap(
+        "[method]outgoing-body.write",
+        |mut store: StoreContextMut<'_, State>, (body,): (Resource<HostOutgoingBody>,)| {
+            let state = store.data_mut();
+            let Some(stream) = state.table.get_mut(&body)?.take_output_stream() else { return Ok((Err(()),)) };
+            let context = state.context.clone();
+            let counted = Counted::new(stream, context.bytes_out.clone(), move || {
+                context.cut_off.store(true, Ordering::Relaxed);
+                wasmtime::Error::from(ErrorCode::HttpRequestBodySize(None))
+            });
+            let counted: DynOutputStream = Box::new(counted);
+            Ok((Ok(state.table.push_child(counted, &body)?),))
+        },
+    )?;
     linker.allow_shadowing(false);
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What the guests have in common: one request through `wasi:http`, as raw as it comes.
 
 use wasip2::http::outgoing_handler;
-use wasip2::http::types::{Fields, Method, OutgoingBody, OutgoingRequest, Scheme};
+use wasip2::http::types::{Fields, Method, OutgoingBody, OutgoingRequest, RequestOptions, Scheme};
 use wasip2::io::streams::StreamError;
 
 /// A request; whatever a guest puts here goes to the host as it is.
@@ -12,11 +12,14 @@ pub struct Get<'a> {
     pub path: &'a str,
     pub headers: &'a [(&'a str, &'a str)],
     pub body: &'a str,
+    /// Milliseconds to the answer's head, and between its parts.
+    pub first_byte: Option<u64>,
+    pub between: Option<u64>,
 }
 
 /// Towards a host, with nothing in it.
 pub fn get(authority: &str) -> Get<'_> {
-    Get { method: None, authority, path: "/", headers: &[], body: "" }
+    Get { method: None, authority, path: "/", headers: &[], body: "", first_byte: None, between: None }
 }
 
 /// An answer: status, headers as `name: value` lines, body.
@@ -41,7 +44,11 @@ impl Get<'_> {
         request.set_authority(Some(self.authority)).map_err(|()| "authority")?;
         request.set_path_with_query(Some(self.path)).map_err(|()| "path")?;
         let body = request.body().map_err(|()| "body")?;
-        let pending = outgoing_handler::handle(request, None).map_err(|code| format!("{code:?}"))?;
+        let options = RequestOptions::new();
+        let nanoseconds = |milliseconds: Option<u64>| milliseconds.map(|milliseconds| milliseconds * 1_000_000);
+        options.set_first_byte_timeout(nanoseconds(self.first_byte)).map_err(|()| "options")?;
+        options.set_between_bytes_timeout(nanoseconds(self.between)).map_err(|()| "options")?;
+        let pending = outgoing_handler::handle(request, Some(options)).map_err(|code| format!("{code:?}"))?;
         if !self.body.is_empty() {
             let stream = body.write().map_err(|()| "body")?;
             stream.blocking_write_and_flush(self.body.as_bytes()).map_err(|error| format!("{error:?}"))?;

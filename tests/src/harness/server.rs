@@ -78,9 +78,12 @@ impl Setup {
             .with("KAIZEN_PUBLIC_URL", format!("http://{address}"))
             .with("KAIZEN_LISTEN", address)
             .with("KAIZEN_OPS_LISTEN", "127.0.0.1:0")
+            .with("KAIZEN_AUDIT_DIR", format!("{data}/audit"))
             .with("KAIZEN_DATA_DIR", data)
             .with("KAIZEN_DATABASE_URL", url)
             .with("KAIZEN_DATABASE_CONNECTIONS", "6")
+            // Tests check until something holds.
+            .with("KAIZEN_PLUGIN_CHECKS_PER_MINUTE", "10000")
             .with("KAIZEN_MASTER_KEY", MASTER_KEY)
             .with("KAIZEN_EGRESS_ALLOW_PRIVATE", "127.0.0.0/8")
             .with("KAIZEN_LOG", "info")

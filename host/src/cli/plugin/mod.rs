@@ -2,6 +2,7 @@
 
 mod build;
 mod check;
+mod compile;
 mod inspect;
 mod load;
 mod new;
@@ -19,6 +20,8 @@ pub enum PluginCommand {
     New(new::New),
     Build(build::Build),
     Check(check::Check),
+    #[command(hide = true)]
+    Compile(compile::Compile),
     Inspect(inspect::Inspect),
     Test(test::Test),
     Keygen(sign::Keygen),
@@ -34,6 +37,7 @@ impl PluginCommand {
         match self {
             PluginCommand::New(new) => new.run(),
             PluginCommand::Build(build) => build.run(),
+            PluginCommand::Compile(compile) => compile.run(),
             PluginCommand::Inspect(inspect) => inspect.run(),
             PluginCommand::Keygen(keygen) => keygen.run(),
             PluginCommand::Sign(sign) => sign.run(),

@@ -152,8 +152,8 @@ pub async fn run(
     secrets.extend(case.secrets);
     let secrets: BTreeMap<String, SecretString> =
         secrets.into_iter().map(|(name, value)| (name, SecretString::from(value))).collect();
-    let valid = |config: &Value| {
-        plugins.validate(kind, &manifest.name, config, &secrets).map_err(|faults| KitError::Config {
+    let valid = async |config: &Value| {
+        plugins.validate(kind, &manifest.name, config, &secrets).await.map_err(|faults| KitError::Config {
             whose: if made_up && faults.iter().any(|fault| fault.pointer.starts_with("/config")) {
                 "no configuration could be made up from the manifest's schema (give one with --config, or `examples` in the schema)"
             } else {
@@ -162,7 +162,7 @@ pub async fn run(
             faults: faults.iter().map(|fault| format!("{}: {}", fault.pointer, fault.message)).collect::<Vec<_>>().join("; "),
         })
     };
-    valid(&config)?;
+    valid(&config).await?;
     let targets = |config: &Value| -> Vec<Target> {
         Grants::resolve(&manifest.capabilities, &manifest.slots, config, &BTreeMap::new())
             .map(|grants| grants.tcp().collect())
@@ -178,9 +178,10 @@ pub async fn run(
         });
     }
     ports.keep(&tcp);
-    valid(&config)?;
+    valid(&config).await?;
 
     let binding = Binding {
+        organization_id: clock.id(),
         connection_id: clock.id(),
         plugin: manifest.name.clone(),
         wanted: Wanted::default(),

@@ -26,7 +26,7 @@ pub fn config(manifest: &Manifest, port: u16) -> Value {
         .chain(manifest.slots.iter().flat_map(|slot| &slot.hosts))
         .flat_map(|template| template.properties())
         .collect();
-    Sampler { root: &manifest.schema, port }.object(&manifest.schema, &named, 0)
+    Sampler { root: manifest.schema(), port }.object(manifest.schema(), &named, 0)
 }
 
 /// The secrets that a connection has to supply.

@@ -11,7 +11,11 @@ use super::{
 
 /// Kaizen's interfaces are named whole, WASI's by package.
 fn imports(plugin: Arc<Plugin>) -> BTreeSet<String> {
-    let component = plugin.guest.pre.component();
+    let component = match &plugin.exports {
+        Exports::IdentityProvider(pre) => pre.instance_pre().component(),
+        Exports::DeploymentTarget(pre) => pre.instance_pre().component(),
+        Exports::AuditSink(pre) => pre.instance_pre().component(),
+    };
     component
         .component_type()
         .imports(component.engine())

@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test]
 async fn a_thousand_requests_are_cut_off() {
     let yard = Yard::new();
-    let limits = Limits { http_requests: 20, cpu: Duration::from_secs(30), ..Limits::default() };
+    let limits = Limits { http_requests: 20, refusals: 1000, cpu: Duration::from_secs(30), ..Limits::default() };
     let told = yard.main(&yard.guest(&rust("requests")), limits).await;
     assert_eq!(told.printed, "20 of 1000\n", "{told:?}");
     assert_eq!(yard.far.connections.lock().len(), 20);
@@ -30,20 +30,24 @@ async fn a_slow_drip_is_told_to_the_guest_before_the_call_ends() {
 }
 
 #[tokio::test]
-async fn requests_written_at_once_hold_no_more_than_one_call_may_send() {
-    use http_body_util::{BodyExt as _, StreamBody};
-    let yard = Yard::new();
-    let context = yard.context(Limits { http_out_bytes: 1000, ..Limits::default() });
-    let none = http::HeaderMap::new();
-    // 600 bytes, and nobody knows what comes after.
-    let body = || {
-        let begun = futures::stream::iter([Ok(hyper::body::Frame::data(bytes::Bytes::from_static(&[0; 600])))]);
-        StreamBody::new(futures::StreamExt::chain(begun, futures::stream::pending())).boxed_unsync()
-    };
-    let mut first = std::pin::pin!(super::super::hooks::collect(&context, body(), &none));
-    assert!(futures::poll!(&mut first).is_pending());
-    let second = super::super::hooks::collect(&context, body(), &none).await;
-    assert_eq!(second.unwrap_err().to_string(), "the request is larger than allowed");
+async fn a_drip_is_no_computing() {
+    // A byte each 10 ms, three times as often as the processor's limit allows in its own time.
+    let yard = Yard::with(Bounds::default(), |_| "drip".to_owned());
+    let (cpu, http_exchange) = (Duration::from_secs(1), Duration::from_secs(3));
+    let told = yard.main(&yard.guest(&rust("drip")), Limits { cpu, http_exchange, ..Limits::default() }).await;
+    let timeout = "refused HTTP response timeout";
+    let expected = format!("first: {timeout}\nsecond: {timeout}\n");
+    assert_eq!((told.ended.clone(), told.printed.as_str()), (Ok(()), expected.as_str()), "{told:?}");
+    assert!(!told.moved, "{told:?}");
+}
+
+#[tokio::test]
+async fn a_guest_says_how_long_the_parts_of_a_request_may_take() {
+    let yard =
+        Yard::with(Bounds::default(), |target| if target.contains("silent") { "silent" } else { "halts" }.to_owned());
+    let told = yard.main(&yard.guest(&rust("timeouts")), Limits::default()).await;
+    let expected = "first byte: refused ErrorCode::HttpResponseTimeout\nbetween: refused connection read timeout\n";
+    assert_eq!(told.printed, expected, "{told:?}");
 }
 
 #[tokio::test]

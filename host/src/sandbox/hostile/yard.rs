@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use wasmtime::{
     Store,
-    component::{ComponentNamedList, Lift},
+    component::{ComponentNamedList, Lift, Linker},
 };
 
 use crate::{
@@ -28,12 +28,11 @@ use crate::{
         context::Context,
         egress::{Client, Connect, EgressError, Policy, Resolve, Stream},
         grants::{Capability, Grants, SecretSlot, Template},
-        guest::{Manifest, WAITING},
+        guest::Manifest,
         limits::{Bounds, Limits, LogRate},
         pattern::Target,
         secret::Vault,
         state::State,
-        turns::Turns,
     },
 };
 
@@ -118,6 +117,13 @@ impl Connect for FarSide {
                 }
                 return;
             }
+            if answer == "silent" || answer == "halts" {
+                let head: &[u8] = if answer == "halts" { b"HTTP/1.1 200 OK\r\n\r\nbegun" } else { b"" };
+                far.write_all(head).await.ok();
+                // Until the other side has enough of it.
+                tokio::io::copy(&mut far, &mut tokio::io::sink()).await.ok();
+                return;
+            }
             let answer = match answer.strip_prefix("302 ") {
                 Some(location) => format!("HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n"),
                 None => format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{answer}", answer.len()),
@@ -144,6 +150,10 @@ pub(super) struct Told {
     pub(super) ended: Result<(), Fault>,
     pub(super) printed: String,
     pub(super) denials: Vec<String>,
+    pub(super) refused: u32,
+    pub(super) cpu: Duration,
+    /// It went on in the background.
+    pub(super) moved: bool,
 }
 
 impl Yard {
@@ -151,7 +161,7 @@ impl Yard {
         Self::with(Bounds::default(), |_| "hello".to_owned())
     }
 
-    /// With these limits; the far side answers `302 ADDRESS` with a redirect, `drip` with what never ends, and `{request}` with
+    /// With these limits; the far side answers `302 ADDRESS` with a redirect, `drip` with what never ends, `silent` not at all, `halts` with a beginning, and `{request}` with
     /// what it was sent.
     pub(super) fn with(bounds: Bounds, answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let far = Arc::new(FarSide {
@@ -176,9 +186,18 @@ impl Yard {
     }
 
     pub(super) fn guest(&self, wasm: &[u8]) -> Guest {
+        self.linked(wasm, &self.sandbox.http)
+    }
+
+    /// A guest that is linked as for `describe`.
+    pub(super) fn described(&self, wasm: &[u8]) -> Guest {
+        self.linked(wasm, &self.sandbox.described)
+    }
+
+    fn linked(&self, wasm: &[u8], linker: &Linker<State>) -> Guest {
         let component = self.sandbox.compile(wasm).unwrap();
         Guest {
-            pre: self.sandbox.http.instantiate_pre(&component).unwrap(),
+            pre: linker.instantiate_pre(&component).unwrap(),
             manifest: Arc::new(Manifest {
                 name: "bad".into(),
                 version: "1.0.0".into(),
@@ -188,7 +207,6 @@ impl Yard {
                 secrets: vec![],
                 capabilities: vec![],
             }),
-            turns: Turns::new(self.sandbox.bounds().calls_per_plugin, WAITING),
         }
     }
 
@@ -236,19 +254,32 @@ impl Yard {
             let called = called.await;
             (store, called)
         };
-        self.sandbox.call(guest, context, body).await
+        self.sandbox.call(context, body).await
     }
 
     /// Runs `main` of a guest in Rust, which may send requests to every host, is given the folder, and has two secrets for
     /// `http://api.example`.
     pub(super) async fn main(&self, guest: &Guest, limits: Limits) -> Told {
+        let http = Capability::Http(Template::http("http://*:*").unwrap());
+        self.main_granted(guest, limits, &[http, Capability::Directory("audit".into())]).await
+    }
+
+    /// The same with nothing but HTTP.
+    pub(super) async fn main_asking(&self, guest: &Guest, limits: Limits) -> Told {
+        self.main_granted(guest, limits, &[Capability::Http(Template::http("http://*:*").unwrap())]).await
+    }
+
+    /// The same with nothing but TCP.
+    pub(super) async fn main_connecting(&self, guest: &Guest, limits: Limits) -> Told {
+        self.main_granted(guest, limits, &[Capability::Tcp(Template::tcp("api.example:601").unwrap())]).await
+    }
+
+    async fn main_granted(&self, guest: &Guest, limits: Limits, capabilities: &[Capability]) -> Told {
         let api = || vec![Template::http("http://api.example").unwrap()];
         let slot = |name: &str| SecretSlot { name: name.into(), description: String::new(), hosts: api() };
-        let capabilities =
-            [Capability::Http(Template::http("http://*:*").unwrap()), Capability::Directory("audit".into())];
         let folders = BTreeMap::from([("audit".to_owned(), self.folder.path().join("own"))]);
         let slots = [slot("token"), slot("broken")];
-        let grants = Grants::resolve(&capabilities, &slots, &json!({}), &folders).unwrap();
+        let grants = Grants::resolve(capabilities, &slots, &json!({}), &folders).unwrap();
         let secrets = [("token", "s3cr3t-tok/en+1"), ("broken", "one\r\nevil: 1")];
         let context = Arc::new(self.granted(limits, grants, &secrets));
         let pre = guest.pre.clone();
@@ -269,8 +300,9 @@ impl Yard {
             let called = called.await;
             (store, called)
         };
-        let ended = self.sandbox.call(guest, context.clone(), body).await;
-        Told { ended, printed: context.written(), denials: context.denials() }
+        let ended = self.sandbox.call(context.clone(), body).await;
+        let (cpu, moved) = (context.usage.cpu(), context.usage.moved());
+        Told { ended, printed: context.written(), denials: context.denials(), refused: context.refused(), cpu, moved }
     }
 }
 

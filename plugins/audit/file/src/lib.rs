@@ -5,7 +5,7 @@
 //! | `name` | `audit` | The start of the files' names, `{name}-{connection id}.jsonl`. |
 //! | `rotate_megabytes` | `100` | The size from which on a new file is begun. |
 //!
-//! The operator offers the folder under the name `audit`; each connection writes files of its own in it, named by its
+//! The operator offers the folder under the name `audit` (the server's setting `audit_dir`; by default there is none); each connection writes files of its own in it, named by its
 //! id, so that connections can't write over each other. A batch counts as stored once it is on the disk (`fsync`). A
 //! file that has grown to `rotate_megabytes` is renamed (`….before-SEQUENCE.jsonl`) and a new one begun; nothing is ever
 //! deleted, which is the operator's to do. Delivery is at least once: after a crash or a full disk a line may be cut short

@@ -1,0 +1,272 @@
+//! The folders that guests are given: each belongs to one connection, holds so many bytes and files, and has no links.
+//!
+//! What lies in a folder is counted when the call begins; from then on the call has what is left. Bytes count as they are
+//! written, also where they replace others, so a call may end before the folder is full but not after. A link could lead
+//! whoever reads the folder from outside, e.g. a log shipper, to any other file of the server, so none can be made.
+
+use std::{
+    fmt::Display,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use wasmtime::{
+    StoreContextMut,
+    component::{Linker, Resource},
+};
+use wasmtime_wasi::{
+    FsPerms, WasiCtxBuilder,
+    filesystem::WasiFilesystemView as _,
+    p2::{
+        DynOutputStream, FsResult,
+        bindings::filesystem::types::{
+            Descriptor, DescriptorFlags, ErrorCode, Filesize, HostDescriptor as _, OpenFlags, PathFlags,
+        },
+    },
+};
+
+use super::{
+    Fault,
+    body::{Budget, Counted},
+    state::{State, WASI},
+};
+
+/// What may still be put into the folders of one call.
+#[derive(Clone)]
+pub(super) struct Room {
+    bytes: Arc<Budget>,
+    files: Arc<Budget>,
+}
+
+impl Room {
+    /// No folder, no room.
+    pub(super) fn none() -> Self {
+        Self::of(0, 0)
+    }
+
+    fn of(bytes: u64, files: u64) -> Self {
+        Self { bytes: Arc::new(Budget::new(bytes)), files: Arc::new(Budget::new(files)) }
+    }
+}
+
+/// Makes the folders, if missing, for this server's user only, and offers them to the guest. Each may hold `most` bytes
+/// and files.
+///
+/// # Errors
+/// Where a folder cannot be made or read, or holds more than it may.
+pub(super) async fn prepare(
+    mut wasi: WasiCtxBuilder,
+    folders: &[(String, PathBuf)],
+    most: (u64, u64),
+) -> Result<(WasiCtxBuilder, Room), Fault> {
+    let folders = folders.to_vec();
+    // The file system may be another machine's, and slow.
+    let prepared = tokio::task::spawn_blocking(move || {
+        let mut left = most;
+        for (name, path) in folders {
+            let refused =
+                |error: &dyn Display| Fault::Setup(format!("the folder `{name}` ({}): {error}", path.display()));
+            make_private(&path).map_err(|error| refused(&error))?;
+            let (bytes, files) = holds(&path, most.1).map_err(|error| refused(&error))?;
+            let rest = most.0.checked_sub(bytes).zip(most.1.checked_sub(files));
+            let Some((bytes, files)) = rest else {
+                let why = format!(
+                    "it holds more than {} MiB or {} files (`plugin_folder_mib`, `plugin_folder_files`): move some away",
+                    most.0 >> 20,
+                    most.1
+                );
+                return Err(Fault::Setup(format!("the folder `{name}`: {why}")));
+            };
+            left = (left.0.min(bytes), left.1.min(files));
+            wasi.preopened_dir(&path, format!("/{name}"), FsPerms::ReadWrite).map_err(|error| refused(&error))?;
+        }
+        Ok((wasi, Room::of(left.0, left.1)))
+    });
+    prepared.await.map_err(|error| Fault::Setup(error.to_string()))?
+}
+
+fn make_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Bytes and entries in a folder and those below it; stops counting after `most` entries.
+fn holds(folder: &Path, most: u64) -> std::io::Result<(u64, u64)> {
+    let (mut bytes, mut entries) = (0_u64, 0_u64);
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            // Not of what a link leads to.
+            let found = entry.metadata()?;
+            if found.is_dir() {
+                open.push(entry.path());
+            } else {
+                bytes = bytes.saturating_add(found.len());
+            }
+            entries = entries.saturating_add(1);
+            if entries > most {
+                return Ok((bytes, entries));
+            }
+        }
+    }
+    Ok((bytes, entries))
+}
+
+fn full() -> wasmtime::Error {
+    wasmtime::Error::from(std::io::Error::from(std::io::ErrorKind::StorageFull))
+}
+
+/// An error as the guest gets it; what is none of WASI's is a trap.
+fn told<T>(result: FsResult<T>) -> wasmtime::Result<Result<T, ErrorCode>> {
+    match result {
+        Ok(value) => Ok(Ok(value)),
+        Err(error) => Ok(Err(error.downcast()?)),
+    }
+}
+
+/// Counts what is written to a stream that was just made.
+fn counted(
+    state: &mut State,
+    made: FsResult<Resource<DynOutputStream>>,
+) -> wasmtime::Result<Result<Resource<DynOutputStream>, ErrorCode>> {
+    let made = match told(made)? {
+        Ok(made) => made,
+        Err(code) => return Ok(Err(code)),
+    };
+    let bytes = state.room.bytes.clone();
+    let table = state.filesystem().table;
+    let stream = table.delete(made)?;
+    let counted: DynOutputStream = Box::new(Counted::new(stream, bytes, full));
+    Ok(Ok(table.push(counted)?))
+}
+
+type Opening = (Resource<Descriptor>, PathFlags, String, OpenFlags, DescriptorFlags);
+
+/// Shadows what makes files, makes them longer, or makes links. Shadowing has to be allowed.
+pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    let mut types = linker.instance(&format!("wasi:filesystem/types@{WASI}"))?;
+    types.func_wrap_async("[method]descriptor.open-at", |mut store: StoreContextMut<'_, State>, asked: Opening| {
+        Box::new(async move {
+            let state = store.data_mut();
+            let (folder, path_flags, path, open, flags) = asked;
+            if open.contains(OpenFlags::CREATE) && !exists(state, &folder, path_flags, &path).await? && !makes(state) {
+                return Ok((Err(ErrorCode::Quota),));
+            }
+            let Some(held) = state.descriptor("a file") else { return Ok((Err(ErrorCode::Quota),)) };
+            let opened = told(state.filesystem().open_at(folder, path_flags, path, open, flags).await)?;
+            if opened.is_ok() {
+                state.opened(held);
+            }
+            Ok((opened,))
+        })
+    })?;
+    types.func_wrap_async(
+        "[method]descriptor.create-directory-at",
+        |mut store: StoreContextMut<'_, State>, (folder, path): (Resource<Descriptor>, String)| {
+            Box::new(async move {
+                let state = store.data_mut();
+                if !makes(state) {
+                    return Ok((Err(ErrorCode::Quota),));
+                }
+                let made = state.filesystem().create_directory_at(folder, path).await;
+                Ok((told(made)?,))
+            })
+        },
+    )?;
+    types.func_wrap_async(
+        "[method]descriptor.write",
+        |mut store: StoreContextMut<'_, State>, (file, bytes, at): (Resource<Descriptor>, Vec<u8>, Filesize)| {
+            Box::new(async move {
+                let state = store.data_mut();
+                if !state.room.bytes.take(bytes.len() as u64) {
+                    return Ok((Err(ErrorCode::Quota),));
+                }
+                let written = state.filesystem().write(file, bytes, at).await;
+                Ok((told(written)?,))
+            })
+        },
+    )?;
+    types.func_wrap_async(
+        "[method]descriptor.set-size",
+        |mut store: StoreContextMut<'_, State>, (file, size): (Resource<Descriptor>, Filesize)| {
+            Box::new(async move {
+                let state = store.data_mut();
+                let before = match told(state.filesystem().stat(Resource::new_borrow(file.rep())).await)? {
+                    Ok(found) => found.size,
+                    Err(code) => return Ok((Err(code),)),
+                };
+                if !state.room.bytes.take(size.saturating_sub(before)) {
+                    return Ok((Err(ErrorCode::Quota),));
+                }
+                let set = state.filesystem().set_size(file, size).await;
+                Ok((told(set)?,))
+            })
+        },
+    )?;
+    types.func_wrap(
+        "[method]descriptor.write-via-stream",
+        |mut store: StoreContextMut<'_, State>, (file, at): (Resource<Descriptor>, Filesize)| {
+            let state = store.data_mut();
+            let made = state.filesystem().write_via_stream(file, at);
+            Ok((counted(state, made)?,))
+        },
+    )?;
+    types.func_wrap(
+        "[method]descriptor.append-via-stream",
+        |mut store: StoreContextMut<'_, State>, (file,): (Resource<Descriptor>,)| {
+            let state = store.data_mut();
+            let made = state.filesystem().append_via_stream(file);
+            Ok((counted(state, made)?,))
+        },
+    )?;
+    types.func_wrap(
+        "[method]descriptor.symlink-at",
+        |mut store: StoreContextMut<'_, State>, _: (Resource<Descriptor>, String, String)| {
+            store.data_mut().context().deny("a link in its folder: plugins cannot make links");
+            Ok((Err::<(), _>(ErrorCode::NotPermitted),))
+        },
+    )?;
+    types.func_wrap(
+        "[method]descriptor.link-at",
+        |mut store: StoreContextMut<'_, State>,
+         _: (Resource<Descriptor>, PathFlags, String, Resource<Descriptor>, String)| {
+            store.data_mut().context().deny("a link in its folder: plugins cannot make links");
+            Ok((Err::<(), _>(ErrorCode::NotPermitted),))
+        },
+    )
+}
+
+/// Takes room for one more file or folder.
+fn makes(state: &State) -> bool {
+    state.room.files.take(1)
+}
+
+async fn exists(
+    state: &mut State,
+    folder: &Resource<Descriptor>,
+    flags: PathFlags,
+    path: &str,
+) -> wasmtime::Result<bool> {
+    let folder = Resource::new_borrow(folder.rep());
+    Ok(told(state.filesystem().stat_at(folder, flags, path.to_owned()).await)?.is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_folder_holds_is_counted_and_links_are_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("own");
+        make_private(&path).unwrap();
+        std::fs::create_dir(path.join("deep")).unwrap();
+        std::fs::write(path.join("deep/a"), [0; 1000]).unwrap();
+        std::fs::write(folder.path().join("outside"), [0; 5000]).unwrap();
+        std::os::unix::fs::symlink("../outside", path.join("link")).unwrap();
+        let (bytes, entries) = holds(&path, 10).unwrap();
+        assert!((1000..1100).contains(&bytes) && entries == 3, "{bytes} {entries}");
+        assert_eq!(holds(&path, 1).unwrap().1, 2, "it does not count on");
+    }
+}
