@@ -9,7 +9,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use kaizen::{
     app::App,
     clock::Clock,
-    domain::connection::Kind,
+    domain::{connection::Kind, id::OrganizationId},
     plugins::{Attempt, Binding, IdentityGrant, Plugins, Wanted, bundled},
     sandbox::{
         Sandbox,
@@ -128,7 +128,7 @@ fn bounds() -> Bounds {
 }
 
 async fn load(folder: &std::path::Path) -> Plugins {
-    let policy = Policy { allow: vec![], allow_private: vec![] };
+    let policy = Policy::default();
     let egress = Client::new(policy, Arc::new(SystemResolver));
     let cache = Cache::new(folder.to_path_buf(), &[1; 32]);
     let sandbox = Sandbox::within(bounds(), cache, egress, Clock::system()).unwrap();
@@ -136,8 +136,10 @@ async fn load(folder: &std::path::Path) -> Plugins {
 }
 
 fn binding(connection: u128) -> Binding {
-    let (connection_id, plugin) = (uuid::Uuid::from_u128(connection), "oidc".into());
-    Binding { connection_id, plugin, wanted: Wanted::default(), config: config(), secrets: BTreeMap::new() }
+    let (organization_id, connection_id) =
+        (OrganizationId(uuid::Uuid::from_u128(1)), uuid::Uuid::from_u128(connection));
+    let (plugin, wanted) = ("oidc".into(), Wanted::default());
+    Binding { organization_id, connection_id, plugin, wanted, config: config(), secrets: BTreeMap::new() }
 }
 
 async fn call(plugins: &Plugins, binding: &Binding) {

@@ -149,6 +149,7 @@ async fn issuer(
     secrets: &BTreeMap<String, SecretString>,
 ) -> Result<Option<String>> {
     let binding = plugins::Binding {
+        organization_id: connection.organization_id,
         connection_id: connection.id,
         plugin: connection.plugin.clone(),
         wanted: plugins::wanted(connection),

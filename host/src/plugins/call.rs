@@ -9,6 +9,7 @@ use wasmtime::Store;
 
 use super::{
     Attempt, Binding, Exports, Plugin, PluginError, Plugins, Progress,
+    results::FromGuest,
     suspension::{Lane, Verdict},
 };
 use crate::{
@@ -124,12 +125,13 @@ impl PluginError {
 impl Plugins {
     pub(super) async fn call<R, F, Fut>(&self, call: Call<'_>, body: F) -> Result<R, PluginError>
     where
-        R: Send + 'static,
+        R: FromGuest + Send + 'static,
         F: FnOnce(Exports, wit::Call, Store<State>) -> Fut + Send + 'static,
         Fut: Future<Output = Called<R>> + Send + 'static,
     {
         let plugin = self.running(call.kind, &call.binding.plugin, &call.binding.wanted).await?;
         let (kind, export, connection) = (call.kind.as_str(), call.export, call.binding.connection_id);
+        let organization = call.binding.organization_id;
         let labels = |outcome| counter!("kaizen_plugin_calls_total", "kind" => kind, "plugin" => plugin.manifest.name.clone(), "export" => export, "outcome" => outcome);
         let pass = match plugin.lanes.admit(connection, call.forced) {
             Ok(pass) => pass,
@@ -152,7 +154,8 @@ impl Plugins {
             pass.ended(verdict, message.as_deref().unwrap_or_default());
         }
         let key = (plugin.kind, plugin.manifest.name.clone(), plugin.manifest.version.clone());
-        self.0.health.record(key, connection, export, ended.result.as_ref().err(), self.0.clock.now());
+        let whose = (organization, connection);
+        self.0.health.record(key, whose, export, ended.result.as_ref().err(), self.0.clock.now());
         labels(ended.outcome).increment(1);
         let name = || plugin.manifest.name.clone();
         histogram!("kaizen_plugin_call_seconds", "kind" => kind, "plugin" => name(), "export" => export)
@@ -173,7 +176,7 @@ impl Plugins {
         body: F,
     ) -> Ended<R>
     where
-        R: Send + 'static,
+        R: FromGuest + Send + 'static,
         F: FnOnce(Exports, wit::Call, Store<State>) -> Fut + Send + 'static,
         Fut: Future<Output = Called<R>> + Send + 'static,
     {
@@ -212,7 +215,7 @@ impl Plugins {
         let exports = plugin.exports.clone();
         let called = sandbox.call(&plugin.guest, context.clone(), move |store| body(exports, argument, store)).await;
         match called {
-            Ok(Ok(result)) => Ok(result).into(),
+            Ok(Ok(result)) => result.received(&context).map_err(PluginError::Internal).into(),
             Ok(Err(error)) => Err(explained(&context, error)).into(),
             Err(Fault::Busy) => {
                 let result = Err(PluginError::Postponed { message: Fault::Busy.to_string(), after: BUSY });

@@ -12,6 +12,7 @@ fn client(private: &[&str]) -> egress::Client {
     let policy = Policy {
         allow: vec!["*".parse().unwrap()],
         allow_private: private.iter().map(|net| net.parse().unwrap()).collect(),
+        deny: Vec::new(),
     };
     egress::Client::new(policy, Arc::new(SystemResolver))
 }
@@ -29,6 +30,7 @@ fn attempt() -> Attempt {
 
 fn binding(plugin: &str, config: Value, secrets: &[(&str, &str)]) -> Binding {
     Binding {
+        organization_id: crate::domain::id::OrganizationId(uuid::Uuid::from_u128(1)),
         connection_id: uuid::Uuid::from_u128(7),
         plugin: plugin.into(),
         wanted: Wanted::default(),

@@ -8,11 +8,14 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::Wanted;
+use crate::domain::id::OrganizationId;
 pub use crate::sandbox::context::Progress;
 
 /// A connection, ready to be called: its configuration and its secrets in the clear.
 #[derive(Clone)]
 pub struct Binding {
+    /// Whose it is; the plugin is not told.
+    pub organization_id: OrganizationId,
     /// Opaque to the plugin.
     pub connection_id: Uuid,
     /// The plugin's name, among those of its kind.
