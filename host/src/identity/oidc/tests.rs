@@ -176,7 +176,7 @@ fn userinfo_that_is_out_of_order_is_told_from_one_that_is_not_for_us() {
 async fn keys_are_fetched_once_for_all_who_miss_one() {
     let provider = metadata(json!({})).unwrap();
     // It may go nowhere, so that an attempt to fetch shows as an error.
-    let policy = egress::Policy { allow: Vec::new(), allow_private: Vec::new() };
+    let policy = egress::Policy::default();
     let providers = Providers::new(egress::Client::new(policy, Arc::new(egress::SystemResolver)));
     let now = DateTime::from_timestamp(NOW, 0).unwrap();
     let used = provider.keys.load_full();
