@@ -70,8 +70,16 @@ impl FromGuest for target::Registration {
         if self.id.is_empty() {
             return Err("it returned a registration without an id".into());
         }
-        let endpoint = self.endpoint.map(|endpoint| link(context, endpoint, "an endpoint"));
-        Ok(Self { id: exact(context, self.id, TEXT, "a registration with an id")?, endpoint: endpoint.transpose()? })
+        // It is registered: without a link to show, rather than refused and left behind there.
+        let endpoint = self.endpoint.and_then(|endpoint| match link(context, endpoint, "an endpoint") {
+            Ok(endpoint) => Some(endpoint),
+            Err(why) => {
+                let (plugin, connection) = (context.plugin.as_str(), context.connection.as_str());
+                tracing::warn!(target: "kaizen::plugin", plugin, connection, "{why}: it is left out");
+                None
+            }
+        });
+        Ok(Self { id: exact(context, self.id, TEXT, "a registration with an id")?, endpoint })
     }
 }
 
@@ -122,5 +130,72 @@ impl FromGuest for provider::Identity {
         let email = self.email.map(|email| exact(context, email, TEXT, "an e-mail address")).transpose()?;
         let name = self.name.map(|name| context.for_people(&name, TEXT));
         Ok(Self { subject, email, name, ..self })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Arc};
+
+    use super::*;
+    use crate::{
+        clock::Clock,
+        sandbox::{
+            egress::{Client, Policy, SystemResolver},
+            grants::{Grants, SecretSlot},
+            limits::{Limits, LogRate},
+            secret::Vault,
+        },
+    };
+
+    const SECRET: &str = "s3cret-of-the-tenant";
+
+    fn context() -> Context {
+        let slot = SecretSlot { name: "token".into(), description: String::new(), hosts: vec![] };
+        let grants = Grants::resolve(&[], &[slot], &serde_json::Value::Null, &BTreeMap::new()).unwrap();
+        let vault = Vault::new(&grants, &BTreeMap::from([("token".to_owned(), SECRET.into())]));
+        let lines = Arc::new(LogRate::new(50, Clock::system()));
+        let egress = Client::new(Policy::default(), Arc::new(SystemResolver));
+        Context::new("bad".into(), "c".into(), grants, vault, Limits::default(), lines, egress)
+    }
+
+    #[test]
+    fn what_is_shown_has_no_secret_no_control_character_and_an_end() {
+        let said = format!("it works\u{1b}[2J with {SECRET}{}", "x".repeat(3_000_000));
+        let shown = said.received(&context()).unwrap();
+        assert!(!shown.contains(SECRET) && !shown.contains('\u{1b}') && shown.len() < TEXT + 10, "{}", shown.len());
+        let state = target::State::Failed(format!("no\n{SECRET}"));
+        let target::State::Failed(why) = state.received(&context()).unwrap() else { panic!("another state") };
+        assert!(!why.contains(SECRET) && !why.contains('\n'), "{why}");
+    }
+
+    #[test]
+    fn an_endpoint_is_a_link_or_left_out() {
+        let endpoint = |endpoint: &str| {
+            let said = target::Registration { id: "r1".into(), endpoint: Some(endpoint.into()) };
+            said.received(&context()).unwrap().endpoint
+        };
+        assert_eq!(endpoint("http://a.agents.svc:8080/x?y").as_deref(), Some("http://a.agents.svc:8080/x?y"));
+        let long = format!("https://a.example/{}", "x".repeat(TEXT));
+        for bad in ["javascript:alert(1)", "/agents/1", "", "http://", &long, &format!("https://a.example/?t={SECRET}")]
+        {
+            assert_eq!(endpoint(bad), None, "{bad}");
+        }
+        for id in ["", &"x".repeat(TEXT + 1), "a\nb"] {
+            assert!(target::Registration { id: id.into(), endpoint: None }.received(&context()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_protocol_is_bounded() {
+        let oidc = |issuer: &str, scopes: usize| {
+            let scopes = vec!["s".to_owned(); scopes];
+            let oidc = provider::Oidc { issuer: issuer.into(), scopes, parameters: vec![] };
+            provider::Protocol::Oidc(oidc).received(&context())
+        };
+        assert!(oidc("https://idp.example", 3).is_ok());
+        for (issuer, scopes) in [("https://idp.example", ENTRIES + 1), ("https://idp.example/\r\n", 1), (SECRET, 1)] {
+            assert!(oidc(issuer, scopes).unwrap_err().starts_with("it returned"));
+        }
     }
 }

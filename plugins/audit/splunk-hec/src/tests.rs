@@ -145,7 +145,10 @@ fn errors_say_who_has_to_act() {
         matches!(deliver(400, r#"{"text":"Invalid data format","code":6,"invalid-event-number":0}"#), Error::Rejected(why) if why.contains(&event(1).id) && why.contains("Invalid data format"))
     );
     // A number beyond the batch names nothing.
-    assert!(matches!(deliver(400, r#"{"text":"Invalid data format","code":6,"invalid-event-number":7}"#), Error::Rejected(_)));
+    assert!(matches!(
+        deliver(400, r#"{"text":"Invalid data format","code":6,"invalid-event-number":7}"#),
+        Error::Rejected(_)
+    ));
     assert!(matches!(deliver(404, "<html>"), Error::Config(why) if why.contains("hec.example.com:8088")));
     assert!(matches!(deliver(413, ""), Error::Rejected(_)));
     let wait = Some(Duration::from_secs(4));
@@ -193,7 +196,10 @@ fn what_was_stored_before_an_event_that_is_refused_is_not_sent_again() {
     assert_eq!(SplunkHec::deliver(&call, &batch), Ok(3));
     for _ in 0..3 {
         let refused = SplunkHec::deliver(&call, &batch[3..]).unwrap_err();
-        assert!(matches!(&refused, Error::Rejected(why) if why.contains(&batch[3].id) && why.contains("sequence 4")), "{refused}");
+        assert!(
+            matches!(&refused, Error::Rejected(why) if why.contains(&batch[3].id) && why.contains("sequence 4")),
+            "{refused}"
+        );
     }
     assert_eq!(*stored.borrow(), [1, 2, 3]);
 }
@@ -209,7 +215,9 @@ fn with_acknowledgement_what_was_stored_before_a_refused_event_is_confirmed_once
 
 #[test]
 fn a_200_that_is_not_hecs_is_the_same_to_check_and_to_delivery() {
-    for (body, taken) in [("OK", true), ("", true), ("<html>", false), ("[]", false), (r#"{"text":"no","code":9}"#, false)] {
+    for (body, taken) in
+        [("OK", true), ("", true), ("<html>", false), ("[]", false), (r#"{"text":"no","code":9}"#, false)]
+    {
         let _far_side = testing::answer(move |_| Ok(Response::new(200, body)));
         let call = call(json!({"acknowledgement": false}));
         assert_eq!(SplunkHec::check(&call).is_ok(), taken, "{body}");
@@ -218,14 +226,20 @@ fn a_200_that_is_not_hecs_is_the_same_to_check_and_to_delivery() {
     // With acknowledgement, an answer without an id never counts.
     let _far_side = testing::answer(|_| Ok(Response::new(200, "OK")));
     assert!(SplunkHec::check(&call(json!({}))).is_err());
-    assert!(matches!(SplunkHec::deliver(&call(json!({})), &events(2)), Err(Error::Config(why)) if why.contains("`acknowledgement`")));
+    assert!(
+        matches!(SplunkHec::deliver(&call(json!({})), &events(2)), Err(Error::Config(why)) if why.contains("`acknowledgement`"))
+    );
 }
 
 #[test]
 fn a_collector_without_a_health_route_is_known_by_its_events() {
     let _far_side = testing::answer(|request| {
         let health = request.url.path_and_query().ends_with("/health");
-        Ok(if health { Response::new(404, "404 page not found") } else { Response::new(400, r#"{"text":"No data","code":5}"#) })
+        Ok(if health {
+            Response::new(404, "404 page not found")
+        } else {
+            Response::new(400, r#"{"text":"No data","code":5}"#)
+        })
     });
     assert!(SplunkHec::check(&call(json!({"acknowledgement": false}))).is_ok());
 }

@@ -275,7 +275,11 @@ mod tests {
         let mut event = event(1);
         event.target = "ü".repeat(450);
         let message = message(&config(json!({"max_bytes": 2048, "message": "text"})), &event).unwrap();
-        assert!((2040..=2048).contains(&message.len()) && message.contains(" truncated=\"true\"] "), "{}", message.len());
+        assert!(
+            (2040..=2048).contains(&message.len()) && message.contains(" truncated=\"true\"] "),
+            "{}",
+            message.len()
+        );
     }
 
     #[test]

@@ -216,13 +216,7 @@ const CHECKED: &str = "agent-check";
 
 /// Applies the three, after the API server has said of each that it would take it: refused with the last, the others would
 /// be there without it. `applied` is set once one of them may be there.
-fn apply_all(
-    config: &Config,
-    cluster: &Cluster<'_>,
-    name: &str,
-    release: &Release,
-    applied: &mut bool,
-) -> Result<()> {
+fn apply_all(config: &Config, cluster: &Cluster<'_>, name: &str, release: &Release, applied: &mut bool) -> Result<()> {
     progress(5, &format!("Asking whether {} takes {name}", config.namespace));
     let objects = Kind::ALL.map(|kind| objects::of(config, name, release, kind).map(|object| (kind, object)));
     let objects: Vec<_> = objects.into_iter().collect::<Result<_>>()?;

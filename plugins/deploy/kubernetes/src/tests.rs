@@ -273,7 +273,10 @@ fn what_cannot_be_removed_is_told_and_what_goes_on_is_not_removed() {
         (far_side.requests().iter().filter(|request| request.method == Method::Delete).count(), error)
     };
     let (_, error) = away(403, 409);
-    assert!(matches!(&error, Error::Rejected(why) if why.contains("could not be removed") && why.contains(NAME)), "{error}");
+    assert!(
+        matches!(&error, Error::Rejected(why) if why.contains("could not be removed") && why.contains(NAME)),
+        "{error}"
+    );
     let (deleted, error) = away(200, 503);
     assert!(deleted == 0 && matches!(error, Error::Unavailable { .. }));
 }
