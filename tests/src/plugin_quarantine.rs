@@ -111,8 +111,8 @@ async fn going_back_from_the_first_version_of_a_line_takes_its_followers_along(b
     let told: Vec<_> = events.iter().filter(|e| e["action"] == "audit_sink.update").collect();
     assert_eq!(told.len(), 1, "{events:?}");
     assert_eq!(told[0]["details"]["changes"]["after"]["plugin_follows"], "^1");
-    let target = format!("audit_sink/{}", new.rsplit('/').next().expect("an id"));
-    assert_eq!(told[0]["target"].as_str().expect("text").to_lowercase().replace('-', "_"), target.replace('-', "_"));
+    let own = new.rsplit('/').next().expect("an id");
+    assert!(told[0]["target"].as_str().expect("text").ends_with(own), "{told:?}");
     // And there again.
     activate(admin, &path, "2.0.0").await.ok(200);
     assert_eq!(runs(owner, &new).await, "chameleon 1.0.0");

@@ -295,8 +295,9 @@ impl Plugins {
                     "an installed plugin does not load on this host: what ran before goes on, if anything did; it is tried again"
                 );
             }
-            if let Err(error) = plugins.refresh().await {
-                tracing::debug!(%error, "what was loaded is taken over at the next look");
+            while let Err(error) = plugins.refresh().await {
+                tracing::debug!(%error, "what was loaded is not taken over yet");
+                tokio::time::sleep(POLL).await;
             }
         });
     }
