@@ -9,7 +9,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use kaizen::{
     app::App,
     clock::Clock,
-    domain::connection::Kind,
+    domain::{connection::Kind, id::OrganizationId},
     plugins::{Attempt, Binding, IdentityGrant, Plugins, Wanted, bundled},
     sandbox::{
         Sandbox,
@@ -128,7 +128,7 @@ fn bounds() -> Bounds {
 }
 
 async fn load(folder: &std::path::Path) -> Plugins {
-    let policy = Policy { allow: vec![], allow_private: vec![] };
+    let policy = Policy::default();
     let egress = Client::new(policy, Arc::new(SystemResolver));
     let cache = Cache::new(folder.to_path_buf(), &[1; 32]);
     let sandbox = Sandbox::within(bounds(), cache, egress, Clock::system()).unwrap();

@@ -88,9 +88,7 @@ impl App {
         let bus = Bus::connect(config.redis_url.as_deref(), &clock)?;
         let secrets = Secrets::load(&config, &clock)?;
         let authz = Authz::new(clock.clone())?;
-        let policy =
-            egress::Policy { allow: config.egress_allow.clone(), allow_private: config.egress_allow_private.clone() };
-        let egress = egress::Client::new(policy, Arc::new(egress::SystemResolver));
+        let egress = egress::Client::new(config.egress(), Arc::new(egress::SystemResolver));
         let ingredients = Ingredients {
             config: &config,
             secrets: &secrets,

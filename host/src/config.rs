@@ -12,15 +12,18 @@ use std::{
     time::Duration,
 };
 
-use ipnet::IpNet;
 use url::Url;
 
 pub use self::layers::ConfigError;
 use self::layers::{Layers, fault, read_file};
 use crate::{
     domain::id::OrganizationId,
-    plugins::signature::PublicKey,
-    sandbox::{limits::Bounds, pattern::Pattern},
+    plugins::signature::TrustedKey,
+    sandbox::{
+        egress::{self, DenyRule, PrivateRule},
+        limits::Bounds,
+        pattern::Pattern,
+    },
 };
 
 /// What a setting is called and what it is for; the single list that the file, the environment, the flags and the
@@ -51,7 +54,13 @@ const SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "egress_allow_private",
-        help: "private networks that plugins may reach, comma-separated CIDR (none)",
+        help: "private networks that plugins and sign-in may reach, comma-separated CIDR, each with a port if only that is \
+               meant and a plugin's name before it if only that may: 10.0.0.0/8, [fd00::/8]:443, webhook@10.0.0.0/8:443 (none)",
+    },
+    Setting {
+        name: "egress_deny",
+        help: "where plugins and sign-in may not reach whatever else allows it, comma-separated networks, with or without a \
+               port, and names: 203.0.113.0/24, 203.0.113.7:22, *.corp.example (none)",
     },
     Setting {
         name: "trusted_proxies",
@@ -112,7 +121,9 @@ pub struct Config {
     /// Where plugins and sign-in may reach at all; empty denies everything.
     pub egress_allow: Vec<Pattern>,
     /// Private networks that plugins may reach.
-    pub egress_allow_private: Vec<IpNet>,
+    pub egress_allow_private: Vec<PrivateRule>,
+    /// Where plugins and sign-in may not reach, whatever else allows it.
+    pub egress_deny: Vec<DenyRule>,
     /// The proxies in front of the server.
     pub proxies: proxies::Proxies,
     /// How long requests are still served after a stop was asked for.
@@ -130,7 +141,7 @@ pub struct Config {
     /// Components to install at the start.
     pub plugins_dir: Option<PathBuf>,
     /// Whose plugins may be installed; empty: anybody's.
-    pub plugins_trusted_keys: Vec<PublicKey>,
+    pub plugins_trusted_keys: Vec<TrustedKey>,
     /// What each caller, tenant, plugin and far side may take.
     pub limits: limits::ServerLimits,
     /// What plugins may take.
@@ -213,7 +224,10 @@ impl Config {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
             _ => Err("expected an http or https address, e.g. https://studio.example.com".to_owned()),
         })?;
-        let egress_allow_private = layers.parse("egress_allow_private", Vec::new(), proxies::networks)?;
+        let egress_allow_private = layers
+            .parse("egress_allow_private", Vec::new(), |text| list(text).map(str::parse::<PrivateRule>).collect())?;
+        let egress_deny =
+            layers.parse("egress_deny", Vec::new(), |text| list(text).map(str::parse::<DenyRule>).collect())?;
         let proxies = proxies::Proxies::parse(layers)?;
         let drain = proxies::drain(layers, listen.ip())?;
         let egress_allow = layers.parse("egress_allow", vec![Pattern::everything()], |text| {
@@ -245,7 +259,7 @@ impl Config {
         })?;
         let plugins_dir = layers.parse("plugins_dir", None, folder)?;
         let plugins_trusted_keys = layers.parse("plugins_trusted_keys", Vec::new(), |text| {
-            list(text).map(|item| item.parse::<PublicKey>().map_err(|error| error.to_string())).collect()
+            list(text).map(|item| item.parse::<TrustedKey>().map_err(|error| error.to_string())).collect()
         })?;
         let limits = limits::ServerLimits::parse(layers)?;
         let plugin_bounds = plugins::bounds(layers, &limits)?;
@@ -266,6 +280,7 @@ impl Config {
             public_url,
             egress_allow,
             egress_allow_private,
+            egress_deny,
             proxies,
             drain,
             cors_origins,
@@ -282,6 +297,15 @@ impl Config {
             executable: None,
             given: layers.given(),
         })
+    }
+
+    /// What may be reached from here.
+    pub fn egress(&self) -> egress::Policy {
+        egress::Policy {
+            allow: self.egress_allow.clone(),
+            allow_private: self.egress_allow_private.clone(),
+            deny: self.egress_deny.clone(),
+        }
     }
 
     /// Whether someone gave this setting, rather than leave it at its default.

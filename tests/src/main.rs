@@ -47,6 +47,7 @@ mod operations;
 mod plugin_fit;
 mod plugin_hosts;
 mod plugin_limits;
+mod plugin_quarantine;
 mod plugin_refusals;
 mod plugin_trust;
 mod plugins;

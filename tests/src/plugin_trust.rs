@@ -259,3 +259,38 @@ async fn nobody_gets_around_signatures_by_writing_that_a_plugin_came_with_the_se
     let unsealed = "SELECT COUNT(*) FROM plugin_versions WHERE origin = 'bundled' AND signature IS NULL";
     assert_eq!(database.number(unsealed).await, 0);
 }
+
+#[tokio::test]
+async fn check_refuses_what_the_server_would_refuse() {
+    let setup = Setup::new(Backend::Sqlite).await;
+    let ((ours, our_public), (theirs, _)) = (key(&setup, "ours.key").await, key(&setup, "theirs.key").await);
+    let component = Chameleon::version("1.0.0").with("title", json!("\u{1b}[2JNothing"));
+    let (file, _) = signed(&setup, &component, &theirs).await;
+    let path = file.display().to_string();
+    let plain = setup.run(&["plugin", "check", &path], "").await;
+    assert!(plain.status.success() && !plain.stdout.contains('\u{1b}'), "{}{}", plain.stdout, plain.stderr);
+    let setup = setup.with("KAIZEN_PLUGINS_TRUSTED_KEYS", format!("audit-sink/cha*@{our_public}"));
+    let refused = setup.run(&["plugin", "check", &path], "").await;
+    assert!(
+        !refused.status.success() && refused.stderr.contains("not among plugins_trusted_keys"),
+        "{}",
+        refused.stderr
+    );
+    signed(&setup, &component, &ours).await;
+    let taken = setup.run(&["plugin", "check", &path], "").await;
+    assert!(taken.status.success() && taken.stdout.contains(&our_public), "{}{}", taken.stdout, taken.stderr);
+    // The key counts for other names.
+    let other = component.clone().with("name", json!("other"));
+    signed(&setup, &other, &ours).await;
+    let refused = setup.run(&["plugin", "check", &path], "").await;
+    assert!(!refused.status.success() && refused.stderr.contains("audit-sink/cha*"), "{}", refused.stderr);
+    signed(&setup, &component, &ours).await;
+    let setup = setup.with("KAIZEN_PLUGINS_MAX_BYTES", "2000");
+    let refused = setup.run(&["plugin", "check", &path], "").await;
+    assert!(!refused.status.success() && refused.stderr.contains("plugins_max_bytes"), "{}", refused.stderr);
+    let wavers = component.with("wavers", json!(true));
+    let setup = setup.with("KAIZEN_PLUGINS_MAX_BYTES", "10000000");
+    signed(&setup, &wavers, &ours).await;
+    let refused = setup.run(&["plugin", "check", &path], "").await;
+    assert!(!refused.status.success() && refused.stderr.contains("the same each time"), "{}", refused.stderr);
+}

@@ -72,8 +72,11 @@ pub async fn outermost(State(outermost): State<Outermost>, request: Request, nex
             Ok(Ok(response)) => response,
             Ok(Err(panic)) => Problem::internal(format!("panic: {}", message(&*panic))).into_response(),
             Err(_) => {
-                let detail =
-                    format!("No answer within {} seconds; what was begun was rolled back.", time_limit.as_secs());
+                let detail = format!(
+                    "No answer within {} seconds. What was not committed by then was rolled back: look whether the change was \
+                     made before you send it again.",
+                    time_limit.as_secs()
+                );
                 Problem::new(ProblemType::Timeout, detail).into_response()
             }
         }

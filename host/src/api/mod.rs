@@ -21,6 +21,7 @@ pub mod openapi;
 pub mod organizations;
 pub mod page;
 pub mod plugin_changes;
+pub mod plugin_quarantine;
 pub mod plugin_upload;
 pub mod plugins;
 pub mod policies;
@@ -61,6 +62,7 @@ fn routes() -> OpenApiRouter<App> {
         .merge(plugins::router())
         .merge(plugin_upload::router())
         .merge(plugin_changes::router())
+        .merge(plugin_quarantine::router())
 }
 
 /// The whole API with its document, its page and its middleware, ready to serve.

@@ -24,7 +24,7 @@ use crate::{
     audit::{self, Record},
     authz::{self, Action},
     bus::Hint,
-    domain::{audit::Outcome, connection::Kind, id::OrganizationId, principal::Principal},
+    domain::{audit::Outcome, connection::Kind, id::OrganizationId, plugin, principal::Principal},
     plugins::{InstallError, Plugin, fit::Misfits, install},
     store::{Tx, plugins as rows},
 };
@@ -55,7 +55,7 @@ struct Activation {
 }
 
 /// Begins a change of one plugin: nobody else changes plugins until it is committed.
-async fn begin(app: &App, id: Uuid, if_match: &IfMatch) -> Result<(Tx, rows::Plugin)> {
+pub(super) async fn begin(app: &App, id: Uuid, if_match: &IfMatch) -> Result<(Tx, rows::Plugin)> {
     let mut tx = app.store.begin().await?;
     rows::lock(&mut tx).await?;
     let plugin = rows::seize(&mut tx, id).await?.ok_or_else(|| Problem::not_found("plugin"))?;
@@ -80,13 +80,14 @@ async fn finish(
     action: Action,
     plugin: &rows::Plugin,
     mut details: Value,
+    at_hand: Vec<Arc<Plugin>>,
 ) -> Result<Response> {
     let view = PluginView::read(app, &mut tx, plugin).await?;
     if let Some(details) = details.as_object_mut() {
         details.insert("name".into(), format!("{}/{}", plugin.kind.as_str(), plugin.name).into());
     }
     change(app, tx, caller, action, format!("plugin/{}", plugin.id), details).await?;
-    app.plugins.changed().await;
+    app.plugins.changed(at_hand).await;
     Ok(([etag(plugin.revision)], Json(view)).into_response())
 }
 
@@ -134,7 +135,7 @@ async fn activate(
         "before": before, "after": version.version, "digest": version.digest, "accepted": changes.growth(),
         "pinned": pinned.map(|misfits| misfits.connections.len()),
     });
-    let answer = finish(&app, tx, &caller, Action::PluginActivate, &plugin, details).await?;
+    let answer = finish(&app, tx, &caller, Action::PluginActivate, &plugin, details, vec![ready]).await?;
     for organization in told {
         app.bus.publish(Hint::Audit { organization });
     }
@@ -143,11 +144,7 @@ async fn activate(
 
 /// Records in each tenant's trail which of its connections name a version from now on. By whom is the operator's matter.
 async fn tell(app: &App, tx: &mut Tx, plugin: &rows::Plugin, misfits: &Misfits) -> Result<BTreeSet<OrganizationId>> {
-    let (action, kind) = match misfits.kind {
-        Kind::IdentityProvider => (Action::IdentityConnectionUpdate, authz::Kind::IdentityConnection),
-        Kind::DeploymentTarget => (Action::GatewayUpdate, authz::Kind::Gateway),
-        Kind::AuditSink => (Action::AuditSinkUpdate, authz::Kind::AuditSink),
-    };
+    let (action, kind) = of_connections(misfits.kind);
     let mut connections: Vec<_> = misfits.connections.iter().collect();
     // Chains are locked in one order everywhere.
     connections.sort_by_key(|misfit| (misfit.organization_id, misfit.id));
@@ -172,7 +169,8 @@ async fn tell(app: &App, tx: &mut Tx, plugin: &rows::Plugin, misfits: &Misfits) 
 /// Go back to what was in use before the last activation
 ///
 /// Again and again, as far as there were activations. Connections that were changed since and do not fit what was in use
-/// do not keep it from that; the audit trail names the first of them.
+/// do not keep it from that; the audit trail names the first of them. Where nothing was in use that is compatible with the
+/// version gone back from, connections that follow it follow what is gone back to, and their organization's trail says so.
 #[utoipa::path(post, path = "/api/v1/plugins/{id}/rollback", tag = "Plugins", params(("id" = Uuid, Path)),
     responses((status = OK, body = PluginView)))]
 async fn rollback(
@@ -203,10 +201,54 @@ async fn rollback(
     for summary in &misfits {
         tracing::warn!(plugin = plugin.name, after = plugin.active_version, "rolled back although {summary}");
     }
+    let moved = tell_moved(&app, &mut tx, &plugin, &done).await?;
     let details = json!({
         "rolled_back": done.last.version, "before": before, "after": plugin.active_version, "misfits": misfits,
+        "moved": done.moved.len(),
     });
-    finish(&app, tx, &caller, Action::PluginActivate, &plugin, details).await
+    let answer = finish(&app, tx, &caller, Action::PluginActivate, &plugin, details, ready).await?;
+    for organization in moved {
+        app.bus.publish(Hint::Audit { organization });
+    }
+    Ok(answer)
+}
+
+/// Records in each tenant's trail which of its connections follow another version from now on, as the one that they followed
+/// was rolled back and nothing compatible with it was in use before.
+async fn tell_moved(
+    app: &App,
+    tx: &mut Tx,
+    plugin: &rows::Plugin,
+    done: &install::RolledBack,
+) -> Result<BTreeSet<OrganizationId>> {
+    let (action, kind) = of_connections(plugin.kind);
+    let previous = semver::Version::parse(&done.last.previous);
+    let follows = previous.as_ref().map(|previous| format!("^{}", plugin::line(previous))).ok();
+    for moved in &done.moved {
+        let details = json!({
+            "reason": format!("version {} of the plugin `{}` was rolled back", done.last.version, plugin.name),
+            "changes": { "after": { "plugin_follows": follows } },
+        });
+        let event = Record {
+            organization_id: moved.organization_id,
+            actor: "system".to_owned(),
+            action: action.as_str(),
+            target: format!("{}/{}", kind.as_str(), moved.id),
+            outcome: Outcome::Success,
+            details,
+        };
+        audit::record(tx, &app.clock, event).await?;
+    }
+    Ok(done.moved.iter().map(|moved| moved.organization_id).collect())
+}
+
+/// What a change of a connection of this kind is in the audit trail.
+fn of_connections(kind: Kind) -> (Action, authz::Kind) {
+    match kind {
+        Kind::IdentityProvider => (Action::IdentityConnectionUpdate, authz::Kind::IdentityConnection),
+        Kind::DeploymentTarget => (Action::GatewayUpdate, authz::Kind::Gateway),
+        Kind::AuditSink => (Action::AuditSinkUpdate, authz::Kind::AuditSink),
+    }
 }
 
 /// Take a version out of use
@@ -226,7 +268,8 @@ async fn disable(
     let found = rows::version(&mut tx, plugin.id, &version.version).await?;
     let mut version = found.ok_or_else(|| Problem::not_found("version of a plugin"))?;
     install::disable(&mut tx, &app.clock, &mut plugin, &mut version).await?;
-    finish(&app, tx, &caller, Action::PluginActivate, &plugin, json!({ "disabled": version.version })).await
+    let details = json!({ "disabled": version.version });
+    finish(&app, tx, &caller, Action::PluginActivate, &plugin, details, Vec::new()).await
 }
 
 /// Uninstall a version
@@ -252,7 +295,8 @@ async fn remove(
         "version": version.version, "digest": version.digest, "origin": version.origin,
     });
     change(&app, tx, &caller, Action::PluginDelete, format!("plugin/{}", plugin.id), details).await?;
-    app.plugins.changed().await;
-    app.plugins.tidy().await;
+    app.plugins.changed(Vec::new()).await;
+    // Only files are left to remove: nobody waits for that.
+    tokio::spawn(async move { app.plugins.tidy().await });
     Ok(StatusCode::NO_CONTENT)
 }

@@ -115,12 +115,12 @@ async fn upload(State(app): State<App>, caller: Result<Caller>, request: Request
     rows::lock(&mut tx).await?;
     let registered = install::register(&mut tx, &app.clock, &candidate, Some(caller.user_id)).await?;
     let (plugin, version) = (&registered.plugin, &registered.version);
-    let lines = rows::lines(&mut tx).await?;
+    let (lines, quarantines) = (rows::lines(&mut tx).await?, rows::quarantines(&mut tx).await?);
     let uploaded = Uploaded {
         id: plugin.id,
         kind: plugin.kind,
         name: plugin.name.clone(),
-        version: VersionView::of(&app, (plugin.kind, &plugin.name), version, &lines)?,
+        version: VersionView::of(&app, (plugin.kind, &plugin.name), version, (&lines, &quarantines))?,
         changes: install::changes(&mut tx, plugin, version).await?,
     };
     if !(registered.fresh || registered.renewed) {
@@ -132,7 +132,7 @@ async fn upload(State(app): State<App>, caller: Result<Caller>, request: Request
         "version": version.version, "digest": version.digest, "size": version.size, "signer": version.signer,
     });
     change(&app, tx, &caller, Action::PluginCreate, format!("plugin/{}", plugin.id), details).await?;
-    app.plugins.changed().await;
+    app.plugins.changed(Vec::new()).await;
     Ok(response)
 }
 
@@ -204,7 +204,9 @@ async fn receive(app: &App, request: Request) -> Result<Received> {
         }
     };
     // Of each part its digest: that is shorter than a second copy of the component.
-    let digested = [&component, signature.as_ref().unwrap_or(&Bytes::new())].map(Sha256::digest).concat();
+    let hashed = (component.clone(), signature.clone().unwrap_or_default());
+    let digested = tokio::task::spawn_blocking(move || [hashed.0, hashed.1].map(Sha256::digest).concat());
+    let digested = digested.await.map_err(Problem::internal)?;
     let idempotency = idempotency_key(&headers, &method, PATH, &digested)?;
     let signature = signature.map(|bytes| {
         let parsed = String::from_utf8_lossy(&bytes).parse::<Signature>();

@@ -69,7 +69,10 @@ pub struct VersionView {
     signer: Option<String>,
     secrets: Vec<SecretView>,
     capabilities: Vec<CapabilityView>,
-    /// Why it does not load on the host that answers.
+    /// Why it must not run, if a platform administrator put it into quarantine: its calls are refused with this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quarantine: Option<String>,
+    /// Why it does not load on the host that answers, which tries again; what ran before in its place goes on there.
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<String>,
     #[serde(serialize_with = "crate::clock::micros")]
@@ -87,12 +90,12 @@ pub struct PluginHealth {
 }
 
 impl VersionView {
-    /// A version; `lines` says whether it is active.
+    /// A version; `lines` says whether it is active, `quarantines` whether it must not run.
     pub(super) fn of(
         app: &App,
         (kind, name): (Kind, &str),
         row: &rows::Version,
-        lines: &[rows::Line],
+        (lines, quarantines): (&[rows::Line], &[rows::Quarantine]),
     ) -> std::result::Result<Self, StoreError> {
         let manifest = install::manifest(row)?;
         Ok(Self {
@@ -106,6 +109,7 @@ impl VersionView {
             signer: row.signer.clone(),
             secrets: manifest.secrets,
             capabilities: manifest.capabilities,
+            quarantine: quarantines.iter().find(|one| one.digest == row.digest).map(|one| one.reason.clone()),
             failure: app.plugins.failure(kind, name, &row.version),
             created_at: row.created_at,
         })
@@ -118,11 +122,11 @@ impl PluginView {
         app: &App,
         plugin: &rows::Plugin,
         versions: &[&rows::Version],
-        lines: &[rows::Line],
+        states: (&[rows::Line], &[rows::Quarantine]),
     ) -> std::result::Result<Option<Self>, StoreError> {
         let active = versions.iter().find(|row| Some(&row.version) == plugin.active_version.as_ref());
         let Some(shown) = active.or(versions.last()) else { return Ok(None) };
-        let of = |row: &&rows::Version| VersionView::of(app, (plugin.kind, &plugin.name), row, lines);
+        let of = |row: &&rows::Version| VersionView::of(app, (plugin.kind, &plugin.name), row, states);
         Ok(Some(Self {
             id: plugin.id,
             active_version: plugin.active_version.clone(),
@@ -139,8 +143,9 @@ impl PluginView {
     /// 404; as the database says.
     pub(super) async fn read(app: &App, c: &mut impl Connection, plugin: &rows::Plugin) -> Result<Self> {
         let (versions, lines) = (rows::versions(c, plugin.id).await?, rows::lines(c).await?);
+        let quarantines = rows::quarantines(c).await?;
         let versions: Vec<&rows::Version> = versions.iter().collect();
-        Self::of(app, plugin, &versions, &lines)?.ok_or_else(|| Problem::not_found("plugin"))
+        Self::of(app, plugin, &versions, (&lines, &quarantines))?.ok_or_else(|| Problem::not_found("plugin"))
     }
 }
 
@@ -187,11 +192,12 @@ async fn list(
     };
     let versions = rows::versions_within(&mut conn, first.id, last.id).await?;
     let (lines, next_cursor) = (rows::lines(&mut conn).await?, more.then(|| cursor(last.id)));
+    let quarantines = rows::quarantines(&mut conn).await?;
     drop(conn);
     let mut items = Vec::new();
     for plugin in &plugins {
         let own: Vec<&rows::Version> = versions.iter().filter(|row| row.plugin_id == plugin.id).collect();
-        items.extend(PluginView::of(&app, plugin, &own, &lines)?);
+        items.extend(PluginView::of(&app, plugin, &own, (&lines, &quarantines))?);
     }
     Ok(Json(Listed { items, next_cursor }))
 }

@@ -150,6 +150,9 @@ limits! {
     }
     "Plugins" {
         plugins_max_bytes: usize = 67_108_864, 1_024..=1_073_741_824, "bytes that an installed plugin may have";
+        plugin_load_retry_seconds: u64 = 300, 1..=86_400, "longest pause before a version that does not load on a host is loaded again, seconds";
+        plugin_errors_kept: usize = 20, 1..=1000, "last errors of one organization that a host remembers for each version of a plugin";
+        plugin_errors_organizations: usize = 500, 1..=100_000, "organizations whose last errors a host remembers for each version of a plugin";
         plugin_memory_mib: usize = 128, 2..=4096, "memory of one plugin call, all memories together, MiB";
         plugin_table_elements: usize = 200_000, 100..=10_000_000, "elements of tables of one call, all tables together";
         plugin_instances: u32 = 20, 1..=100, "core instances of one plugin's component";

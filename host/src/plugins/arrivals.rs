@@ -9,7 +9,6 @@
 //! | in `plugins_dir` | nothing is active, or an older version of its line is and it reaches no more |
 
 use std::{
-    collections::BTreeMap,
     io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -19,7 +18,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::{
-    InstallError, ManifestView, Plugin, Plugins, bundled, check, fit,
+    InstallError, ManifestView, Plugin, Plugins, bundled_by_digest, check, fit,
     install::{self, ChangeError, Registered},
     library::Library,
     signature::{Signature, SignatureError},
@@ -94,16 +93,19 @@ impl Plugins {
             let (has, may) = (wasm.len(), self.max_bytes());
             return Err(kept(format!("it has {has} bytes; at most {may} are allowed (plugins_max_bytes)")));
         }
-        if let Some(library) = &self.0.library {
-            let checked = library.trust.check(&wasm, signature.as_ref());
-            checked.map_err(|error| InstallError::Signature { name: name.to_owned(), error })?;
-        }
+        let trust = self.0.library.as_ref().map(|library| library.trust.clone()).unwrap_or_default();
+        let untrusted = |error| InstallError::Signature { name: name.to_owned(), error };
+        let (known, bytes, given) = (trust.clone(), wasm.clone(), signature.clone());
+        let checked = tokio::task::spawn_blocking(move || known.check(&bytes, given.as_ref())).await;
+        checked.map_err(|error| kept(error.to_string()))?.map_err(untrusted)?;
         let plugin = check::load(&self.0.sandbox, name, None, wasm.clone()).await?;
         // It is cached by now, so this costs nothing; a manifest that is drawn by lot shows itself.
         let again = check::load(&self.0.sandbox, name, None, wasm.clone()).await?;
         if plugin.manifest.view(plugin.kind) != again.manifest.view(again.kind) {
             return Err(kept("`describe` does not say the same each time".into()));
         }
+        let signer = signature.as_ref().map(|signature| signature.key.to_string());
+        trust.permits(signer.as_deref(), plugin.kind, &plugin.manifest.name).map_err(untrusted)?;
         Ok(Candidate { plugin: Arc::new(plugin), wasm, origin, signature, seal: None })
     }
 
@@ -123,13 +125,13 @@ impl Plugins {
                     .any(|v| (v.plugin_id, &v.version, &v.digest) == (row.id, &plugin.manifest.version, &plugin.digest))
             })
         };
+        let bytes = tokio::task::spawn_blocking(bundled_by_digest).await;
+        let bytes = bytes.map_err(|error| InstallError::Kept { name: "bundled".into(), why: error.to_string() })?;
         let registry = self.0.registry.load_full();
         let new: Vec<Arc<Plugin>> = registry.active().filter(|plugin| !known(plugin)).collect();
         if new.is_empty() {
             return Ok(());
         }
-        let bytes: BTreeMap<String, &'static [u8]> =
-            bundled().map(|(_, _, wasm)| (check::digest(wasm), wasm)).collect();
         let mut tx = library.store.begin().await?;
         rows::lock(&mut tx).await?;
         let mut taken = Vec::new();

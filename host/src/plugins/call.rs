@@ -9,6 +9,7 @@ use wasmtime::Store;
 
 use super::{
     Attempt, Binding, Exports, Plugin, PluginError, Plugins, Progress,
+    results::FromGuest,
     suspension::{Lane, Verdict},
 };
 use crate::{
@@ -125,12 +126,13 @@ impl PluginError {
 impl Plugins {
     pub(super) async fn call<R, F, Fut>(&self, call: Call<'_>, body: F) -> Result<R, PluginError>
     where
-        R: Send + 'static,
+        R: FromGuest + Send + 'static,
         F: FnOnce(Exports, wit::Call, Store<State>) -> Fut + Send + 'static,
         Fut: Future<Output = Called<R>> + Send + 'static,
     {
         let plugin = self.running(call.kind, &call.binding.plugin, &call.binding.wanted).await?;
         let (kind, export, connection) = (call.kind.as_str(), call.export, call.binding.connection_id);
+        let organization = call.binding.organization_id;
         let labels = |outcome| counter!("kaizen_plugin_calls_total", "kind" => kind, "plugin" => plugin.manifest.name.clone(), "export" => export, "outcome" => outcome);
         let lanes = self.0.shares.of(call.kind, &call.binding.plugin);
         let pass = match lanes.admit(connection, call.forced) {
@@ -154,7 +156,8 @@ impl Plugins {
             pass.ended(verdict, message.as_deref().unwrap_or_default());
         }
         let key = (plugin.kind, plugin.manifest.name.clone(), plugin.manifest.version.clone());
-        self.0.health.record(key, connection, export, ended.result.as_ref().err(), self.0.clock.now());
+        let whose = (organization, connection);
+        self.0.health.record(key, whose, export, ended.result.as_ref().err(), self.0.clock.now());
         labels(ended.outcome).increment(1);
         let name = || plugin.manifest.name.clone();
         histogram!("kaizen_plugin_call_seconds", "kind" => kind, "plugin" => name(), "export" => export)
@@ -175,7 +178,7 @@ impl Plugins {
         body: F,
     ) -> Ended<R>
     where
-        R: Send + 'static,
+        R: FromGuest + Send + 'static,
         F: FnOnce(Exports, wit::Call, Store<State>) -> Fut + Send + 'static,
         Fut: Future<Output = Called<R>> + Send + 'static,
     {
@@ -224,7 +227,7 @@ impl Plugins {
         let exports = plugin.exports.clone();
         let called = sandbox.call(context.clone(), move |store| body(exports, argument, store)).await;
         match called {
-            Ok(Ok(result)) => Ok(result).into(),
+            Ok(Ok(result)) => result.received(&context).map_err(PluginError::Internal).into(),
             Ok(Err(error)) => Err(explained(&context, error)).into(),
             Err(fault @ (Fault::Busy | Fault::MemoryInUse)) => {
                 let result = Err(PluginError::Postponed { message: fault.to_string(), after: BUSY });

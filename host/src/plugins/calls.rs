@@ -167,11 +167,6 @@ impl Plugins {
         call.deploys = true;
         let registration = invoke!(self, call, DeploymentTarget, kaizen_deployment_target_target.call_deploy(&release));
         let registration = registration?;
-        if registration.id.is_empty() || registration.id.len() > TEXT {
-            return Err(PluginError::Internal(
-                "it returned a registration without an id, or with one that is too long".into(),
-            ));
-        }
         Ok(Registration { id: registration.id, endpoint: registration.endpoint })
     }
 
@@ -189,9 +184,9 @@ impl Plugins {
         let call = Call::new(Kind::DeploymentTarget, binding, attempt, "status");
         let state = invoke!(self, call, DeploymentTarget, kaizen_deployment_target_target.call_status(&registration));
         Ok(match state? {
-            target::State::Pending(why) => TargetState::Pending(cut(why)),
+            target::State::Pending(why) => TargetState::Pending(why),
             target::State::Active => TargetState::Active,
-            target::State::Failed(why) => TargetState::Failed(cut(why)),
+            target::State::Failed(why) => TargetState::Failed(why),
             target::State::Gone => TargetState::Gone,
         })
     }
@@ -228,13 +223,6 @@ impl Plugins {
             return Ok(stored);
         }
         Err(PluginError::Internal(format!("it says that it stored {stored} of {} events", events.len())))
-    }
-}
-
-fn cut(text: String) -> String {
-    match text.char_indices().nth(TEXT) {
-        Some((end, _)) => text.chars().take(end.min(TEXT)).collect(),
-        None => text,
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::{CapabilityView, ManifestView};
+use crate::{domain::plugin::Origin, store::plugins::Version};
 
 /// The difference between two versions. Texts are compared as they are: a pattern that became narrower is shown as one
 /// taken away and one added.
@@ -31,6 +32,13 @@ pub struct Changes {
     pub secret_hosts_removed: Vec<SecretHost>,
     /// Whether configurations are checked against another schema.
     pub config_schema_changed: bool,
+    /// Whether somebody else answers for it: the signer of what is in use, or this server for what came with it, did not
+    /// make this version.
+    pub signer_changed: bool,
+    /// Who signed what is in use; null for what came with the server, and for what is not signed.
+    pub signer_before: Option<String>,
+    /// Who signed the version in question.
+    pub signer_after: Option<String>,
 }
 
 /// A secret and a place that requests may carry it to.
@@ -79,6 +87,25 @@ impl Changes {
             secret_hosts_added,
             secret_hosts_removed: more(&old_hosts, &new_hosts),
             config_schema_changed: before.is_some_and(|manifest| manifest.config_schema != after.config_schema),
+            signer_changed: false,
+            signer_before: None,
+            signer_after: None,
+        }
+    }
+
+    /// With who answers for the two. Whoever signs the next version of a plugin takes over what its connections trusted it
+    /// with, so another signer is growth. A signature where nobody answered before is none.
+    #[must_use]
+    pub fn signed(self, before: &Version, after: &Version) -> Self {
+        let bundled = |version: &Version| version.origin == Origin::Bundled && version.signer.is_none();
+        let answered = bundled(before) || before.signer.is_some();
+        let signer_changed = answered && (before.signer != after.signer || bundled(before) != bundled(after));
+        Self {
+            grows: self.grows || signer_changed,
+            signer_changed,
+            signer_before: before.signer.clone(),
+            signer_after: after.signer.clone(),
+            ..self
         }
     }
 
@@ -86,7 +113,14 @@ impl Changes {
     pub fn growth(&self) -> Vec<String> {
         let capabilities = self.capabilities_added.iter().map(|c| format!("{} {}", c.kind, c.value));
         let hosts = self.secret_hosts_added.iter().map(|s| format!("the secret `{}` to {}", s.secret, s.host));
-        capabilities.chain(hosts).collect()
+        let signer = self.signer_changed.then(|| {
+            format!(
+                "the signer: {} instead of {}",
+                self.signer_after.as_deref().unwrap_or("nobody"),
+                self.signer_before.as_deref().unwrap_or("this server, which it came with")
+            )
+        });
+        capabilities.chain(hosts).chain(signer).collect()
     }
 }
 
@@ -118,6 +152,41 @@ mod tests {
         assert!(grows(&manifest("1.1.0", &[("http", "{config.url}"), ("reveal_secret", "token")], &[])));
         assert!(grows(&manifest("1.1.0", &[], &[("token", &["{config.url}", "https://evil.example"])])));
         assert!(grows(&manifest("1.1.0", &[], &[("other", &["{config.url}"])])), "another secret to the same host");
+    }
+
+    #[test]
+    fn another_signer_is_growth_and_a_first_one_is_not() {
+        let version = |origin, signer: Option<&str>| Version {
+            plugin_id: uuid::Uuid::nil(),
+            version: "1.0.0".into(),
+            line: "1".into(),
+            digest: "aa".into(),
+            size: 1,
+            origin,
+            signer: signer.map(str::to_owned),
+            signature: None,
+            manifest: "{}".into(),
+            enabled: true,
+            created_by: None,
+            created_at: chrono::DateTime::UNIX_EPOCH,
+        };
+        let bare = manifest("1.0.0", &[], &[]);
+        let changes = |before: &Version, after: &Version| Changes::between(Some(&bare), &bare).signed(before, after);
+        let (bundled, unsigned) = (version(Origin::Bundled, None), version(Origin::Uploaded, None));
+        let (ours, theirs) =
+            (version(Origin::Uploaded, Some("ed25519:aa")), version(Origin::Folder, Some("ed25519:bb")));
+        for (before, after) in [(&ours, &ours), (&unsigned, &unsigned), (&unsigned, &ours), (&bundled, &bundled)] {
+            assert!(!changes(before, after).grows, "{before:?} {after:?}");
+        }
+        for (before, after) in
+            [(&ours, &theirs), (&ours, &unsigned), (&bundled, &unsigned), (&bundled, &ours), (&ours, &bundled)]
+        {
+            let changes = changes(before, after);
+            assert!(changes.grows && changes.growth().len() == 1, "{changes:?}");
+        }
+        let said = changes(&ours, &theirs).growth();
+        assert_eq!(said, ["the signer: ed25519:bb instead of ed25519:aa"]);
+        assert!(changes(&bundled, &unsigned).growth()[0].contains("nobody instead of this server"));
     }
 
     #[test]

@@ -83,25 +83,56 @@ pub(super) async fn misfits(
     version: &rows::Version,
 ) -> Result<Option<Misfits>, StoreError> {
     let of_line = rows::line(c, plugin.id, &version.line).await?;
+    // What runs nothing now cannot become worse.
+    let runs = |follower: &Follower| {
+        let runs = if follower.plugin_line.is_some() { &of_line } else { &plugin.active_version };
+        runs.clone().filter(|runs| *runs != version.version)
+    };
+    among(c, ready, plugin, (&version.line, &version.version), runs).await
+}
+
+/// Which of the connections that follow the line of one version another one does not fit.
+///
+/// # Errors
+/// As the database says.
+pub(super) async fn misfits_of_line(
+    c: &mut impl Connection,
+    ready: &Plugin,
+    plugin: &rows::Plugin,
+    followed: &rows::Version,
+    version: &rows::Version,
+) -> Result<Option<Misfits>, StoreError> {
+    let runs = |follower: &Follower| follower.plugin_line.as_ref().map(|_| followed.version.clone());
+    among(c, ready, plugin, (&followed.line, &version.version), runs).await
+}
+
+/// Of the connections that follow a line, or whatever is active, those which a version does not fit; `runs` says what each
+/// of them runs, nothing for those that do not matter.
+async fn among(
+    c: &mut impl Connection,
+    ready: &Plugin,
+    plugin: &rows::Plugin,
+    (line, version): (&str, &str),
+    runs: impl Fn(&Follower) -> Option<String>,
+) -> Result<Option<Misfits>, StoreError> {
     let mut connections = Vec::new();
     let mut after = Uuid::nil();
     loop {
-        let batch = rows::followers_after(c, plugin, &version.line, after, BATCH).await?;
+        let batch = rows::followers_after(c, plugin, line, after, BATCH).await?;
         let Some(last) = batch.last() else { break };
         after = last.id;
-        for Follower { id, organization_id, plugin_line, config, secret_names } in batch {
-            let runs = if plugin_line.is_some() { &of_line } else { &plugin.active_version };
-            // What runs nothing now cannot become worse.
-            let Some(runs) = runs.as_ref().filter(|runs| **runs != version.version) else { continue };
+        for follower in batch {
+            let Some(runs) = runs(&follower) else { continue };
+            let Follower { id, organization_id, config, secret_names, .. } = follower;
             let mut faults = ready.manifest.misfits(plugin.kind, &config.0, &secret_names.0).await;
             faults.truncate(FAULTS);
             if !faults.is_empty() {
-                connections.push(Misfit { id, organization_id, runs: runs.clone(), faults });
+                connections.push(Misfit { id, organization_id, runs, faults });
             }
         }
     }
     let found = !connections.is_empty();
-    Ok(found.then(|| Misfits { kind: plugin.kind, version: version.version.clone(), connections }))
+    Ok(found.then(|| Misfits { kind: plugin.kind, version: version.to_owned(), connections }))
 }
 
 /// Lets them name the version that they run, so that they keep it.

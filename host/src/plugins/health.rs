@@ -1,8 +1,10 @@
 //! How the plugins of this host are doing: counts since it started and the last errors, in memory only.
 //!
-//! What is kept is bounded: [`ERRORS`] errors for each version in use, texts of at most [`TEXT`] characters. They are
-//! already fit for operators (see [`PluginError`]): no secrets, no control characters. They may name a tenant's hosts,
-//! so whoever shows them asks whose connection it was.
+//! What is kept is bounded: for each version in use so many errors of so many organizations ([`Kept`]), texts of at most
+//! [`TEXT`] characters. No organization's errors take the place of another's, unless there are more organizations with
+//! errors than are remembered: then those are forgotten that had none for longest. The texts are already fit for operators
+//! (see [`PluginError`]): no secrets, no control characters. They may name a tenant's hosts, so whoever shows them asks
+//! whose connection it was.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -12,19 +14,38 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{PluginError, Plugins, Standing};
-use crate::domain::connection::Kind;
+use crate::domain::{connection::Kind, id::OrganizationId};
 
-/// Errors kept for each version.
-const ERRORS: usize = 20;
 /// Characters of an error's text that are kept.
 const TEXT: usize = 500;
+
+/// Errors that are shown of one version.
+const SHOWN: usize = 100;
+
+/// How many errors are remembered for each version.
+#[derive(Debug, Clone, Copy)]
+pub struct Kept {
+    /// Of one organization (`plugin_errors_kept`).
+    pub errors: usize,
+    /// Organizations (`plugin_errors_organizations`).
+    pub organizations: usize,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { errors: 20, organizations: 500 }
+    }
+}
 
 /// Which version of which plugin.
 pub type Key = (Kind, String, String);
 
 /// The health of every version that was called here.
 #[derive(Default)]
-pub struct Health(Mutex<BTreeMap<Key, Record>>);
+pub struct Health {
+    records: Mutex<BTreeMap<Key, Record>>,
+    kept: Kept,
+}
 
 #[derive(Default)]
 struct Record {
@@ -32,7 +53,8 @@ struct Record {
     failures: BTreeMap<&'static str, u64>,
     last_success_at: Option<DateTime<Utc>>,
     last_failure_at: Option<DateTime<Utc>>,
-    errors: VecDeque<LastError>,
+    /// Latest first.
+    errors: BTreeMap<OrganizationId, VecDeque<LastError>>,
 }
 
 /// How a version did since this host started.
@@ -81,16 +103,21 @@ pub struct LastError {
 }
 
 impl Health {
+    /// Remembers no more than that.
+    pub fn new(kept: Kept) -> Self {
+        Self { kept, ..Self::default() }
+    }
+
     /// Counts a call that ended.
     pub fn record(
         &self,
         key: Key,
-        connection_id: Uuid,
+        (organization, connection_id): (OrganizationId, Uuid),
         export: &'static str,
         error: Option<&PluginError>,
         at: DateTime<Utc>,
     ) {
-        let mut records = self.0.lock();
+        let mut records = self.records.lock();
         let record = records.entry(key).or_default();
         record.calls += 1;
         let Some(error) = error else {
@@ -99,8 +126,14 @@ impl Health {
         };
         record.last_failure_at = Some(at);
         *record.failures.entry(error.outcome()).or_default() += 1;
-        record.errors.truncate(ERRORS - 1);
-        record.errors.push_front(LastError {
+        if !record.errors.contains_key(&organization) && record.errors.len() >= self.kept.organizations {
+            let latest = |errors: &VecDeque<LastError>| errors.front().map(|error| error.at);
+            let oldest = record.errors.iter().min_by_key(|(_, errors)| latest(errors)).map(|(id, _)| *id);
+            oldest.and_then(|oldest| record.errors.remove(&oldest));
+        }
+        let errors = record.errors.entry(organization).or_default();
+        errors.truncate(self.kept.errors.saturating_sub(1));
+        errors.push_front(LastError {
             at,
             connection_id,
             export,
@@ -111,7 +144,7 @@ impl Health {
 
     /// How the versions of a plugin did, with those of the last errors that `shown` lets through.
     pub fn of(&self, kind: Kind, name: &str, shown: impl Fn(&LastError) -> bool) -> Vec<Report> {
-        let records = self.0.lock();
+        let records = self.records.lock();
         let own = records.iter().filter(|((k, n, _), _)| *k == kind && n == name);
         own.map(|((_, _, version), record)| Report {
             version: version.clone(),
@@ -120,14 +153,20 @@ impl Health {
             last_success_at: record.last_success_at,
             last_failure_at: record.last_failure_at,
             standing: Standing { status: "ok", tripped: None, suspended: Vec::new() },
-            last_errors: record.errors.iter().filter(|error| shown(error)).cloned().collect(),
+            last_errors: {
+                let all = record.errors.values().flatten().filter(|error| shown(error));
+                let mut errors: Vec<LastError> = all.cloned().collect();
+                errors.sort_by_key(|error| std::cmp::Reverse(error.at));
+                errors.truncate(SHOWN);
+                errors
+            },
         })
         .collect()
     }
 
     /// Forgets versions that are no longer in use.
     pub fn keep(&self, in_use: &BTreeSet<Key>) {
-        self.0.lock().retain(|key, _| in_use.contains(key));
+        self.records.lock().retain(|key, _| in_use.contains(key));
     }
 }
 
@@ -161,25 +200,40 @@ mod tests {
         (Kind::AuditSink, "webhook".into(), version.into())
     }
 
+    fn organization(id: u128) -> OrganizationId {
+        OrganizationId(Uuid::from_u128(id))
+    }
+
     #[test]
     fn errors_are_bounded_latest_first_and_shown_only_to_whom_they_concern() {
-        let health = Health::default();
-        let (ours, theirs) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let health = Health::new(Kept { errors: 20, organizations: 2 });
+        let (ours, theirs) = ((organization(1), Uuid::from_u128(1)), (organization(2), Uuid::from_u128(2)));
         let at = |second: u32| DateTime::from_timestamp(i64::from(second), 0).unwrap();
-        health.record(key("1.0.0"), ours, "deliver", None, at(0));
-        for second in 1..=50 {
+        let failed = |whose, second: u32| {
             let error = PluginError::Rejected(format!("{second} {}", "x".repeat(1000)));
-            health.record(key("1.0.0"), if second == 50 { theirs } else { ours }, "deliver", Some(&error), at(second));
+            health.record(key("1.0.0"), whose, "deliver", Some(&error), at(second));
+        };
+        health.record(key("1.0.0"), ours, "deliver", None, at(0));
+        failed(theirs, 1);
+        for second in 2..=50 {
+            failed(ours, second);
         }
         let all = health.of(Kind::AuditSink, "webhook", |_| true);
         assert_eq!((all.len(), all[0].calls), (1, Some(51)));
         assert_eq!(all[0].failures, Some(BTreeMap::from([("rejected", 50)])));
         assert_eq!((all[0].last_success_at, all[0].last_failure_at), (Some(at(0)), Some(at(50))));
-        assert_eq!(all[0].last_errors.len(), ERRORS);
+        assert_eq!(all[0].last_errors.len(), 21);
         assert!(all[0].last_errors[0].message.starts_with("50 ") && all[0].last_errors[0].message.len() == TEXT);
-        let own = health.of(Kind::AuditSink, "webhook", |error| error.connection_id == ours);
-        assert_eq!(own[0].last_errors.len(), ERRORS - 1);
-        assert!(own[0].last_errors[0].message.starts_with("49 "));
+        let of = |whose: (OrganizationId, Uuid)| {
+            let mut own = health.of(Kind::AuditSink, "webhook", |error| error.connection_id == whose.1);
+            own.remove(0).last_errors
+        };
+        assert_eq!(of(theirs).len(), 1, "49 errors of another organization did not push it out");
+        failed((organization(3), Uuid::from_u128(3)), 51);
+        assert!(
+            of(theirs).is_empty() && of(ours).len() == 20,
+            "the organization that was quiet for longest is forgotten"
+        );
         assert!(health.of(Kind::DeploymentTarget, "webhook", |_| true).is_empty());
     }
 
@@ -187,7 +241,7 @@ mod tests {
     fn what_is_no_longer_in_use_is_forgotten() {
         let health = Health::default();
         for version in ["1.0.0", "1.1.0"] {
-            health.record(key(version), Uuid::nil(), "check", None, DateTime::UNIX_EPOCH);
+            health.record(key(version), (organization(1), Uuid::nil()), "check", None, DateTime::UNIX_EPOCH);
         }
         health.keep(&BTreeSet::from([key("1.1.0")]));
         let left: Vec<_> = health.of(Kind::AuditSink, "webhook", |_| true).into_iter().map(|r| r.version).collect();

@@ -1,5 +1,5 @@
 //! Changes of what is installed, each within a transaction of the caller's: register, activate, roll back, disable,
-//! remove. Nothing of it shows before the commit; afterwards [`super::Plugins::changed`] makes it run here and tells the
+//! quarantine, remove. Nothing of it shows before the commit; afterwards [`super::Plugins::changed`] makes it run here and tells the
 //! other hosts.
 //!
 //! A version that arrives is only kept. A platform administrator activates it: then new connections use it, and so do
@@ -11,6 +11,7 @@ use serde_json::json;
 use super::{
     Candidate, Changes, ManifestView, Plugin as Ready,
     fit::{self, Misfits},
+    registry,
 };
 use crate::{
     clock::Clock,
@@ -20,7 +21,7 @@ use crate::{
     },
     store::{
         Connection, StoreError, Tx,
-        plugins::{self as rows, Activation, Plugin, Version},
+        plugins::{self as rows, Activation, Dependent, Plugin, Quarantine, Version},
     },
 };
 
@@ -70,7 +71,7 @@ pub struct Registered {
 /// Keeps a version and activates nothing.
 ///
 /// # Errors
-/// [`ChangeError::Conflict`] if there is another component of this version.
+/// [`ChangeError::Conflict`] if there is another component of this version, or this one is in quarantine.
 pub async fn register(
     tx: &mut Tx,
     clock: &Clock,
@@ -79,6 +80,7 @@ pub async fn register(
 ) -> Result<Registered, ChangeError> {
     let (now, manifest) = (clock.now(), candidate.manifest());
     let kind = candidate.plugin.kind;
+    usable(tx, &manifest.name, &manifest.version, candidate.digest()).await?;
     let mut plugin = match rows::named(tx, kind, &manifest.name).await? {
         Some(plugin) => plugin,
         None => {
@@ -141,6 +143,14 @@ pub async fn register(
     Ok(Registered { plugin, version, fresh, renewed })
 }
 
+/// Refuses a component that is in quarantine.
+async fn usable(c: &mut impl Connection, name: &str, version: &str, digest: &str) -> Result<(), ChangeError> {
+    match rows::quarantine(c, digest).await? {
+        None => Ok(()),
+        Some(found) => conflict(registry::quarantined(name, version, &found.reason)),
+    }
+}
+
 /// The version that new connections use.
 pub(super) async fn active(c: &mut impl Connection, plugin: &Plugin) -> Result<Option<Version>, StoreError> {
     match &plugin.active_version {
@@ -159,8 +169,12 @@ pub async fn changes(c: &mut impl Connection, plugin: &Plugin, version: &Version
         Some(of_line) => rows::version(c, plugin.id, &of_line).await?,
         None => active(c, plugin).await?,
     };
-    let before = before.map(|before| manifest(&before)).transpose()?;
-    Ok(Changes::between(before.as_ref(), &manifest(version)?))
+    let said = before.as_ref().map(manifest).transpose()?;
+    let changes = Changes::between(said.as_ref(), &manifest(version)?);
+    Ok(match &before {
+        Some(before) => changes.signed(before, version),
+        None => changes,
+    })
 }
 
 /// What a stored version says of itself.
@@ -228,6 +242,7 @@ pub async fn activate(
     if ready.digest != version.digest {
         return conflict("another component took this version's place just now: send it again");
     }
+    usable(tx, &plugin.name, &version.version, &version.digest).await?;
     let changes = changes(tx, plugin, version).await?;
     if changes.grows && !accepted.capabilities {
         return Err(ChangeError::Growth(Box::new(changes)));
@@ -251,6 +266,9 @@ pub struct RolledBack {
     /// Connections that were changed to fit only what was gone back from. They run what is gone back to nevertheless:
     /// whoever rolls back does it because something is broken.
     pub misfits: Vec<Misfits>,
+    /// Connections that followed the line of what was gone back from, which ran nothing before: they follow what is gone
+    /// back to from now on.
+    pub moved: Vec<Dependent>,
 }
 
 /// Goes back to what was in use before `last`, the last activation; `ready` are the versions that were. All that was
@@ -277,14 +295,73 @@ pub async fn rollback(
             misfits.extend(fit::misfits(tx, ready, plugin, &row).await?);
         }
     }
-    if let Some(of_line) = &popped.line_previous
-        && let Some(of_line) = rows::version(tx, plugin.id, of_line).await?
-    {
-        rows::set_line(tx, &of_line).await?;
+    let mut moved = Vec::new();
+    match &popped.line_previous {
+        Some(of_line) => {
+            if let Some(of_line) = rows::version(tx, plugin.id, of_line).await? {
+                rows::set_line(tx, &of_line).await?;
+            }
+        }
+        None => {
+            let left = rows::version(tx, plugin.id, &popped.version).await?;
+            let previous = rows::version(tx, plugin.id, &popped.previous).await?;
+            if let (Some(left), Some(previous)) = (left, previous) {
+                let ready = ready.iter().find(|ready| ready.manifest.version == previous.version);
+                if let Some(ready) = ready {
+                    misfits.extend(fit::misfits_of_line(tx, ready, plugin, &left, &previous).await?);
+                }
+                rows::clear_line(tx, plugin.id, &left.line).await?;
+                moved = rows::follow_instead(tx, plugin, &left.line, &previous.line, clock.now()).await?;
+                if rows::line(tx, plugin.id, &previous.line).await?.is_none() {
+                    rows::set_line(tx, &previous).await?;
+                }
+            }
+        }
     }
     plugin.active_version = Some(popped.previous.clone());
     rows::touch(tx, plugin, clock.now()).await?;
-    Ok(RolledBack { last: popped, misfits })
+    Ok(RolledBack { last: popped, misfits, moved })
+}
+
+/// Puts a version's component into quarantine: it is refused at every call from now on, on every host, and cannot be
+/// installed or activated. What is in use stays so in the tables, so that a release undoes it. Returns the connections of
+/// all organizations that run it.
+///
+/// # Errors
+/// As the database says.
+pub async fn quarantine(
+    tx: &mut Tx,
+    clock: &Clock,
+    plugin: &mut Plugin,
+    version: &Version,
+    (reason, by): (&str, UserId),
+) -> Result<Vec<Dependent>, StoreError> {
+    let quarantine = Quarantine {
+        digest: version.digest.clone(),
+        reason: reason.to_owned(),
+        created_by: by,
+        created_at: clock.now(),
+    };
+    rows::put_quarantine(tx, &quarantine).await?;
+    rows::touch(tx, plugin, clock.now()).await?;
+    rows::dependents(tx, plugin, version).await
+}
+
+/// Takes a version's component out of quarantine. Returns the connections of all organizations that run it again.
+///
+/// # Errors
+/// [`ChangeError::Conflict`] if it is in none.
+pub async fn release(
+    tx: &mut Tx,
+    clock: &Clock,
+    plugin: &mut Plugin,
+    version: &Version,
+) -> Result<Vec<Dependent>, ChangeError> {
+    if !rows::delete_quarantine(tx, &version.digest).await? {
+        return conflict(format!("version {} is not in quarantine", version.version));
+    }
+    rows::touch(tx, plugin, clock.now()).await?;
+    Ok(rows::dependents(tx, plugin, version).await?)
 }
 
 /// Refuses while connections use a version; none can begin to until the transaction ends, as the plugin is seized.
@@ -329,11 +406,17 @@ pub async fn disable(
 /// Removes a version, its component if no other version has the same, and the plugin with its last version.
 ///
 /// # Errors
-/// [`ChangeError::Conflict`] while connections use it, or if it is part of this server.
+/// [`ChangeError::Conflict`] while connections use it, if it is part of this server, and while it is in quarantine.
 pub async fn remove(tx: &mut Tx, clock: &Clock, plugin: &mut Plugin, version: &Version) -> Result<(), ChangeError> {
-    if super::bundled().any(|(_, _, wasm)| super::check::digest(wasm) == version.digest) {
+    if super::bundled_by_digest().contains_key(&version.digest) {
         return conflict(format!(
             "version {} is part of this server and would be back at its next start: disable it instead",
+            version.version
+        ));
+    }
+    if rows::quarantine(tx, &version.digest).await?.is_some() {
+        return conflict(format!(
+            "version {} is in quarantine and stays, so that its component is known if it comes again: release it first",
             version.version
         ));
     }

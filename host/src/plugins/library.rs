@@ -2,7 +2,9 @@
 //!
 //! The database is the truth: at the start, upon a hint, and once a second the generation is compared, and where it
 //! differs a new registry is made from the tables. Versions that are loaded already are taken over; the others are loaded
-//! before the new registry takes the old one's place, so that no call waits for it.
+//! in the background, each by itself ([`super::loads`]), and what ran in their place goes on running until they are ready.
+//! So no call waits for a version that takes the place of another, and no plugin for one that takes long or does not load.
+//! What is disabled or put into quarantine is out of use with the refresh itself.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,8 +20,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Changes, InstallError, ManifestView, Plugin, PluginError, Plugins, Wanted, bundled, check, install,
-    registry::{Installed, Loaded, Missing, Registry},
+    Changes, InstallError, ManifestView, Plugin, PluginError, Plugins, Wanted, bundled, check,
+    health::Kept,
+    install,
+    loads::{Key, Loads},
+    registry::{self, Installed, Loaded, Missing, Registry},
     signature::{Signature, Trust},
     vouch,
 };
@@ -35,6 +40,9 @@ use crate::{
 
 /// How often the database is asked whether something changed, without a hint.
 const POLL: Duration = Duration::from_secs(1);
+
+/// How long whoever changed something waits until it runs on their host.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What plugins are made of.
 pub struct Ingredients<'a> {
@@ -60,7 +68,12 @@ pub(super) struct Library {
     /// For the seals of what came with the server.
     pub(super) secrets: Secrets,
     pub(super) max_bytes: usize,
-    /// One refresh at a time; when the last look for something that was missing began.
+    /// How many errors are remembered.
+    pub(super) kept: Kept,
+    /// What is being loaded in the background.
+    loads: Loads,
+    /// One refresh at a time; when the last look for something that was missing began. It is held for as long as the tables
+    /// are read, never while something loads.
     turn: Mutex<Option<Instant>>,
 }
 
@@ -84,6 +97,11 @@ impl Plugins {
             trust: Trust::new(config.plugins_trusted_keys.clone()),
             secrets: from.secrets.clone(),
             max_bytes: config.limits.plugins_max_bytes,
+            kept: Kept {
+                errors: config.limits.plugin_errors_kept,
+                organizations: config.limits.plugin_errors_organizations,
+            },
+            loads: Loads::new(Duration::from_secs(config.limits.plugin_load_retry_seconds)),
             turn: Mutex::new(None),
         };
         let sandbox = Sandbox::within(config.plugin_bounds.clone(), cache, from.egress, from.clock.clone())
@@ -100,6 +118,9 @@ impl Plugins {
             plugins.take_in_folder(folder).await?;
         }
         plugins.refresh().await?;
+        if let Some(library) = &plugins.0.library {
+            library.loads.tried().await;
+        }
         plugins.tidy().await;
         Ok(plugins)
     }
@@ -158,74 +179,138 @@ impl Plugins {
     pub async fn look(&self) -> Result<(), InstallError> {
         let Some(library) = &self.0.library else { return Ok(()) };
         let generation = rows::generation(&mut library.store.read().await?).await?;
-        if generation == self.0.registry.load().generation { Ok(()) } else { self.refresh().await }
+        let same = generation == self.0.registry.load().generation;
+        if same && !library.loads.due(Instant::now()) { Ok(()) } else { self.refresh().await }
     }
 
-    /// After a change was committed: this host runs it at once, the others are told. Where the database is away just
-    /// now, this host finds out by itself a little later.
-    pub async fn changed(&self) {
-        if let Some(library) = &self.0.library {
-            library.bus.publish(Hint::Plugins);
-        }
-        if let Err(error) = self.refresh().await {
-            tracing::warn!(%error, "a change of plugins does not run here yet; looking again every second");
+    /// After a change was committed: the other hosts are told, and this one runs it, with what is `at_hand` already. Nothing
+    /// may fail any more, so whoever made the change is not kept waiting either: after [`PATIENCE`] this goes on by itself.
+    /// Where the database is away just now, this host finds out a little later.
+    pub async fn changed(&self, at_hand: Vec<Arc<Plugin>>) {
+        let Some(library) = &self.0.library else { return };
+        library.bus.publish(Hint::Plugins);
+        let plugins = self.clone();
+        let refreshing = tokio::spawn(async move {
+            if let Err(error) = plugins.refresh_with(&at_hand).await {
+                tracing::warn!(%error, "a change of plugins does not run here yet; looking again every second");
+            }
+        });
+        if tokio::time::timeout(PATIENCE, refreshing).await.is_err() {
+            tracing::info!("a change of plugins is committed and does not run here yet");
         }
     }
 
-    /// Makes ready what the database says is in use, and puts it in the place of what was.
+    /// Puts what the database says is in use in the place of what was, as soon as it is ready.
     ///
     /// # Errors
     /// As the database says; then everything stays as it was.
     pub async fn refresh(&self) -> Result<(), InstallError> {
-        let Some(library) = &self.0.library else { return Ok(()) };
-        let _turn = library.turn.lock().await;
-        self.replace(library).await
+        self.refresh_with(&[]).await
     }
 
-    async fn replace(&self, library: &Library) -> Result<(), InstallError> {
+    async fn refresh_with(&self, at_hand: &[Arc<Plugin>]) -> Result<(), InstallError> {
+        let Some(library) = &self.0.library else { return Ok(()) };
+        let _turn = library.turn.lock().await;
+        self.replace(library, at_hand).await
+    }
+
+    async fn replace(&self, library: &Library, at_hand: &[Arc<Plugin>]) -> Result<(), InstallError> {
         let mut conn = library.store.read().await?;
         // First: what changes while the rest is read is seen by the next look.
         let generation = rows::generation(&mut conn).await?;
         let (plugins, versions) = (rows::all(&mut conn).await?, rows::all_versions(&mut conn).await?);
         let (lines, pins) = (rows::lines(&mut conn).await?, rows::pins(&mut conn).await?);
+        let quarantined = rows::quarantines(&mut conn).await?;
         drop(conn);
+        let quarantined: BTreeMap<&str, &str> =
+            quarantined.iter().map(|one| (one.digest.as_str(), one.reason.as_str())).collect();
+        let old = self.0.registry.load_full();
         let mut registry = Registry::of(generation);
+        let mut missing = BTreeSet::new();
         for plugin in &plugins {
+            let (kind, name) = (plugin.kind, plugin.name.as_str());
             let own = lines.iter().filter(|line| line.plugin_id == plugin.id);
             let lines: BTreeMap<String, String> = own.map(|l| (l.line.clone(), l.version.clone())).collect();
-            let pinned = pins.iter().filter(|pin| (pin.kind, &pin.plugin) == (plugin.kind, &plugin.name));
+            let pinned = pins.iter().filter(|pin| (pin.kind, pin.plugin.as_str()) == (kind, name));
             let mut needed: BTreeSet<&str> = lines.values().map(String::as_str).collect();
             needed.extend(plugin.active_version.as_deref());
             needed.extend(pinned.map(|pin| pin.plugin_version.as_str()));
+            let enabled: Vec<&rows::Version> =
+                versions.iter().filter(|row| row.plugin_id == plugin.id && row.enabled).collect();
             let mut loaded = BTreeMap::new();
-            for row in versions.iter().filter(|v| v.plugin_id == plugin.id && v.enabled) {
-                if needed.contains(row.version.as_str()) {
-                    loaded.insert(row.version.clone(), self.loaded(library, plugin, row).await?);
-                }
+            for row in enabled.iter().filter(|row| needed.contains(row.version.as_str())) {
+                let at_hand =
+                    at_hand.iter().find(|p| (p.kind, p.manifest.name.as_str(), &p.digest) == (kind, name, &row.digest));
+                let state = if let Some(reason) = quarantined.get(row.digest.as_str()) {
+                    Loaded::Quarantined((*reason).to_owned())
+                } else if let Some(ready) = old.by_digest(kind, name, &row.digest).or(at_hand.cloned()) {
+                    Loaded::Ready(ready)
+                } else {
+                    let key = (kind, name.to_owned(), row.digest.clone());
+                    let (state, begin) = library.loads.state(&key, Instant::now());
+                    if begin {
+                        self.load_beside(key.clone(), row);
+                    }
+                    if !matches!(state, Loaded::Ready(_)) {
+                        missing.insert(key);
+                    }
+                    state
+                };
+                loaded.insert(row.version.clone(), state);
             }
-            let installed = Installed { active: plugin.active_version.clone(), lines, loaded };
-            registry.put(plugin.kind, &plugin.name, installed);
+            // What ran goes on running until what is to run in its place is ready, unless it was taken out of use.
+            let before = old.get(kind, name);
+            let may = |version: &str, plugin: &Plugin| {
+                let row = enabled.iter().find(|row| row.version == version);
+                row.is_some_and(|row| row.digest == plugin.digest) && !quarantined.contains_key(plugin.digest.as_str())
+            };
+            let active = before.and_then(Installed::of_active);
+            let active = Installed::successor(&mut loaded, plugin.active_version.as_ref(), active, may);
+            let lines = lines.into_iter().filter_map(|(line, target)| {
+                let before = before.and_then(|before| before.of_line(&line));
+                let version = Installed::successor(&mut loaded, Some(&target), before, may)?;
+                Some((line, version))
+            });
+            let lines = lines.collect();
+            registry.put(kind, name, Installed { active, lines, loaded });
         }
         self.0.health.keep(&registry.keys());
         self.0.shares.keep(|kind, name| registry.get(kind, name).is_some());
         self.0.registry.store(Arc::new(registry));
+        library.loads.keep(&missing);
+        library.loads.refreshed();
         Ok(())
     }
 
-    async fn loaded(
-        &self,
-        library: &Library,
-        plugin: &rows::Plugin,
-        row: &rows::Version,
-    ) -> Result<Loaded, InstallError> {
-        match self.load_row(library, plugin.kind, &plugin.name, row).await {
-            Ok(ready) => Ok(Loaded::Ready(ready)),
-            Err(InstallError::Store(error)) => Err(error.into()),
-            Err(error) => {
-                tracing::error!(%error, "an installed plugin does not load on this host: its connections do not work here");
-                Ok(Loaded::Failed(error.why()))
+    /// Loads a version in the background; the registry is refreshed when that has ended, well or not.
+    fn load_beside(&self, key: Key, row: &rows::Version) {
+        let (plugins, row) = (self.clone(), row.clone());
+        tokio::spawn(async move {
+            let Some(library) = &plugins.0.library else { return };
+            let (kind, name, _) = &key;
+            let loaded = match library.loads.places.acquire().await {
+                Ok(_place) => plugins.load_row(library, *kind, name, &row).await.map_err(|error| error.why()),
+                Err(closed) => Err(closed.to_string()),
+            };
+            let failure = loaded.as_ref().err().cloned().unwrap_or_default();
+            if let Some(pause) =
+                library.loads.ended(&key, loaded, (Instant::now(), u64::from_be_bytes(plugins.0.clock.bytes())))
+            {
+                let version = &row.version;
+                tracing::error!(
+                    kind = kind.as_str(),
+                    name,
+                    version,
+                    failure,
+                    ?pause,
+                    "an installed plugin does not load on this host: what ran before goes on, if anything did; it is tried again"
+                );
             }
-        }
+            while let Err(error) = plugins.refresh().await {
+                tracing::debug!(%error, "what was loaded is not taken over yet");
+                tokio::time::sleep(POLL).await;
+            }
+        });
     }
 
     /// One version as stored, taken over if it is loaded already.
@@ -237,21 +322,43 @@ impl Plugins {
         row: &rows::Version,
     ) -> Result<Arc<Plugin>, InstallError> {
         if let Some(plugin) = self.0.registry.load().by_digest(kind, name, &row.digest) {
-            return Ok(plugin);
+            // What runs here is refused as soon as this host looks; what begins to, at once.
+            return match rows::quarantine(&mut library.store.read().await?, &row.digest).await? {
+                None => Ok(plugin),
+                Some(found) => {
+                    let why = registry::quarantined(name, &row.version, &found.reason);
+                    Err(InstallError::Kept { name: name.to_owned(), why })
+                }
+            };
         }
         let origin = format!("{}/{name} {}", kind.as_str(), row.version);
         let kept = |why: &str| InstallError::Kept { name: origin.clone(), why: why.to_owned() };
-        let wasm = rows::artifact(&mut library.store.read().await?, &row.digest).await?;
+        let mut conn = library.store.read().await?;
+        if let Some(found) = rows::quarantine(&mut conn, &row.digest).await? {
+            return Err(kept(&registry::quarantined(name, &row.version, &found.reason)));
+        }
+        let wasm = rows::artifact(&mut conn, &row.digest).await?;
+        drop(conn);
         let wasm = wasm.ok_or_else(|| kept("its component is missing from the database: upload it again"))?;
-        if check::digest(&wasm) != row.digest {
+        let wasm = Bytes::from(wasm);
+        let (trust, bytes) = (library.trust.clone(), wasm.clone());
+        let signature = Signature::stored(row.signer.as_deref(), row.signature.as_deref());
+        let vouched = vouch::holds(&library.secrets, row);
+        let (digest, checked) = tokio::task::spawn_blocking(move || {
+            let checked = if vouched { Ok(()) } else { trust.check(&bytes, signature.as_ref()) };
+            (check::digest(&bytes), checked)
+        })
+        .await
+        .map_err(|error| kept(&error.to_string()))?;
+        if digest != row.digest {
             return Err(kept("its component in the database is not what was installed: upload it again"));
         }
-        if !vouch::holds(&library.secrets, row) {
-            let signature = Signature::stored(row.signer.as_deref(), row.signature.as_deref());
-            let checked = library.trust.check(&wasm, signature.as_ref());
-            checked.map_err(|error| InstallError::Signature { name: origin.clone(), error })?;
+        let untrusted = |error| InstallError::Signature { name: origin.clone(), error };
+        checked.map_err(untrusted)?;
+        if !vouched {
+            library.trust.permits(row.signer.as_deref(), kind, name).map_err(untrusted)?;
         }
-        let plugin = check::load(&self.0.sandbox, &origin, Some(kind), Bytes::from(wasm)).await?;
+        let plugin = check::load(&self.0.sandbox, &origin, Some(kind), wasm).await?;
         // What was accepted is what the manifest said then.
         let (said, says) = (serde_json::from_str::<ManifestView>(&row.manifest), plugin.manifest.view(kind));
         match said {
@@ -271,6 +378,7 @@ impl Plugins {
         let found = self.0.registry.load().find(kind, name, wanted);
         let library = match (&found, &self.0.library) {
             (Err(Missing::Unknown(_)), Some(library)) => library,
+            (Err(Missing::Loading(_)), Some(library)) => return Ok(self.loaded(library, kind, name, wanted).await?),
             _ => return Ok(found?),
         };
         let away = |error: InstallError| {
@@ -280,16 +388,27 @@ impl Plugins {
         if wanted.pin.is_none() {
             // Anybody can ask for what does not exist; only a version that is named can be new without a change.
             self.look().await.map_err(away)?;
-            return Ok(self.0.registry.load().find(kind, name, wanted)?);
+            return Ok(self.loaded(library, kind, name, wanted).await?);
         }
         let begun = Instant::now();
         let mut turn = library.turn.lock().await;
-        if turn.is_some_and(|looked| looked > begun) {
-            return Ok(self.0.registry.load().find(kind, name, wanted)?);
+        if turn.is_none_or(|looked| looked <= begun) {
+            *turn = Some(Instant::now());
+            self.replace(library, &[]).await.map_err(away)?;
         }
-        *turn = Some(Instant::now());
-        self.replace(library).await.map_err(away)?;
-        Ok(self.0.registry.load().find(kind, name, wanted)?)
+        drop(turn);
+        Ok(self.loaded(library, kind, name, wanted).await?)
+    }
+
+    /// The version that a connection runs, once its load has ended; a call waits for that as long as it may take itself.
+    async fn loaded(&self, library: &Library, kind: Kind, name: &str, wanted: &Wanted) -> Result<Arc<Plugin>, Missing> {
+        let find = || self.0.registry.load().find(kind, name, wanted);
+        let ended = || match find() {
+            Err(Missing::Loading(_)) => None,
+            found => Some(found),
+        };
+        let patience = self.0.sandbox.bounds().call.wall;
+        tokio::time::timeout(patience, library.loads.until(ended)).await.unwrap_or_else(|_| find())
     }
 
     /// Which version a connection is to run from now on: the one it names, or what is active and whatever will be
@@ -298,21 +417,25 @@ impl Plugins {
     /// # Errors
     /// A fault at `/plugin` or `/plugin_version`.
     pub async fn settle(&self, kind: Kind, name: &str, pin: Option<&str>) -> Result<Wanted, Vec<Fault>> {
-        let fault = |error: PluginError| vec![Fault::new("/plugin", error.to_string())];
         let Some(pin) = pin else {
+            let fault = |error: PluginError| vec![Fault::new("/plugin", error.to_string())];
             let plugin = self.running(kind, name, &Wanted::default()).await.map_err(fault)?;
             let line = semver::Version::parse(&plugin.manifest.version).as_ref().map(plugin::line).ok();
             return Ok(Wanted { pin: None, line });
         };
         let wanted = Wanted { pin: Some(pin.to_owned()), line: None };
-        let found = self.0.registry.load().find(kind, name, &wanted);
-        if matches!(found, Err(Missing::Unknown(_))) {
-            let brought = self.bring(kind, name, pin).await;
-            brought.map_err(|error| vec![Fault::new("/plugin_version", error.why())])?;
-        } else if let Err(Missing::Broken(why)) = found {
-            return Err(vec![Fault::new("/plugin_version", why)]);
+        let fault = |why: String| vec![Fault::new("/plugin_version", why)];
+        let found = match &self.0.library {
+            Some(library) => self.loaded(library, kind, name, &wanted).await,
+            None => self.0.registry.load().find(kind, name, &wanted),
+        };
+        match found {
+            Ok(_) => Ok(wanted),
+            Err(Missing::Unknown(_)) => {
+                self.bring(kind, name, pin).await.map(|()| wanted).map_err(|error| fault(error.why()))
+            }
+            Err(missing) => Err(fault(missing.to_string())),
         }
-        Ok(wanted)
     }
 
     /// Makes ready a version that no connection named so far.
@@ -320,7 +443,6 @@ impl Plugins {
         let kept = |why: String| InstallError::Kept { name: name.to_owned(), why };
         let none = || kept(format!("there is no version `{version}` of the plugin `{name}` for {}s", kind.noun()));
         let Some(library) = &self.0.library else { return Err(none()) };
-        let _turn = library.turn.lock().await;
         let mut conn = library.store.read().await?;
         let plugin = rows::named(&mut conn, kind, name).await?.ok_or_else(none)?;
         let row = rows::version(&mut conn, plugin.id, version).await?.ok_or_else(none)?;
@@ -329,6 +451,7 @@ impl Plugins {
             return Err(kept(format!("version {version} was not activated by a platform administrator")));
         }
         let ready = self.load_row(library, kind, name, &row).await?;
+        let _turn = library.turn.lock().await;
         let mut registry = Registry::clone(&self.0.registry.load());
         registry.bring(ready);
         self.0.registry.store(Arc::new(registry));

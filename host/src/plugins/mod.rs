@@ -16,9 +16,11 @@ pub mod health;
 pub mod install;
 pub mod kit;
 mod library;
+mod loads;
 mod manifest;
 mod registry;
 mod reseal;
+mod results;
 mod schema;
 pub mod signature;
 mod suspension;
@@ -28,7 +30,7 @@ mod vouch;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Instant,
 };
 
@@ -176,6 +178,13 @@ pub fn bundled() -> impl Iterator<Item = Artifact> {
     bundled::BUNDLED.iter().filter_map(|(kind, name, wasm)| Some((Kind::from_wit(kind)?, *name, *wasm)))
 }
 
+/// The same by SHA-256, hexadecimal. The first to ask waits until they are hashed.
+fn bundled_by_digest() -> &'static BTreeMap<String, &'static [u8]> {
+    static BUNDLED: LazyLock<BTreeMap<String, &'static [u8]>> =
+        LazyLock::new(|| bundled().map(|(_, _, wasm)| (check::digest(wasm), wasm)).collect());
+    &BUNDLED
+}
+
 impl Plugins {
     /// Loads these plugins and no others, in parallel: without a database, where nothing can be installed.
     ///
@@ -236,7 +245,7 @@ impl Plugins {
         tracing::debug!(plugins = count, milliseconds = started.elapsed().as_millis(), "plugins loaded");
         let (registry, clock) = (ArcSwap::from_pointee(registry), sandbox.clock().clone());
         let shares = Shares::new(clock.clone(), sandbox.bounds().clone());
-        let health = Health::default();
+        let health = library.as_ref().map(|library| Health::new(library.kept)).unwrap_or_default();
         Ok(Self(Arc::new(Inner { sandbox, registry, folders, folder_owners, health, shares, clock, library })))
     }
 

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use semver::Version;
@@ -28,15 +29,25 @@ pub(super) enum Missing {
     /// It is not known here. It may have come since this host last looked.
     #[error("{0}")]
     Unknown(String),
+    /// It is known, and being loaded on this host.
+    #[error("{0}")]
+    Loading(String),
     /// It is known and does not load on this host.
     #[error("{0}")]
     Broken(String),
+    /// A platform administrator put it into quarantine.
+    #[error("{0}")]
+    Quarantined(String),
 }
+
+/// When to come back where a version is still being loaded.
+const LOADING: Duration = Duration::from_secs(1);
 
 impl From<Missing> for PluginError {
     fn from(missing: Missing) -> Self {
         match missing {
-            Missing::Unknown(message) => PluginError::Config(message),
+            Missing::Unknown(message) | Missing::Quarantined(message) => PluginError::Config(message),
+            Missing::Loading(message) => PluginError::Postponed { message, after: LOADING },
             // Another host may do better, and so may this one once somebody has looked after it.
             Missing::Broken(message) => PluginError::Unavailable { message, retry_after: None },
         }
@@ -67,8 +78,56 @@ pub(super) struct Installed {
 pub(super) enum Loaded {
     /// It can be called.
     Ready(Arc<Plugin>),
-    /// It cannot, and why.
+    /// Not yet: it is being loaded.
+    Loading,
+    /// It cannot, and why. It is tried again.
     Failed(String),
+    /// It must not, and why.
+    Quarantined(String),
+}
+
+/// What is said where a version in quarantine is asked for.
+pub(super) fn quarantined(name: &str, version: &str, reason: &str) -> String {
+    format!(
+        "version {version} of the plugin `{name}` is in quarantine: {reason}. A platform administrator put it there and can \
+         release it or activate another version; `plugin_version` of the connection can name another one"
+    )
+}
+
+impl Installed {
+    /// Lets what ran before go on running in the place of a version that is not ready, as long as it may.
+    ///
+    /// `target` is what is to run and `before` what ran in its place; `may` says whether a version that ran may go on.
+    pub(super) fn successor(
+        loaded: &mut BTreeMap<String, Loaded>,
+        target: Option<&String>,
+        before: Option<(&String, &Loaded)>,
+        may: impl Fn(&str, &Plugin) -> bool,
+    ) -> Option<String> {
+        let target = target?;
+        let ready = !matches!(loaded.get(target), Some(Loaded::Loading | Loaded::Failed(_)));
+        match before {
+            Some((version, Loaded::Ready(plugin))) if !ready && may(version, plugin) => {
+                loaded.insert(version.clone(), Loaded::Ready(plugin.clone()));
+                Some(version.clone())
+            }
+            _ => Some(target.clone()),
+        }
+    }
+
+    /// What connections that follow a line run, and how it is.
+    pub(super) fn of_line(&self, line: &str) -> Option<(&String, &Loaded)> {
+        self.state(self.lines.get(line)?)
+    }
+
+    /// What new connections run, and how it is.
+    pub(super) fn of_active(&self) -> Option<(&String, &Loaded)> {
+        self.state(self.active.as_ref()?)
+    }
+
+    fn state<'a>(&'a self, version: &'a String) -> Option<(&'a String, &'a Loaded)> {
+        Some((version, self.loaded.get(version)?))
+    }
 }
 
 impl Registry {
@@ -130,9 +189,13 @@ impl Registry {
         };
         match installed.loaded.get(version) {
             Some(Loaded::Ready(plugin)) => Ok(plugin.clone()),
+            Some(Loaded::Loading) => {
+                Err(Missing::Loading(format!("version {version} of the plugin `{name}` is being loaded here")))
+            }
             Some(Loaded::Failed(why)) => {
                 Err(Missing::Broken(format!("version {version} of the plugin `{name}` does not load here: {why}")))
             }
+            Some(Loaded::Quarantined(reason)) => Err(Missing::Quarantined(quarantined(name, version, reason))),
             None => Err(Missing::Unknown(format!("there is no version {version} of the plugin `{name}` here"))),
         }
     }
@@ -149,7 +212,7 @@ impl Registry {
     pub(super) fn version(&self, kind: Kind, name: &str, version: &str) -> Option<Arc<Plugin>> {
         match self.get(kind, name)?.loaded.get(version)? {
             Loaded::Ready(plugin) => Some(plugin.clone()),
-            Loaded::Failed(_) => None,
+            _ => None,
         }
     }
 
@@ -157,7 +220,7 @@ impl Registry {
     pub(super) fn failure(&self, kind: Kind, name: &str, version: &str) -> Option<String> {
         match self.get(kind, name)?.loaded.get(version)? {
             Loaded::Failed(why) => Some(why.clone()),
-            Loaded::Ready(_) => None,
+            _ => None,
         }
     }
 
@@ -166,7 +229,7 @@ impl Registry {
         let installed = self.kinds.values().flat_map(BTreeMap::values);
         installed.filter_map(|installed| match installed.loaded.get(installed.active.as_ref()?)? {
             Loaded::Ready(plugin) => Some(plugin.clone()),
-            Loaded::Failed(_) => None,
+            _ => None,
         })
     }
 

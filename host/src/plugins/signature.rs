@@ -11,7 +11,7 @@ use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublic
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::clock::Clock;
+use crate::{clock::Clock, domain::connection::Kind};
 
 /// What every signed message begins with.
 const CONTEXT: &[u8] = b"kaizen-plugin-signature-v1\n";
@@ -42,6 +42,22 @@ pub enum SignatureError {
     /// Somebody else's.
     #[error("it is signed with {0}, which is not among plugins_trusted_keys")]
     Untrusted(PublicKey),
+    /// Of a key that counts for other plugins.
+    #[error("it is signed with {key}, which plugins_trusted_keys lists for {scopes} and not for {plugin}")]
+    Scope {
+        /// Whose signature.
+        key: String,
+        /// What it counts for.
+        scopes: String,
+        /// What was signed.
+        plugin: String,
+    },
+    /// Not a scope of a key.
+    #[error(
+        "`{0}` is not what a key can be for: expected NAME or KIND/NAME before the @, e.g. audit-sink/acme-*@ed25519:…; a * may \
+         end the name"
+    )]
+    NoScope(String),
     /// Of another file, or tampered with.
     #[error("the signature does not fit the component: it was made for another file, or one of the two was changed")]
     Wrong,
@@ -169,17 +185,91 @@ impl Signature {
     }
 }
 
+/// Which plugins a key may sign.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Scope {
+    /// All kinds, if none.
+    kind: Option<Kind>,
+    /// A name, or what names begin with.
+    name: String,
+    /// Whether the name may go on.
+    prefix: bool,
+}
+
+/// A key whose signatures count, as `plugins_trusted_keys` lists it: `ed25519:KEY` for every plugin, or
+/// `[KIND/]NAME@ed25519:KEY` for plugins of this name, of which a `*` may be the end. A key may be listed several times.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustedKey {
+    key: PublicKey,
+    scope: Option<Scope>,
+}
+
+impl FromStr for Scope {
+    type Err = SignatureError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let fault = || SignatureError::NoScope(text.chars().take(100).collect());
+        let (kind, name) = match text.split_once('/') {
+            Some((kind, name)) => (Some(Kind::from_wit(kind).ok_or_else(fault)?), name),
+            None => (None, text),
+        };
+        let (name, prefix) = name.strip_suffix('*').map_or((name, false), |name| (name, true));
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if !name.chars().all(plain) || (name.is_empty() && !prefix) {
+            return Err(fault());
+        }
+        Ok(Self { kind, name: name.to_owned(), prefix })
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(kind) = self.kind {
+            write!(f, "{}/", kind.as_str().replace('_', "-"))?;
+        }
+        write!(f, "{}{}", self.name, if self.prefix { "*" } else { "" })
+    }
+}
+
+impl Scope {
+    fn covers(&self, kind: Kind, name: &str) -> bool {
+        let named = if self.prefix { name.starts_with(&self.name) } else { name == self.name };
+        named && self.kind.is_none_or(|own| own == kind)
+    }
+}
+
+impl FromStr for TrustedKey {
+    type Err = SignatureError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('@') {
+            Some((scope, key)) => Ok(Self { key: key.parse()?, scope: Some(scope.parse()?) }),
+            None => Ok(Self { key: text.parse()?, scope: None }),
+        }
+    }
+}
+
+impl fmt::Display for TrustedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.scope {
+            Some(scope) => write!(f, "{scope}@{}", self.key),
+            None => self.key.fmt(f),
+        }
+    }
+}
+
 /// The keys whose signatures count; with none, nothing needs to be signed.
 #[derive(Debug, Clone, Default)]
-pub struct Trust(Vec<PublicKey>);
+pub struct Trust(Vec<TrustedKey>);
 
 impl Trust {
     /// These.
-    pub fn new(keys: Vec<PublicKey>) -> Self {
+    pub fn new(keys: Vec<TrustedKey>) -> Self {
         Self(keys)
     }
 
-    /// Whether a component may be installed. A signature that is there must hold, also where none is needed.
+    /// Whether a component may be installed, as far as its bytes tell; see [`Trust::permits`] for the rest. A signature that
+    /// is there must hold, also where none is needed.
     ///
     /// # Errors
     /// Why not.
@@ -187,11 +277,29 @@ impl Trust {
         match signature {
             None if self.0.is_empty() => Ok(()),
             None => Err(SignatureError::Missing),
-            Some(signature) if !self.0.is_empty() && !self.0.contains(&signature.key) => {
+            Some(signature) if !self.0.is_empty() && !self.0.iter().any(|trusted| trusted.key == signature.key) => {
                 Err(SignatureError::Untrusted(signature.key))
             }
             Some(signature) => signature.verify(wasm),
         }
+    }
+
+    /// Whether the key of a signature that holds counts for this plugin.
+    ///
+    /// # Errors
+    /// [`SignatureError::Scope`], [`SignatureError::Missing`].
+    pub fn permits(&self, signer: Option<&str>, kind: Kind, name: &str) -> Result<(), SignatureError> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let signer = signer.ok_or(SignatureError::Missing)?;
+        let own = || self.0.iter().filter(|trusted| trusted.key.to_string() == signer);
+        if own().any(|trusted| trusted.scope.as_ref().is_none_or(|scope| scope.covers(kind, name))) {
+            return Ok(());
+        }
+        let scopes: Vec<String> = own().filter_map(|trusted| trusted.scope.as_ref()).map(Scope::to_string).collect();
+        let plugin = format!("{}/{name}", kind.as_str().replace('_', "-"));
+        Err(SignatureError::Scope { key: signer.to_owned(), scopes: scopes.join(", "), plugin })
     }
 }
 
@@ -206,7 +314,7 @@ mod tests {
     #[test]
     fn only_a_trusted_signature_of_this_very_file_counts() {
         let (ours, theirs) = (secret(1), secret(2));
-        let trust = Trust::new(vec![ours.public().unwrap()]);
+        let trust = Trust::new(vec![ours.public().unwrap().to_string().parse().unwrap()]);
         let signed = ours.sign(b"component").unwrap();
         assert_eq!(trust.check(b"component", Some(&signed)), Ok(()));
         assert_eq!(trust.check(b"Component", Some(&signed)), Err(SignatureError::Wrong));
@@ -221,6 +329,32 @@ mod tests {
             bent.bytes[at] ^= 1;
             assert_eq!(trust.check(b"component", Some(&bent)), Err(SignatureError::Wrong));
         }
+    }
+
+    #[test]
+    fn a_key_counts_for_the_plugins_it_is_listed_for() {
+        let (ours, theirs) = (secret(1).public().unwrap().to_string(), secret(2).public().unwrap().to_string());
+        let listed = [format!("audit-sink/acme-*@{ours}"), format!("webhook@{ours}"), theirs.clone()];
+        let listed: Vec<TrustedKey> = listed.iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(listed[0].to_string(), format!("audit-sink/acme-*@{ours}"));
+        let trust = Trust::new(listed);
+        let permits = |signer: &str, kind, name| trust.permits(Some(signer), kind, name);
+        assert_eq!(permits(&ours, Kind::AuditSink, "acme-logs"), Ok(()));
+        assert_eq!(permits(&ours, Kind::DeploymentTarget, "webhook"), Ok(()));
+        for (kind, name) in
+            [(Kind::DeploymentTarget, "acme-logs"), (Kind::AuditSink, "oidc"), (Kind::AuditSink, "webhook2")]
+        {
+            let refused = permits(&ours, kind, name).unwrap_err().to_string();
+            assert!(refused.contains("audit-sink/acme-*, webhook") && refused.contains(name), "{refused}");
+        }
+        assert_eq!(permits(&theirs, Kind::IdentityProvider, "anything"), Ok(()));
+        assert_eq!(trust.permits(None, Kind::AuditSink, "acme-logs"), Err(SignatureError::Missing));
+        assert_eq!(Trust::default().permits(None, Kind::AuditSink, "x"), Ok(()));
+        for nonsense in ["@", "sink/x@", "audit-sink/@", "a*b@", "A@"] {
+            let text = format!("{nonsense}{ours}");
+            assert!(matches!(text.parse::<TrustedKey>(), Err(SignatureError::NoScope(_))), "{text}");
+        }
+        assert!(matches!("x@ed25519:00".parse::<TrustedKey>(), Err(SignatureError::Key(_))));
     }
 
     #[test]

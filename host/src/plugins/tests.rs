@@ -12,6 +12,7 @@ fn client(private: &[&str]) -> egress::Client {
     let policy = Policy {
         allow: vec!["*".parse().unwrap()],
         allow_private: private.iter().map(|net| net.parse().unwrap()).collect(),
+        deny: Vec::new(),
     };
     egress::Client::new(policy, Arc::new(SystemResolver))
 }

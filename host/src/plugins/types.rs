@@ -14,7 +14,7 @@ pub use crate::sandbox::context::Progress;
 /// A connection, ready to be called: its configuration and its secrets in the clear.
 #[derive(Clone)]
 pub struct Binding {
-    /// Whose it is; places for calls are shared out by it.
+    /// Whose it is; places for calls are shared out by it. The plugin is not told.
     pub organization_id: OrganizationId,
     /// Opaque to the plugin.
     pub connection_id: Uuid,

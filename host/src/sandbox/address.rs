@@ -5,6 +5,7 @@
 //! | globally reachable unicast, IPv4 or IPv6 | allowed |
 //! | unspecified, multicast, broadcast | refused, always |
 //! | loopback, private (RFC 1918), shared (RFC 6598), link-local, unique-local | refused, unless the operator lists the network |
+//! | Azure's WireServer, a metadata service at a public address (168.63.129.16) | refused, unless listed |
 //! | documentation, benchmarking, reserved, 6to4, Teredo, NAT64, anything else outside `2000::/3` | refused, unless listed |
 //! | IPv4 written as IPv6 (`::ffff:a.b.c.d`) | as the IPv4 address it is |
 //!
@@ -13,15 +14,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{Ipv4Net, Ipv6Net};
 
-/// Special-purpose IPv4 blocks that are not globally reachable.
+/// Special-purpose IPv4 blocks that are not globally reachable, and addresses within globally reachable ones at which clouds
+/// serve a machine its own metadata and credentials. The metadata services of the other clouds are in blocks of the first
+/// kind: 169.254.0.0/16 (AWS, Google, Oracle, DigitalOcean and most others), 100.64.0.0/10 (Alibaba's 100.100.100.200),
+/// 192.0.0.0/24 (Oracle's 192.0.0.192), fc00::/7 (AWS's fd00:ec2::254, Google's fd20:ce::254).
 const V4: &[([u8; 4], u8)] = &[
     ([0, 0, 0, 0], 8),
     ([10, 0, 0, 0], 8),
     ([100, 64, 0, 0], 10),
     ([127, 0, 0, 0], 8),
     ([169, 254, 0, 0], 16),
+    // Azure: https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16
+    ([168, 63, 129, 16], 32),
     ([172, 16, 0, 0], 12),
     ([192, 0, 0, 0], 24),
     ([192, 0, 2, 0], 24),
@@ -68,20 +74,24 @@ pub fn is_global(address: IpAddr) -> bool {
     }
 }
 
-/// Whether a connection to this address may be made, given the networks that the operator lists in
-/// `egress_allow_private`.
-pub fn may_connect(address: IpAddr, allow_private: &[IpNet]) -> bool {
+/// Whether a connection to this address may be made; `listed` says whether the operator's `egress_allow_private` has it.
+pub fn may_connect(address: IpAddr, listed: impl Fn(IpAddr) -> bool) -> bool {
     let address = canonical(address);
     let never =
         address.is_unspecified() || address.is_multicast() || matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
-    !never && (is_global(address) || allow_private.iter().any(|net| net.contains(&address)))
+    !never && (is_global(address) || listed(address))
 }
 
 #[cfg(test)]
 mod tests {
+    use ipnet::IpNet;
     use proptest::prelude::*;
 
     use super::*;
+
+    fn may_connect(address: IpAddr, nets: &[IpNet]) -> bool {
+        super::may_connect(address, |address| nets.iter().any(|net| net.contains(&address)))
+    }
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -97,6 +107,12 @@ mod tests {
             "127.0.0.1",
             "127.255.255.254",
             "169.254.169.254",
+            "168.63.129.16",
+            "::ffff:168.63.129.16",
+            "100.100.100.200",
+            "192.0.0.192",
+            "fd00:ec2::254",
+            "fd20:ce::254",
             "172.16.0.1",
             "172.31.255.255",
             "192.0.0.8",
@@ -146,6 +162,8 @@ mod tests {
             "100.63.255.255",
             "100.128.0.1",
             "128.0.0.1",
+            "168.63.129.15",
+            "168.63.129.17",
             "172.15.255.255",
             "172.32.0.1",
             "192.0.1.1",

@@ -79,7 +79,7 @@ pub struct Context {
 }
 
 /// Control characters, and those that make a terminal show another line or another order than is there.
-fn misleads(c: char) -> bool {
+pub fn misleads(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -118,12 +118,12 @@ impl Context {
             caller: Caller::default(),
             usage: Arc::default(),
             lines,
+            egress: egress.of_plugin(&plugin),
             plugin,
             connection,
             grants,
             vault,
             limits,
-            egress,
         }
     }
 

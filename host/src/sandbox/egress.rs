@@ -4,9 +4,9 @@
 //! comes as a new request:
 //!
 //! 1. the address is parsed once, into a [`Target`]; nothing is parsed again later;
-//! 2. the operator's `egress_allow` covers it (empty denies);
-//! 3. the name is resolved, and addresses that are not globally reachable are dropped, unless the operator lists them in
-//!    `egress_allow_private` (see [`super::address`]);
+//! 2. the operator's `egress_allow` covers it (empty denies), and `egress_deny` does not;
+//! 3. the name is resolved, and addresses are dropped that are in `egress_deny`, or that are not globally reachable, unless
+//!    the operator lists them in `egress_allow_private` (see [`super::address`] and [`rules`]);
 //! 4. the connection is made to a checked address itself, never by name again: a second answer of the name server
 //!    (DNS rebinding) has no effect;
 //! 5. with TLS, the certificate is checked against the name that was asked for.
@@ -19,16 +19,17 @@ use http::{Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use ipnet::IpNet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use url::Host;
 
 mod connect;
 mod resolver;
+mod rules;
 
 pub use connect::{Connect, Network, Stream};
 pub use resolver::SystemResolver;
+pub use rules::{DenyRule, PrivateRule};
 
 use super::{
     address,
@@ -61,9 +62,18 @@ pub enum EgressError {
     /// No connection.
     #[error("cannot connect to {0}: {1}")]
     Connect(String, io::Error),
-    /// No TLS, or a certificate that does not hold.
+    /// No TLS: what came is not what the protocol allows, or the far side refuses ours.
     #[error("TLS with {0}: {1}")]
     Tls(String, io::Error),
+    /// The far side ended the handshake with an alert.
+    #[error("TLS with {0}: {1}")]
+    TlsAlert(String, io::Error),
+    /// A certificate that does not hold, or none to hold it against.
+    #[error("the certificate of {0} is not trusted: {1}")]
+    Certificate(String, io::Error),
+    /// The connection broke before an answer could come.
+    #[error("{0} broke the connection off: {1}")]
+    Broken(String, io::Error),
     /// It took too long; says what did.
     #[error("{what} took longer than {} s", .limit.as_secs_f32())]
     Timeout {
@@ -87,9 +97,9 @@ pub enum EgressError {
 }
 
 impl EgressError {
-    /// Whether a rule refused it: the same request would be refused again.
+    /// Whether a rule or the certificate's check refused it: the same request would be refused again.
     pub fn denied(&self) -> bool {
-        matches!(self, EgressError::Target(_) | EgressError::Denied(_))
+        matches!(self, EgressError::Target(_) | EgressError::Denied(_) | EgressError::Certificate(..))
     }
 }
 
@@ -136,16 +146,23 @@ impl Default for FetchLimits {
 }
 
 /// What the operator allows.
+#[derive(Default)]
 pub struct Policy {
     /// Setting `egress_allow`; empty denies everything.
     pub allow: Vec<Pattern>,
     /// Setting `egress_allow_private`.
-    pub allow_private: Vec<IpNet>,
+    pub allow_private: Vec<PrivateRule>,
+    /// Setting `egress_deny`: refused whatever the other two allow.
+    pub deny: Vec<DenyRule>,
 }
 
 /// Sends requests. Cheap to clone.
 #[derive(Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client {
+    inner: Arc<Inner>,
+    /// For whom: a plugin, by its name, or the server itself.
+    plugin: Option<Arc<str>>,
+}
 
 struct Inner {
     policy: Policy,
@@ -167,7 +184,13 @@ impl Client {
     /// A client whose connections another connector opens: everything is checked the same, and where the connector leads
     /// nowhere, a check that fails still sends nothing off the machine.
     pub fn through(policy: Policy, resolver: Arc<dyn Resolve>, connector: Arc<dyn Connect>) -> Self {
-        Self(Arc::new(Inner { policy, resolver, connector }))
+        Self { inner: Arc::new(Inner { policy, resolver, connector }), plugin: None }
+    }
+
+    /// The same for a plugin: `egress_allow_private` may have rules of its own for it.
+    #[must_use]
+    pub fn of_plugin(&self, name: &str) -> Self {
+        Self { inner: self.inner.clone(), plugin: Some(name.into()) }
     }
 
     /// Sends one request of the server's own and reads the whole answer. Redirects are not followed.
@@ -186,7 +209,10 @@ impl Client {
     /// # Errors
     /// [`EgressError::Denied`], naming the setting.
     pub fn permits(&self, target: &Target) -> Result<(), EgressError> {
-        if self.0.policy.allow.iter().any(|pattern| pattern.covers(target)) {
+        if self.inner.policy.deny.iter().any(|rule| rule.covers(target)) {
+            return Err(denied_by_rule(&target.to_string()));
+        }
+        if self.inner.policy.allow.iter().any(|pattern| pattern.covers(target)) {
             return Ok(());
         }
         Err(EgressError::Denied(format!(
@@ -224,8 +250,8 @@ impl Client {
     ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), EgressError> {
         let target = Target::of_uri(request.uri())?;
         self.permits(&target)?;
-        let addresses = self.addresses(&target.host).await?;
-        let connecting = timeout(timeouts.connect, self.0.connector.connect(&target, &addresses)).await;
+        let addresses = self.addresses(&target).await?;
+        let connecting = timeout(timeouts.connect, self.inner.connector.connect(&target, &addresses)).await;
         let stream = connecting.map_err(|_| EgressError::Timeout { what: "connecting", limit: timeouts.connect })??;
 
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
@@ -257,40 +283,56 @@ impl Client {
         Ok((response, connection))
     }
 
-    /// The checked addresses of a host.
+    /// The checked addresses of a target's host, for a connection to its port.
     ///
     /// # Errors
     /// [`EgressError::Denied`] where there are addresses and none of them may be reached.
-    pub async fn addresses(&self, host: &Host) -> Result<Vec<IpAddr>, EgressError> {
+    pub async fn addresses(&self, target: &Target) -> Result<Vec<IpAddr>, EgressError> {
+        let (host, port) = (&target.host, target.port);
         let found = match host {
             Host::Ipv4(address) => vec![IpAddr::V4(*address)],
             Host::Ipv6(address) => vec![IpAddr::V6(*address)],
-            Host::Domain(name) => match timeout(RESOLVE, self.0.resolver.resolve(name)).await {
+            Host::Domain(name) => match timeout(RESOLVE, self.inner.resolver.resolve(name)).await {
                 Ok(Ok(found)) if !found.is_empty() => found,
                 Ok(Ok(_)) => return Err(EgressError::Resolve(name.clone(), io::ErrorKind::NotFound.into())),
                 Ok(Err(error)) => return Err(EgressError::Resolve(name.clone(), error)),
                 Err(_) => return Err(EgressError::Timeout { what: "looking up the host's name", limit: RESOLVE }),
             },
         };
-        let mut allowed = Vec::new();
+        let (policy, asking) = (&self.inner.policy, self.plugin.as_deref());
+        let (mut allowed, mut denied) = (Vec::new(), false);
         for address in &found {
             let address = address::canonical(*address);
-            if address::may_connect(address, &self.0.policy.allow_private) {
+            // The address itself is for the operator: what names resolve to inside is none of a tenant's business.
+            if policy.deny.iter().any(|rule| rule.covers_address(address, port)) {
+                denied = true;
+                tracing::warn!(%host, %address, port, plugin = asking, "egress refused by `egress_deny`");
+            } else if address::may_connect(address, |address| {
+                policy.allow_private.iter().any(|rule| rule.covers(asking, address, port))
+            }) {
                 allowed.push(address);
             } else {
-                // The address itself is for the operator: what names resolve to inside is none of a tenant's business.
-                tracing::warn!(%host, %address, "egress refused: not a public address; `egress_allow_private` would allow it");
+                tracing::warn!(%host, %address, port, plugin = asking, "egress refused: not a public address; `egress_allow_private` would allow it");
             }
         }
         allowed.truncate(ADDRESSES);
-        if allowed.is_empty() {
-            return Err(EgressError::Denied(format!(
-                "{host} is a private, loopback, link-local or otherwise special address: an operator would have to add its \
-                 network to the setting `egress_allow_private` (KAIZEN_EGRESS_ALLOW_PRIVATE)"
-            )));
+        if !allowed.is_empty() {
+            return Ok(allowed);
         }
-        Ok(allowed)
+        if denied {
+            return Err(denied_by_rule(&format!("the address of {host}")));
+        }
+        Err(EgressError::Denied(format!(
+            "{host} is a private, loopback, link-local or otherwise special address: an operator would have to add its \
+             network, for port {port}, to the setting `egress_allow_private` (KAIZEN_EGRESS_ALLOW_PRIVATE)"
+        )))
     }
+}
+
+fn denied_by_rule(what: &str) -> EgressError {
+    EgressError::Denied(format!(
+        "{what} is refused by this server's setting `egress_deny` (KAIZEN_EGRESS_DENY): an operator would have to take it out"
+    ))
 }
 
 #[cfg(test)]

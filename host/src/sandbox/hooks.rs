@@ -166,7 +166,12 @@ fn for_guest(error: EgressError) -> Error {
         EgressError::Target(_) | EgressError::Denied(_) => Error::HttpRequestDenied,
         EgressError::Resolve(..) => Error::DnsError { rcode: None, info_code: None },
         EgressError::Connect(..) => Error::ConnectionRefused,
-        EgressError::Tls(..) => Error::TlsCertificateError,
+        EgressError::Broken(..) => Error::ConnectionTerminated,
+        EgressError::Tls(..) => Error::TlsProtocolError,
+        EgressError::TlsAlert(_, error) => {
+            Error::TlsAlertReceived { alert_id: None, alert_message: Some(error.to_string()) }
+        }
+        EgressError::Certificate(..) => Error::TlsCertificateError,
         EgressError::Timeout { what: EXCHANGE | FIRST_BYTE, .. } => Error::HttpResponseTimeout,
         EgressError::Timeout { what: BETWEEN, .. } => Error::ConnectionReadTimeout,
         EgressError::Timeout { .. } => Error::ConnectionTimeout,

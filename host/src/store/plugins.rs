@@ -1,12 +1,13 @@
 //! Plugins: components by digest, versions side by side, and which of them are in use. They belong to the installation,
 //! not to a tenant: only who may manage what all tenants share changes them.
 
+mod quarantine;
 mod usage;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-pub use self::usage::*;
+pub use self::{quarantine::*, usage::*};
 use super::{Connection, StoreError, Tx};
 use crate::{
     domain::{connection::Kind, id::UserId, plugin::Origin},
@@ -326,6 +327,16 @@ pub async fn set_line(tx: &mut Tx, version: &Version) -> Result<(), StoreError> 
 pub async fn line(c: &mut impl Connection, plugin: Uuid, line: &str) -> Result<Option<String>, StoreError> {
     let sql = "SELECT version FROM plugin_lines WHERE plugin_id = $1 AND line = $2";
     Ok(on!(c, |c| sqlx::query_scalar(sql).bind(plugin).bind(line).fetch_optional(c).await)?)
+}
+
+/// Lets a line run nothing any more.
+///
+/// # Errors
+/// As the database says.
+pub async fn clear_line(tx: &mut Tx, plugin: Uuid, line: &str) -> Result<(), StoreError> {
+    let sql = "DELETE FROM plugin_lines WHERE plugin_id = $1 AND line = $2";
+    on!(tx, |c| sqlx::query(sql).bind(plugin).bind(line).execute(c).await.map(drop))?;
+    Ok(())
 }
 
 /// Takes a version out of its line, and out of what there is to go back to.

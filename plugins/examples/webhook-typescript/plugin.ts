@@ -87,7 +87,7 @@ const configuration = (call: Call): Config => JSON.parse(call.config);
 async function post(call: Call, events: Event[], idempotencyKey: string): Promise<Answer> {
   const key = revealed("signing-key");
   if (key.length < SHORTEST_KEY) throw config(`secret \`signing-key\`: it needs at least ${SHORTEST_KEY} characters`);
-  const body = JSON.stringify({ events: events.map(toJson) });
+  const body = `{"events":[${events.map(toJson).join(",")}]}`;
   const now = Math.floor(Date.now() / 1000);
   const answer = await send(configuration(call).url, {
     method: "POST",
@@ -124,8 +124,9 @@ async function hmac(key: string, text: string): Promise<string> {
   return Array.from(signature, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-function toJson(event: Event): object {
-  return {
+/** One event as JSON. Its hash covers the exact text of `details`, which is put in as it is: parsed and written again, `1.50` would be `1.5`. */
+function toJson(event: Event): string {
+  const rest = JSON.stringify({
     id: event.id,
     sequence: Number(event.sequence),
     occurred_at: event.occurredAt,
@@ -134,7 +135,7 @@ function toJson(event: Event): object {
     action: event.action,
     target: event.target,
     outcome: event.outcome,
-    details: JSON.parse(event.details),
     hash: event.hash,
-  };
+  });
+  return `${rest.slice(0, -1)},"details":${event.details}}`;
 }

@@ -140,6 +140,8 @@ def _explain(cause: Any) -> NoReturn:
     name = type(cause).__name__.removeprefix("ErrorCode_")
     if name == "HttpRequestDenied":
         raise config("the request was not allowed to leave")
+    if name == "TlsCertificateError":
+        raise config("the certificate is not trusted")
     if name in ("HttpResponseBodySize", "HttpResponseContentCoding"):
         raise rejected(f"the answer is too large or encoded ({name})")
     if name.startswith("HttpRequest"):

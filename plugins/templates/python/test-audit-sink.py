@@ -13,9 +13,12 @@ from wit_world.imports.kaizen_plugin_types import Call, Error_Config, Error_Unav
 CALL = Call("c1", json.dumps({"url": "https://logs.example.com/intake"}), "k1", 1)
 
 
+DETAILS = '{"rate": 1.50, "large": 12345678901234567890}'
+
+
 def event(sequence: int) -> Event:
     time = "2026-11-02T10:00:00.000000Z"
-    return Event("e1", sequence, time, "o1", "user/ada", "agent.deploy", "agent/a1", Outcome.SUCCESS, "{}", "0" * 64)
+    return Event("e1", sequence, time, "o1", "user/ada", "agent.deploy", "agent/a1", Outcome.SUCCESS, DETAILS, "0" * 64)
 
 
 def answer(status: int, **headers: str):
@@ -31,6 +34,8 @@ class Sink(unittest.TestCase):
         self.assertEqual((method, url), ("POST", "https://logs.example.com/intake"))
         self.assertEqual(headers["authorization"], "Bearer {{secret:token}}")
         self.assertEqual([event["sequence"] for event in json.loads(body)["events"]], [7, 8])
+        # The hash covers this very text.
+        self.assertEqual(body.decode().count(DETAILS), 2)
 
     def test_an_expired_token_is_for_the_operator_to_fix(self):
         with answer(401), self.assertRaises(Err) as raised:

@@ -71,7 +71,7 @@ impl Demo {
         }
         let gateway = Gateway::start(&clock).await?;
         // The gateway is on loopback, where plugins may not go unless the operator says so.
-        config.egress_allow_private.push("127.0.0.1/32".parse()?);
+        config.egress_allow_private.push("127.0.0.1/32".parse().map_err(anyhow::Error::msg)?);
         let database = config.database_url.split(':').next().unwrap_or_default().to_owned();
         let running = Running::start(config, Role::All).await?;
         let address = running.address.context("a server of both roles listens")?;

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
+use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -9,8 +10,11 @@ use sha2::{Digest as _, Sha256};
 use super::{load, size};
 use crate::{
     config::Config,
-    plugins::{CapabilityView, ManifestView, Plugins},
-    sandbox::{egress::Policy, grants::Template, pattern::Pattern},
+    plugins::{
+        CapabilityView, ManifestView, Plugins,
+        signature::{Signature, Trust},
+    },
+    sandbox::{grants::Template, pattern::Pattern},
 };
 
 /// Load a plugin exactly as the server would, and show what it is and what it asks for
@@ -30,12 +34,19 @@ impl Check {
     /// # Errors
     /// Why the server would refuse it.
     pub async fn run(self, config: &Config) -> anyhow::Result<()> {
-        let policy = Policy { allow: config.egress_allow.clone(), allow_private: config.egress_allow_private.clone() };
-        let loaded = load::load(&self.file, policy, config.plugin_bounds.clone(), &config.data_dir).await?;
+        let loaded = load::load(&self.file, config.egress(), config.plugin_bounds.clone(), &config.data_dir).await?;
         let (kind, origin, wasm) = loaded.artifact;
-        let plugins = Plugins::within(loaded.sandbox.clone(), vec![loaded.artifact], BTreeMap::new()).await?;
-        let manifests = plugins.manifests();
+        let most = config.limits.plugins_max_bytes;
+        anyhow::ensure!(
+            wasm.len() <= most || !self.file.exists(),
+            "{origin}: it has {} bytes; at most {most} are allowed (plugins_max_bytes)",
+            wasm.len()
+        );
+        let load = || Plugins::within(loaded.sandbox.clone(), vec![loaded.artifact], BTreeMap::new());
+        let manifests = load().await?.manifests();
         let Some(manifest) = manifests.first() else { anyhow::bail!("{origin}: nothing was loaded") };
+        anyhow::ensure!(load().await?.manifests() == manifests, "{origin}: `describe` does not say the same each time");
+        let signer = self.signer(config, wasm, manifest).with_context(|| origin.to_owned())?;
         let digest = hex::encode(Sha256::digest(wasm));
         let asked: Vec<(&CapabilityView, String)> = manifest
             .capabilities
@@ -48,7 +59,7 @@ impl Check {
                 .map(|(capability, granted)| json!({ "type": capability.kind, "value": capability.value, "granted": granted }))
                 .collect();
             return super::super::print(&serde_json::to_string_pretty(&json!({
-                "file": origin, "kind": kind.as_str(), "bytes": wasm.len(), "sha256": digest, "manifest": manifest,
+                "file": origin, "kind": kind.as_str(), "bytes": wasm.len(), "sha256": digest, "signer": signer, "manifest": manifest,
                 "imports": loaded.imports, "exports": loaded.exports, "capabilities": capabilities,
                 "compiled_in_ms": u64::try_from(loaded.compiled_in.as_millis()).unwrap_or(u64::MAX),
             }))?);
@@ -56,17 +67,43 @@ impl Check {
         let mut text = text(manifest, &asked)?;
         writeln!(text, "size           {}, compiled in {:.1} s", size(wasm.len()), loaded.compiled_in.as_secs_f64())?;
         writeln!(text, "sha256         {digest}")?;
+        writeln!(text, "signed with    {}", signer.as_deref().unwrap_or("nothing"))?;
         list(&mut text, "imports", &loaded.imports)?;
         list(&mut text, "exports", &loaded.exports)?;
         super::super::print(&format!("{text}\nThe server takes it."))
     }
 }
 
+impl Check {
+    /// Who signed it, by the `.sig` file beside it, checked against the same keys as the server's.
+    ///
+    /// # Errors
+    /// Why the server would not trust it.
+    fn signer(&self, config: &Config, wasm: &[u8], manifest: &ManifestView) -> anyhow::Result<Option<String>> {
+        if !self.file.exists() {
+            // A bundled plugin is part of the server.
+            return Ok(None);
+        }
+        let mut beside = self.file.clone().into_os_string();
+        beside.push(".sig");
+        let signature = match std::fs::read_to_string(&beside) {
+            Ok(text) => Some(text.parse::<Signature>()?),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error).context("its .sig file"),
+        };
+        let trust = Trust::new(config.plugins_trusted_keys.clone());
+        trust.check(wasm, signature.as_ref())?;
+        let signer = signature.map(|signature| signature.key.to_string());
+        trust.permits(signer.as_deref(), manifest.kind, &manifest.name)?;
+        Ok(signer)
+    }
+}
+
 fn text(manifest: &ManifestView, asked: &[(&CapabilityView, String)]) -> anyhow::Result<String> {
     let mut text = String::new();
-    writeln!(text, "{} {}: {}", manifest.name, manifest.version, manifest.title)?;
+    writeln!(text, "{} {}: {}", manifest.name, manifest.version, super::line(&manifest.title))?;
     if !manifest.description.is_empty() {
-        writeln!(text, "{}", manifest.description)?;
+        writeln!(text, "{}", super::line(&manifest.description))?;
     }
     writeln!(text, "\nkind           {}", manifest.kind.as_str().replace('_', " "))?;
     let properties = manifest.config_schema.get("properties").and_then(serde_json::Value::as_object);
@@ -108,7 +145,7 @@ fn list(text: &mut String, name: &str, items: &[String]) -> std::fmt::Result {
         return writeln!(text, "{name:<13}  none");
     }
     for (at, item) in items.iter().enumerate() {
-        writeln!(text, "{:<13}  {item}", if at == 0 { name } else { "" })?;
+        writeln!(text, "{:<13}  {}", if at == 0 { name } else { "" }, super::line(item))?;
     }
     Ok(())
 }

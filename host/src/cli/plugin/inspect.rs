@@ -62,7 +62,7 @@ impl Inspect {
             }
             _ => self.interfaces(&mut text, wasm)?,
         }
-        super::super::print(text.trim_end())
+        super::super::print(super::lines(&text).trim_end())
     }
 
     fn interfaces(&self, text: &mut String, wasm: &[u8]) -> anyhow::Result<()> {

@@ -45,7 +45,7 @@ impl Test {
         let patience = Duration::from_secs(self.patience);
         // An answer that never ends is given up well within that, even where a plugin asks for several.
         bounds.call.http_exchange = bounds.call.http_exchange.min(patience / 4);
-        let policy = Policy { allow: Vec::new(), allow_private: Vec::new() };
+        let policy = Policy::default();
         let loaded = load::load(&self.file, policy, bounds, &config.data_dir).await?;
         let given = match &self.case {
             Some(path) => {

@@ -225,7 +225,7 @@ async fn an_issuer_that_failed_is_left_alone_for_a_while() {
 async fn keys_are_fetched_once_for_all_who_miss_one() {
     let provider = metadata(json!({})).unwrap();
     // It may go nowhere, so that an attempt to fetch shows as an error.
-    let policy = egress::Policy { allow: Vec::new(), allow_private: Vec::new() };
+    let policy = egress::Policy::default();
     let providers = Providers::new(egress::Client::new(policy, Arc::new(egress::SystemResolver)), COOLED);
     let now = DateTime::from_timestamp(NOW, 0).unwrap();
     let used = provider.keys.load_full();

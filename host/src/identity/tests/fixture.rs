@@ -123,7 +123,7 @@ pub(super) fn config(url: &str, folder: &Path) -> Config {
 }
 
 pub(super) async fn host(config: &Config, clock: &Clock, store: &Store) -> Identity {
-    let policy = egress::Policy { allow: Vec::new(), allow_private: Vec::new() };
+    let policy = egress::Policy::default();
     let egress = egress::Client::new(policy, std::sync::Arc::new(egress::SystemResolver));
     Identity::new(config, clock, store, &Secrets::new([7; 32]), &egress).await.unwrap()
 }

@@ -44,7 +44,7 @@ use crate::{
     domain::connection::Kind,
     sandbox::{
         Sandbox,
-        egress::{Client, Policy},
+        egress::{Client, Policy, PrivateRule},
         grants::{Capability, Grants},
         pattern::{Pattern, Target},
     },
@@ -110,7 +110,7 @@ struct Kit {
     /// Of `tcp` capabilities.
     tcp: Vec<Target>,
     ports: Ports,
-    policy_private: Vec<ipnet::IpNet>,
+    policy_private: Vec<PrivateRule>,
     folders: BTreeSet<String>,
     scratch: PathBuf,
     clock: Clock,
@@ -284,8 +284,11 @@ impl Kit {
         let names = self.tcp.iter().map(|target| target.host.to_string()).collect();
         let way =
             Arc::new(Way { far_side: far_side.clone(), tcp: IpAddr::V4(tcp::ADDRESS), tcp_hosts: Arc::new(names) });
-        let policy =
-            Policy { allow: "*".parse::<Pattern>().into_iter().collect(), allow_private: self.policy_private.clone() };
+        let policy = Policy {
+            allow: "*".parse::<Pattern>().into_iter().collect(),
+            allow_private: self.policy_private.clone(),
+            ..Policy::default()
+        };
         let off = TimeDelta::hours(match situation {
             Situation::ClockFast => OFF_HOURS,
             Situation::ClockOff => -OFF_HOURS,
@@ -362,7 +365,7 @@ fn folders(manifest: &Manifest) -> BTreeSet<String> {
 }
 
 /// Networks that have to be allowed: the kit's own listener, and addresses that the configuration itself names.
-fn private(config: &Value, tcp: &[Target]) -> Vec<ipnet::IpNet> {
+fn private(config: &Value, tcp: &[Target]) -> Vec<PrivateRule> {
     let mut found: Vec<IpAddr> = Vec::new();
     if !tcp.is_empty() {
         found.push(IpAddr::V4(tcp::ADDRESS));
@@ -373,7 +376,7 @@ fn private(config: &Value, tcp: &[Target]) -> Vec<ipnet::IpNet> {
         url::Host::Ipv6(address) => Some(IpAddr::V6(address)),
         _ => None,
     }));
-    found.into_iter().map(ipnet::IpNet::from).collect()
+    found.into_iter().map(|address| ipnet::IpNet::from(address).into()).collect()
 }
 
 /// The files below a folder, relative to it.

@@ -63,12 +63,27 @@ impl Network {
             Host::Ipv4(address) => ServerName::from(IpAddr::V4(*address)),
             Host::Ipv6(address) => ServerName::from(IpAddr::V6(*address)),
         };
-        let connector = self.tls.get_or_try_init(roots).await.map_err(|e| EgressError::Tls(target.to_string(), e))?;
+        let connector = self.tls.get_or_try_init(roots).await;
+        let connector = connector.map_err(|error| EgressError::Certificate(target.to_string(), error))?;
         match timeout(CONNECT, connector.connect(name, stream)).await {
             Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(EgressError::Tls(target.to_string(), error)),
+            Ok(Err(error)) => Err(handshake(target.to_string(), error)),
             Err(_) => Err(EgressError::Timeout { what: "the TLS handshake", limit: CONNECT }),
         }
+    }
+}
+
+/// Why a handshake did not come to its end. Only a certificate that does not hold stays so: a far side that hangs up in the
+/// middle, as one does that is being restarted, is away for the moment.
+fn handshake(target: String, error: io::Error) -> EgressError {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
+            EgressError::Certificate(target, error)
+        }
+        Some(rustls::Error::AlertReceived(_)) => EgressError::TlsAlert(target, error),
+        Some(_) => EgressError::Tls(target, error),
+        None => EgressError::Broken(target, error),
     }
 }
 

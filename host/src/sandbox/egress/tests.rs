@@ -23,6 +23,7 @@ fn client(allow: &[&str], private: &[&str], answers: &[&[&str]]) -> Client {
     let policy = Policy {
         allow: allow.iter().map(|text| text.parse().unwrap()).collect(),
         allow_private: private.iter().map(|text| text.parse().unwrap()).collect(),
+        deny: Vec::new(),
     };
     Client::new(policy, Arc::new(Scripted(Mutex::new(answers))))
 }
@@ -116,4 +117,59 @@ async fn redirects_are_handed_back() {
     let answer = client.fetch(get(format!("http://127.0.0.1:{port}/")), FetchLimits::default()).await.unwrap();
     assert_eq!(answer.status(), 302);
     assert_eq!(count.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_port_is_opened_for_one_plugin_and_for_nobody_else() {
+    let (port, count, _server) = server(OK).await;
+    let url = format!("http://127.0.0.1:{port}/");
+    let rule = format!("webhook@127.0.0.1:{port}");
+    let client = client(&["*"], &[&rule], &[]);
+    for other in [client.clone(), client.of_plugin("nexus")] {
+        let refused = other.fetch(get(url.clone()), FetchLimits::default()).await.unwrap_err();
+        assert!(refused.denied() && refused.to_string().contains("egress_allow_private"), "{refused}");
+    }
+    assert_eq!(count.load(Ordering::SeqCst), 0);
+    let webhook = client.of_plugin("webhook");
+    assert!(webhook.fetch(get(url), FetchLimits::default()).await.is_ok());
+    let elsewhere = format!("http://127.0.0.1:{}/", port.checked_add(1).unwrap_or(1));
+    let refused = webhook.fetch(get(elsewhere), FetchLimits::default()).await.unwrap_err();
+    assert!(refused.denied(), "another port: {refused}");
+}
+
+#[tokio::test]
+async fn what_is_denied_is_refused_whatever_allows_it() {
+    let (port, count, _server) = server(OK).await;
+    for deny in ["127.0.0.0/8".to_owned(), format!("127.0.0.1:{port}"), "inside.example".into(), "http://*:*".into()] {
+        let policy = Policy {
+            allow: vec!["*".parse().unwrap()],
+            allow_private: vec!["0.0.0.0/0".parse().unwrap()],
+            deny: vec![deny.parse().unwrap()],
+        };
+        let answers = VecDeque::from([vec!["127.0.0.1".parse().unwrap()]]);
+        let client = Client::new(policy, Arc::new(Scripted(Mutex::new(answers))));
+        let refused = client.fetch(get(format!("http://inside.example:{port}/")), FetchLimits::default()).await;
+        let refused = refused.unwrap_err();
+        assert!(refused.denied() && refused.to_string().contains("`egress_deny`"), "{deny}: {refused}");
+        assert!(!refused.to_string().contains("127.0.0.1"), "what a name resolves to inside is not told: {refused}");
+    }
+    assert_eq!(count.load(Ordering::SeqCst), 0);
+}
+
+/// Accepts connections, reads what comes first, and answers with these bytes.
+async fn handshakes_with(answer: &'static [u8]) -> EgressError {
+    let (port, _, _server) = server(answer).await;
+    let client = client(&["*"], &["127.0.0.1"], &[]);
+    client.fetch(get(format!("https://127.0.0.1:{port}/")), FetchLimits::default()).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_far_side_that_hangs_up_in_the_handshake_is_away_and_not_untrusted() {
+    let cut = handshakes_with(b"").await;
+    assert!(matches!(cut, EgressError::Broken(..)) && !cut.denied(), "{cut:?}");
+    // handshake_failure (RFC 8446, section 6).
+    let alert = handshakes_with(&[21, 3, 3, 0, 2, 2, 40]).await;
+    assert!(matches!(alert, EgressError::TlsAlert(..)) && !alert.denied(), "{alert:?}");
+    let plain = handshakes_with(OK.as_bytes()).await;
+    assert!(matches!(plain, EgressError::Tls(..)) && !plain.denied(), "{plain:?}");
 }

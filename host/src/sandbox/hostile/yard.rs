@@ -170,7 +170,7 @@ impl Yard {
             connections: Mutex::default(),
             requests: Arc::default(),
         });
-        let policy = Policy { allow: vec!["*".parse().unwrap()], allow_private: vec![] };
+        let policy = Policy { allow: vec!["*".parse().unwrap()], ..Policy::default() };
         // Shared by all tests of this machine, so that each guest is compiled once.
         let cache = Cache::new(std::env::temp_dir().join("kaizen-test-compiled"), &[9; 32]);
         let clock = Clock::fixed("2026-01-02T03:04:05Z".parse().unwrap(), 1);

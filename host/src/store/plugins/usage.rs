@@ -5,7 +5,7 @@ use serde_json::Value;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::{Plugin, get, line, version};
+use super::{Dependent, Plugin, get, line, version};
 use crate::{
     domain::{connection::Kind, id::OrganizationId},
     on,
@@ -169,6 +169,33 @@ pub async fn followers_of_all(c: &mut impl Connection, plugin: &Plugin) -> Resul
     let sql = "SELECT COUNT(*) FROM connections
                WHERE kind = $1 AND plugin = $2 AND plugin_version IS NULL AND plugin_line IS NULL";
     Ok(on!(c, |c| sqlx::query_scalar(sql).bind(plugin.kind).bind(&plugin.name).fetch_one(c).await)?)
+}
+
+/// Lets the connections that follow one line follow another; it is a change of each. Returns them, in the order of
+/// organizations.
+///
+/// # Errors
+/// As the database says.
+pub async fn follow_instead(
+    tx: &mut Tx,
+    plugin: &Plugin,
+    line: &str,
+    instead: &str,
+    now: DateTime<Utc>,
+) -> Result<Vec<Dependent>, StoreError> {
+    let sql = "UPDATE connections SET plugin_line = $4, updated_at = $5, revision = revision + 1
+               WHERE kind = $1 AND plugin = $2 AND plugin_version IS NULL AND plugin_line = $3
+               RETURNING id, organization_id";
+    let mut moved: Vec<Dependent> = on!(tx, |c| sqlx::query_as(sql)
+        .bind(plugin.kind)
+        .bind(&plugin.name)
+        .bind(line)
+        .bind(instead)
+        .bind(now)
+        .fetch_all(c)
+        .await)?;
+    moved.sort_by_key(|one| (one.organization_id, one.id));
+    Ok(moved)
 }
 
 /// Makes connections from before there were versions follow a line. Returns how many there were.

@@ -84,9 +84,12 @@ impl<'a> Collector<'a> {
             .header("x-splunk-request-channel", &self.channel)
     }
 
-    /// Can it take events at all?
+    /// Can it take events at all? Not every collector says so: where there is no such route, only events tell.
     pub fn health(&self) -> Result<()> {
         let response = self.request(Method::Get, &self.url("health")?).send()?;
+        if matches!(response.status, 404 | 405) {
+            return Ok(());
+        }
         understood(self.config, response).map_err(|error| error.context("the collector's health")).map(|_| ())
     }
 
@@ -98,11 +101,12 @@ impl<'a> Collector<'a> {
         if response.status == 400 && refusal.code == 5 {
             return Ok(());
         }
-        understood(self.config, response).map(|_| ())
+        // What takes nothing for an event would take events just so: delivery must come to the same verdict.
+        taken(self.config, &understood(self.config, response)?).map(|_| ())
     }
 
-    /// Sends events; returns the id under which they will be acknowledged, where that is waited for.
-    pub fn send(&self, events: &[Event]) -> Result<Option<u64>> {
+    /// Sends events.
+    pub fn send(&self, events: &[Event]) -> Result<Sent> {
         let mut body = Vec::new();
         for event in events {
             let envelope = Envelope {
@@ -121,19 +125,20 @@ impl<'a> Collector<'a> {
             .header("content-type", "application/json")
             .body(body)
             .send()?;
-        let response = understood(self.config, response)?;
-        let taken: Taken = response.json().map_err(not_hec)?;
-        if taken.code != 0 {
-            return Err(Error::unavailable(format!("the collector answers 200 with the code {}", taken.code)));
+        let refusal: Refusal = response.json().unwrap_or_default();
+        if let (400, 6 | 12 | 13, Some(number)) = (response.status, refusal.code, refusal.event) {
+            let number = usize::try_from(number).unwrap_or(usize::MAX);
+            if let Some(event) = events.get(number) {
+                let why = format!(
+                    "the collector refuses the event {} (sequence {}): {}",
+                    event.id,
+                    event.sequence,
+                    brief(&refusal.text)
+                );
+                return Ok(Sent::Refused { before: number, why });
+            }
         }
-        if self.config.acknowledgement && taken.ack.is_none() {
-            return Err(Error::Config(
-                "the collector gives no `ackId`: enable indexer acknowledgement on the HEC token, or set `acknowledgement` \
-                 to false"
-                    .to_owned(),
-            ));
-        }
-        Ok(taken.ack.filter(|_| self.config.acknowledgement))
+        taken(self.config, &understood(self.config, response)?).map(Sent::All)
     }
 
     /// Whether one of these ids of the channel is acknowledged. An id is told of once: asking again says no.
@@ -151,6 +156,53 @@ impl<'a> Collector<'a> {
     }
 }
 
+/// What became of events that were sent.
+pub enum Sent {
+    /// All were taken; the id under which they will be acknowledged, where that is waited for.
+    All(Option<u64>),
+    /// One was refused. HEC reads a request event by event: it has taken those before it and none from it on.
+    Refused {
+        /// How many were taken before it.
+        before: usize,
+        /// Which it was, and why.
+        why: String,
+    },
+}
+
+/// What a 2xx answer to events says: the id under which they will be acknowledged, where that is waited for. Where it is
+/// not, the status counts whatever the body is (receivers other than Splunk's answer `OK` or nothing), unless it is a page
+/// of something in between, or says otherwise.
+fn taken(config: &Config, response: &Response) -> Result<Option<u64>> {
+    let taken: Taken = match response.json() {
+        Ok(taken) => taken,
+        Err(error) => {
+            let text = String::from_utf8_lossy(&response.body);
+            let page = text.trim_start_matches('\u{feff}').trim_start().starts_with('<')
+                || response.header("content-type").is_some_and(|media| media.contains("html"));
+            if page || response.json::<serde_json::Value>().is_ok() {
+                return Err(not_hec(error));
+            }
+            Taken { code: 0, ack: None }
+        }
+    };
+    if taken.code != 0 {
+        return Err(Error::unavailable(format!("the collector answers 200 with the code {}", taken.code)));
+    }
+    if config.acknowledgement && taken.ack.is_none() {
+        return Err(Error::Config(
+            "the collector gives no `ackId`: enable indexer acknowledgement on the HEC token, or set `acknowledgement` to \
+             false"
+                .to_owned(),
+        ));
+    }
+    Ok(taken.ack.filter(|_| config.acknowledgement))
+}
+
+/// Fit for an operator's screen.
+fn brief(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
 /// A 2xx answer that is not HEC's comes from something in between; whether events were stored is not known.
 fn not_hec(error: kaizen_plugin::http::Error) -> Error {
     Error::unavailable(format!("this is not how a Splunk collector answers: {error}"))
@@ -162,7 +214,7 @@ fn understood(config: &Config, response: Response) -> Result<Response> {
         return Ok(response);
     }
     let refusal: Refusal = response.json().unwrap_or_default();
-    let text: String = refusal.text.chars().filter(|c| !c.is_control()).take(200).collect();
+    let text = brief(&refusal.text);
     let status = response.status;
     let error = match response.success() {
         Ok(response) => return Ok(response),
@@ -181,10 +233,6 @@ fn understood(config: &Config, response: Response) -> Result<Response> {
         (400, 10 | 11 | 14) => Error::Config(format!(
             "indexer acknowledgement does not work with this token ({text}): enable it on the token, or set `acknowledgement` \
              to false"
-        )),
-        (400, 6 | 12 | 13) if refusal.event.is_some() => Error::Rejected(format!(
-            "the collector refuses event {} of the batch: {text}",
-            refusal.event.unwrap_or_default()
         )),
         _ => error,
     })

@@ -26,6 +26,13 @@
 //! `ackIdleCleanup = true` for the token in `inputs.conf`. Behind a load balancer the requests of a channel have to reach
 //! the same collector: sticky sessions by source address, or by the header `X-Splunk-Request-Channel`.
 //!
+//! With `acknowledgement` false the status alone counts, so receivers that take HEC's events and answer `OK` or nothing
+//! work too; only a page of HTML is taken for that of a portal in between, by the check as by the delivery.
+//!
+//! **An event that the collector refuses** stops the sink at that event, and the error names it by its `id`. The events
+//! before it in the same request are stored by then and not sent again; with acknowledgement they are sent once more, by
+//! themselves, since HEC gives no id to ask for them.
+//!
 //! Each event is as the audit trail has it, its `occurred_at` also being Splunk's `time`.
 
 mod collector;
@@ -34,10 +41,10 @@ use std::time::{Duration, Instant};
 
 use kaizen_plugin::schemars::{self, JsonSchema};
 use kaizen_plugin::sink::Event;
-use kaizen_plugin::{AuditSink, Call, Capability, Error, Manifest, Plugin, Result, SecretSlot, Url};
+use kaizen_plugin::{AuditSink, Call, Capability, Error, Manifest, Plugin, Result, SecretSlot, Url, log};
 use serde::Deserialize;
 
-use collector::Collector;
+use collector::{Collector, Sent};
 
 /// A HEC endpoint.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -142,10 +149,40 @@ impl AuditSink for SplunkHec {
         if call.config.acknowledgement && earlier > 0 && collector.any_acknowledged(0..=u64::from(earlier - 1))? {
             return Ok(all);
         }
-        if let Some(ack) = collector.send(events)? {
-            await_acknowledgement(&collector, ack, began, Duration::from_secs(call.config.ack_seconds.into()))?;
+        let wait = Duration::from_secs(call.config.ack_seconds.into());
+        match collector.send(events)? {
+            Sent::All(None) => Ok(all),
+            Sent::All(Some(ack)) => {
+                await_acknowledgement(&collector, ack, began, wait)?;
+                Ok(all)
+            }
+            Sent::Refused { before: 0, why } => Err(Error::Rejected(why)),
+            Sent::Refused { before, why } => {
+                log::warn!("{why}; the {before} before it are stored");
+                let before = events.get(..before).unwrap_or_default();
+                if call.config.acknowledgement {
+                    confirm(call, before, began, wait)?;
+                }
+                Ok(u32::try_from(before.len()).unwrap_or(all))
+            }
         }
-        Ok(all)
+    }
+}
+
+/// Has events acknowledged that were taken before another one of their request was refused: for such a request there is no
+/// id to ask for. They are sent once more as a batch of their own, unless an earlier attempt did so and they are
+/// acknowledged by now.
+fn confirm(call: &Call<Config>, events: &[Event], began: Instant, wait: Duration) -> Result<()> {
+    let (Some(first), Some(last)) = (events.first(), events.last()) else { return Ok(()) };
+    let collector = Collector::for_batch(call, first, last);
+    let earlier = call.attempt.saturating_sub(1).min(MOST_ATTEMPTS);
+    if earlier > 0 && collector.any_acknowledged(0..=u64::from(earlier - 1))? {
+        return Ok(());
+    }
+    match collector.send(events)? {
+        Sent::All(None) => Ok(()),
+        Sent::All(Some(ack)) => await_acknowledgement(&collector, ack, began, wait),
+        Sent::Refused { why, .. } => Err(Error::Rejected(why)),
     }
 }
 

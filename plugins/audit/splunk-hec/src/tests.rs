@@ -142,8 +142,13 @@ fn errors_say_who_has_to_act() {
         matches!(deliver(400, r#"{"text":"Token disabled","code":22}"#), Error::Config(why) if why.contains("`token`"))
     );
     assert!(
-        matches!(deliver(400, r#"{"text":"Invalid data format","code":6,"invalid-event-number":2}"#), Error::Rejected(why) if why.contains("event 2"))
+        matches!(deliver(400, r#"{"text":"Invalid data format","code":6,"invalid-event-number":0}"#), Error::Rejected(why) if why.contains(&event(1).id) && why.contains("Invalid data format"))
     );
+    // A number beyond the batch names nothing.
+    assert!(matches!(
+        deliver(400, r#"{"text":"Invalid data format","code":6,"invalid-event-number":7}"#),
+        Error::Rejected(_)
+    ));
     assert!(matches!(deliver(404, "<html>"), Error::Config(why) if why.contains("hec.example.com:8088")));
     assert!(matches!(deliver(413, ""), Error::Rejected(_)));
     let wait = Some(Duration::from_secs(4));
@@ -158,6 +163,85 @@ fn errors_say_who_has_to_act() {
     assert!(matches!(SplunkHec::deliver(&call(json!({})), &events(1)), Err(Error::Unavailable { .. })));
     let _far_side = testing::answer(|_| Err(http::Error::TooLarge { limit: 1 }));
     assert!(matches!(SplunkHec::deliver(&call(json!({})), &events(1)), Err(Error::Rejected(_))));
+}
+
+/// A collector that refuses the event of one sequence, and has taken those before it; which ones it stored.
+fn poisoned(poison: u64) -> (testing::FarSide, std::rc::Rc<std::cell::RefCell<Vec<u64>>>) {
+    let stored = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+    let (kept, mut acks) = (stored.clone(), 0);
+    let far_side = testing::answer(move |request| {
+        if request.url.path_and_query().ends_with("/ack") {
+            return Ok(Response::new(200, r#"{"acks":{"0":true}}"#));
+        }
+        let lines = request.body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        for (number, line) in lines.enumerate() {
+            let sequence = serde_json::from_slice::<Value>(line).unwrap()["event"]["sequence"].as_u64().unwrap();
+            if sequence == poison {
+                let answer = json!({"text": "Invalid data format", "code": 6, "invalid-event-number": number});
+                return Ok(Response::new(400, answer.to_string()));
+            }
+            kept.borrow_mut().push(sequence);
+        }
+        acks += 1;
+        Ok(Response::new(200, json!({"text": "Success", "code": 0, "ackId": acks - 1}).to_string()))
+    });
+    (far_side, stored)
+}
+
+#[test]
+fn what_was_stored_before_an_event_that_is_refused_is_not_sent_again() {
+    let call = call(json!({"acknowledgement": false}));
+    let batch = events(5);
+    let (_far_side, stored) = poisoned(4);
+    assert_eq!(SplunkHec::deliver(&call, &batch), Ok(3));
+    for _ in 0..3 {
+        let refused = SplunkHec::deliver(&call, &batch[3..]).unwrap_err();
+        assert!(
+            matches!(&refused, Error::Rejected(why) if why.contains(&batch[3].id) && why.contains("sequence 4")),
+            "{refused}"
+        );
+    }
+    assert_eq!(*stored.borrow(), [1, 2, 3]);
+}
+
+#[test]
+fn with_acknowledgement_what_was_stored_before_a_refused_event_is_confirmed_once() {
+    let call = call(json!({}));
+    let (_far_side, stored) = poisoned(4);
+    assert_eq!(SplunkHec::deliver(&call, &events(5)), Ok(3));
+    assert!(matches!(SplunkHec::deliver(&call, &events(5)[3..]), Err(Error::Rejected(_))));
+    assert_eq!(*stored.borrow(), [1, 2, 3, 1, 2, 3]);
+}
+
+#[test]
+fn a_200_that_is_not_hecs_is_the_same_to_check_and_to_delivery() {
+    for (body, taken) in
+        [("OK", true), ("", true), ("<html>", false), ("[]", false), (r#"{"text":"no","code":9}"#, false)]
+    {
+        let _far_side = testing::answer(move |_| Ok(Response::new(200, body)));
+        let call = call(json!({"acknowledgement": false}));
+        assert_eq!(SplunkHec::check(&call).is_ok(), taken, "{body}");
+        assert_eq!(SplunkHec::deliver(&call, &events(2)).is_ok(), taken, "{body}");
+    }
+    // With acknowledgement, an answer without an id never counts.
+    let _far_side = testing::answer(|_| Ok(Response::new(200, "OK")));
+    assert!(SplunkHec::check(&call(json!({}))).is_err());
+    assert!(
+        matches!(SplunkHec::deliver(&call(json!({})), &events(2)), Err(Error::Config(why)) if why.contains("`acknowledgement`"))
+    );
+}
+
+#[test]
+fn a_collector_without_a_health_route_is_known_by_its_events() {
+    let _far_side = testing::answer(|request| {
+        let health = request.url.path_and_query().ends_with("/health");
+        Ok(if health {
+            Response::new(404, "404 page not found")
+        } else {
+            Response::new(400, r#"{"text":"No data","code":5}"#)
+        })
+    });
+    assert!(SplunkHec::check(&call(json!({"acknowledgement": false}))).is_ok());
 }
 
 #[test]

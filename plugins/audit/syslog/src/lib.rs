@@ -1,4 +1,4 @@
-//! Sends audit events to a syslog server: RFC 5424 messages over TCP, framed by octet counting (RFC 6587, section 3.4.1).
+//! Sends audit events to a syslog server: RFC 5424 messages over TCP, in frames of RFC 6587.
 //!
 //! | setting | | |
 //! |---|---|---|
@@ -10,7 +10,8 @@
 //! | `enterprise_number` | `32473` | The IANA private enterprise number in the structured data's name, `kaizen@NUMBER`. 32473 is reserved for examples (RFC 5612); set your organization's own if it has one. |
 //! | `message` | `json` | The free text after the structured data: `json`, the whole event as the other sinks write it, or `text`, one sentence for people. |
 //! | `bom` | `true` | Whether the text begins with a byte order mark. RFC 5424, section 6.4, wants it before UTF-8; parsers that expect `{` first may not. |
-//! | `max_bytes` | `8192` | The longest message. The text of a longer one is cut, and its structured data says `truncated="true"`; nothing else is ever cut. rsyslog takes 8192 unless told otherwise (`maxMessageSize`). |
+//! | `framing` | `octet_counting` | How messages are told apart: `octet_counting`, each with its length before it (RFC 6587, section 3.4.1), which rsyslog and syslog-ng read; or `lf`, each on a line of its own (section 3.4.2), for receivers that split by lines, e.g. OpenTelemetry's and OpenObserve's unless told otherwise. |
+//! | `max_bytes` | `8192` | The longest message. Of a longer one, the JSON has `{"truncated":true,"bytes":…}` in place of its details, or is left out where that is not enough; a sentence is cut. Its structured data says `truncated="true"` and is never cut. rsyslog takes 8192 unless told otherwise (`maxMessageSize`). |
 //!
 //! There is no secret and no TLS: a plugin's `wasi:sockets` are plain TCP. Over a network that others share, send to a relay
 //! on this machine that forwards by TLS (RFC 5425), e.g. rsyslog's `omfwd` with `StreamDriver="ossl"`.
@@ -34,7 +35,7 @@ use std::time::Duration;
 use kaizen_plugin::schemars::{self, JsonSchema};
 use kaizen_plugin::sink::Event;
 use kaizen_plugin::tcp::Connection;
-use kaizen_plugin::{AuditSink, Call, Capability, Error, Manifest, Plugin, Result};
+use kaizen_plugin::{AuditSink, Call, Capability, Manifest, Plugin, Result, log};
 use serde::Deserialize;
 
 /// A syslog server and what messages look like.
@@ -71,10 +72,25 @@ pub struct Config {
     /// Whether the text begins with a byte order mark, as RFC 5424 wants it before UTF-8.
     #[serde(default = "yes")]
     bom: bool,
-    /// The longest message in bytes; the text of a longer one is cut.
+    /// How messages are told apart.
+    #[serde(default)]
+    framing: Framing,
+    /// The longest message in bytes; a longer one loses its details, or the end of its sentence.
     #[serde(default = "default_max_bytes")]
     #[schemars(range(min = 2048, max = 1_048_576))]
     max_bytes: u32,
+}
+
+/// How messages are told apart on the connection (RFC 6587).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(crate = "schemars")]
+pub enum Framing {
+    /// Each has its length before it (section 3.4.1).
+    #[default]
+    OctetCounting,
+    /// Each is a line (section 3.4.2).
+    Lf,
 }
 
 /// The free text of a message.
@@ -135,11 +151,20 @@ impl AuditSink for Syslog {
 
     fn deliver(call: &Call<Config>, events: &[Event]) -> Result<u32> {
         let mut frames = Vec::new();
+        let mut count = 0;
         for event in events {
-            message::frame(&call.config, event, &mut frames)?;
+            match message::frame(&call.config, event, &mut frames) {
+                Ok(()) => count += 1,
+                Err(error) if count == 0 => return Err(error),
+                // Those before it are sent; it comes again as the first, and then tells why.
+                Err(error) => {
+                    log::warn!("{error}");
+                    break;
+                }
+            }
         }
         send(&call.config, &frames)?;
-        u32::try_from(events.len()).map_err(|_| Error::Internal("more events than a batch can have".to_owned()))
+        Ok(count)
     }
 }
 

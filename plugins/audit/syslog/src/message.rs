@@ -1,26 +1,33 @@
-//! One event as an RFC 5424 message in an RFC 6587 frame.
+//! One event as an RFC 5424 message in a frame of RFC 6587.
 
 use std::fmt::Write as _;
 
 use kaizen_plugin::sink::{Event, Outcome};
 use kaizen_plugin::{Error, Result};
 
-use crate::{Config, Text};
+use crate::{Config, Framing, Text};
 
 /// UTF-8's byte order mark.
 const BOM: &str = "\u{feff}";
 /// RFC 5424, section 6: MSGID is at most this long.
 const LONGEST_MSGID: usize = 32;
 
-/// Adds an event's frame: `LENGTH SP MESSAGE`, the length in bytes.
+/// Adds an event's frame: `LENGTH SP MESSAGE`, the length in bytes (RFC 6587, section 3.4.1), or `MESSAGE LF` (section
+/// 3.4.2); there is no line end within a message.
 pub fn frame(config: &Config, event: &Event, frames: &mut Vec<u8>) -> Result<()> {
     let message = message(config, event)?;
-    frames.extend_from_slice(format!("{} ", message.len()).as_bytes());
+    if config.framing == Framing::OctetCounting {
+        frames.extend_from_slice(format!("{} ", message.len()).as_bytes());
+    }
     frames.extend_from_slice(message.as_bytes());
+    if config.framing == Framing::Lf {
+        frames.push(b'\n');
+    }
     Ok(())
 }
 
-/// The message. What is too long loses the end of its text, never its structured data.
+/// The message. Of one that is too long, JSON loses its details and stays JSON, or is left out; a sentence loses its end.
+/// The structured data is never cut.
 fn message(config: &Config, event: &Event) -> Result<String> {
     let text = match config.message {
         Text::Json => serde_json::to_string(event)?,
@@ -34,14 +41,25 @@ fn message(config: &Config, event: &Event) -> Result<String> {
     }
     let head = head(config, event, true);
     let Some(room) = most.checked_sub(head.len() + 1 + bom.len()) else {
-        return Err(Error::Config(format!(
-            "max_bytes: event {} needs {} bytes without any text; the setting allows {most}",
+        return Err(Error::Rejected(format!(
+            "the event {} (sequence {}) needs {} bytes without any text; `max_bytes` allows {most}",
+            event.id,
             event.sequence,
             head.len()
         )));
     };
-    let end = text.floor_char_boundary(room);
-    Ok(format!("{head} {bom}{}", text.get(..end).unwrap_or_default()))
+    let text = match config.message {
+        Text::Json => serde_json::to_string(&without_details(event))?,
+        Text::Text => text.get(..text.floor_char_boundary(room)).unwrap_or_default().to_owned(),
+    };
+    // Half a JSON document is none: receivers would drop the message, or index it as text.
+    Ok(if text.len() <= room { format!("{head} {bom}{text}") } else { head })
+}
+
+/// The event with a note of how long its details are, in their place.
+fn without_details(event: &Event) -> Event {
+    let details = format!(r#"{{"truncated":true,"bytes":{}}}"#, event.details.len());
+    Event { details, ..event.clone() }
 }
 
 /// Everything before the text.
@@ -215,17 +233,53 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_too_long_loses_only_text_and_says_so() {
+    fn lines_end_with_a_line_feed_and_have_none_within() {
+        let mut event = event(1);
+        event.details = "{\n\"a\": 1}".to_owned();
+        event.actor = "user/a\nb".to_owned();
+        for message in ["json", "text"] {
+            let mut frames = Vec::new();
+            for _ in 0..2 {
+                frame(&config(json!({"framing": "lf", "message": message})), &event, &mut frames).unwrap();
+            }
+            let text = String::from_utf8(frames).unwrap();
+            assert_eq!(text.lines().count(), 2, "{text}");
+            assert!(text.ends_with('\n') && text.lines().all(|line| line.starts_with("<110>1 ")), "{text}");
+        }
+    }
+
+    #[test]
+    fn json_that_is_too_long_loses_its_details_and_stays_json() {
         let mut event = event(1);
         event.details = serde_json::to_string(&"ü".repeat(20_000)).unwrap();
-        for max_bytes in [2048, 2049, 2050, 8192] {
+        for max_bytes in [2048, 2049, 8192] {
             let message = message(&config(json!({ "max_bytes": max_bytes })), &event).unwrap();
-            assert!(message.len() <= max_bytes && message.len() > max_bytes - 4, "{}", message.len());
-            assert!(message.contains(&format!("hash=\"{}\" truncated=\"true\"] {BOM}{{\"id\":", "0".repeat(64))));
+            assert!(message.len() <= max_bytes, "{}", message.len());
+            let (head, text) = message.split_once(BOM).unwrap();
+            assert!(head.ends_with(&format!("hash=\"{}\" truncated=\"true\"] ", "0".repeat(64))), "{head}");
+            let text: Value = from_str(text).unwrap();
+            assert_eq!(text["details"], json!({"truncated": true, "bytes": 40_002}));
+            assert_eq!((&text["sequence"], &text["hash"]), (&1.into(), &"0".repeat(64).into()));
         }
+        // Not even that has room beside the structured data: what is in there is all that is said.
+        event.target = "x".repeat(1000);
+        let message = message(&config(json!({ "max_bytes": 2048 })), &event).unwrap();
+        assert!(message.ends_with("truncated=\"true\"]"), "{message}");
         event.target = "x".repeat(5000);
-        let outcome = message(&config(json!({"max_bytes": 2048})), &event);
-        assert!(matches!(outcome, Err(Error::Config(why)) if why.starts_with("max_bytes")));
+        let outcome = super::message(&config(json!({"max_bytes": 2048})), &event);
+        assert!(matches!(outcome, Err(Error::Rejected(why)) if why.contains("`max_bytes`") && why.contains(&event.id)));
+    }
+
+    #[test]
+    fn a_sentence_that_is_too_long_loses_its_end() {
+        let mut event = event(1);
+        event.target = "ü".repeat(450);
+        let message = message(&config(json!({"max_bytes": 2048, "message": "text"})), &event).unwrap();
+        assert!(
+            (2040..=2048).contains(&message.len()) && message.contains(" truncated=\"true\"] "),
+            "{}",
+            message.len()
+        );
     }
 
     #[test]

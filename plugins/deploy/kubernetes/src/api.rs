@@ -183,6 +183,9 @@ impl<'a> Cluster<'a> {
             .header("content-type", "application/apply-patch+yaml")
             .body(serde_json::to_vec(object)?)
             .send()?;
+        if dry_run == DryRun::Yes && without_dry_run(&response) {
+            return Ok(());
+        }
         self.understood(response, &format!("applying {} {name}", kind.as_str()))?;
         Ok(())
     }
@@ -221,17 +224,27 @@ impl<'a> Cluster<'a> {
             return Ok(State::Pending("the controller has not seen the change".to_owned()));
         }
         let condition = |kind: &str| status.conditions.iter().find(|condition| condition.r#type == kind);
+        // Why pods can't be made at all, e.g. a quota: it may pass, or the deadline will.
+        let failing = condition("ReplicaFailure").filter(|condition| condition.status == "True").map(said);
         if let Some(progressing) = condition("Progressing").filter(|condition| condition.status == "False") {
-            return Ok(State::Failed(said(progressing)));
+            let progressing = said(progressing);
+            return Ok(State::Failed(match failing {
+                Some(why) => format!("{why} ({progressing})"),
+                // Why pods that were made do not become ready is told of the pods, which the token need not be able to read.
+                None => format!(
+                    "{progressing} {} of {} pods became ready: `kubectl get events -n {}` says why, for an hour (an image that \
+                     cannot be pulled, a container that ends, a probe that fails)",
+                    status.available_replicas, object.spec.replicas, self.namespace
+                ),
+            }));
         }
         let available = condition("Available").is_some_and(|condition| condition.status == "True");
         let wanted = object.spec.replicas;
         if available && status.updated_replicas >= wanted && status.available_replicas >= wanted {
             return Ok(State::Active);
         }
-        // Why pods can't be made at all, e.g. a quota: it may pass, or the deadline will.
-        if let Some(failing) = condition("ReplicaFailure").filter(|condition| condition.status == "True") {
-            return Ok(State::Pending(said(failing)));
+        if let Some(why) = failing {
+            return Ok(State::Pending(why));
         }
         Ok(State::Pending(format!("{} of {wanted} are ready", status.available_replicas.min(status.updated_replicas))))
     }
@@ -259,10 +272,17 @@ impl<'a> Cluster<'a> {
                 "secret `token`: the API server does not take it; supply a new one (tokens of service accounts expire)"
                     .to_owned(),
             ),
-            (403, _) if said.contains("exceeded quota") => Error::Rejected(said),
-            (403, _) => Error::Config(format!(
+            (403, _) if !kubernetes => {
+                Error::Config(format!("api_url: {} answers 403, and not as Kubernetes does", config.api_url.origin()))
+            }
+            (403, _) if terminating(&status) => {
+                Error::Config(format!("namespace: `{}` is being deleted ({said}); name another one", self.namespace))
+            }
+            (403, _) if lacks_role(&status) => Error::Config(format!(
                 "the token may not do this: {said}. Give its service account a Role that allows it"
             )),
+            // A quota, an admission webhook or policy, pod security: each says by itself what it wants.
+            (403, _) => Error::Rejected(said),
             (404, _) if !kubernetes => {
                 Error::Config(format!("api_url: {} is no Kubernetes API server", config.api_url.origin()))
             }
@@ -283,6 +303,24 @@ impl<'a> Cluster<'a> {
         };
         Err(error.context(doing))
     }
+}
+
+/// Whether it is refused because the namespace is being deleted (Kubernetes 1.16 and later give the cause).
+fn terminating(status: &Status) -> bool {
+    status.details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating")
+        || status.message.contains("because it is being terminated")
+}
+
+/// Whether it is refused for what the token may do. That and an admission's refusal have the same code and reason; the
+/// authorizer's message is `… is forbidden: User "…" cannot VERB resource …`.
+fn lacks_role(status: &Status) -> bool {
+    status.message.contains("is forbidden: User \"") && status.message.contains(" cannot ")
+}
+
+/// Whether an admission webhook cannot be asked without it having effects: then nothing is known before the real thing.
+fn without_dry_run(response: &Response) -> bool {
+    response.status == 400
+        && response.json::<Status>().is_ok_and(|status| status.message.contains("does not support dry run"))
 }
 
 /// Fields that another manager has, or a change in between.

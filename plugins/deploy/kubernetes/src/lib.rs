@@ -33,10 +33,12 @@
 //! The registration's id is `NAMESPACE/NAME`, its endpoint `http://NAME.NAMESPACE.svc:PORT`.
 //!
 //! # How it ends
-//! The Deployment's conditions decide: `Available` with all replicas updated is active; `Progressing` false has failed, and
-//! what was applied is removed again; all else is waited for, `ready_seconds` in one attempt, and then in the next; the
-//! attempts are spread over `progress_deadline_seconds`, so that Kubernetes decides and nothing is left half-way. A field that somebody else manages is not taken over but reported, with the other's name. Undeploying deletes the
-//! three, and what is not there any more is no error.
+//! The API server is first asked for each of the three whether it would take it (a dry run); only then are they applied. The
+//! Deployment's conditions decide: `Available` with all replicas updated is active; `Progressing` false has failed, and so
+//! has what the API server refuses; all else is waited for, `ready_seconds` in one attempt, and then in the next; the
+//! attempts are spread over `progress_deadline_seconds`, so that Kubernetes decides. What has failed is removed again, so
+//! that nothing is left half-way. A field that somebody else manages is not taken over but reported, with the other's name.
+//! Undeploying deletes the three, and what is not there any more is no error.
 
 mod api;
 mod objects;
@@ -182,12 +184,15 @@ impl DeploymentTarget for Kubernetes {
         let config = &call.config;
         let cluster = Cluster::new(config, &config.namespace);
         let name = objects::name(&release.deployment_id)?;
-        // Pods mount the ConfigMap and are found by the Service: both are there before the first pod is.
-        for (percent, kind) in [(10, Kind::ConfigMap), (20, Kind::Service), (30, Kind::Deployment)] {
-            progress(percent, &format!("Applying {} {name} in {}", kind.as_str(), config.namespace));
-            cluster.apply(kind, &objects::of(config, &name, release, kind)?, DryRun::No)?;
+        // An earlier attempt may have applied some of it.
+        let mut applied = call.attempt > 1;
+        let ended = apply_all(config, &cluster, &name, release, &mut applied);
+        match ended.and_then(|()| await_ready(call, &cluster, &name)) {
+            Ok(()) => {}
+            Err(error) if !applied || matches!(error, Error::Unavailable { .. }) => return Err(error),
+            // There is no further attempt, so nothing may be left.
+            Err(error) => return Err(cleared(&cluster, &name, error)),
         }
-        await_ready(call, &cluster, &name)?;
         progress(100, &format!("All {} pods of {name} are ready", config.replicas));
         Ok(Registration {
             id: format!("{}/{name}", config.namespace),
@@ -209,6 +214,42 @@ impl DeploymentTarget for Kubernetes {
 /// The name of objects that are never made.
 const CHECKED: &str = "agent-check";
 
+/// Applies the three, after the API server has said of each that it would take it: refused with the last, the others would
+/// be there without it. `applied` is set once one of them may be there.
+fn apply_all(config: &Config, cluster: &Cluster<'_>, name: &str, release: &Release, applied: &mut bool) -> Result<()> {
+    progress(5, &format!("Asking whether {} takes {name}", config.namespace));
+    let objects = Kind::ALL.map(|kind| objects::of(config, name, release, kind).map(|object| (kind, object)));
+    let objects: Vec<_> = objects.into_iter().collect::<Result<_>>()?;
+    for (kind, object) in &objects {
+        cluster.apply(*kind, object, DryRun::Yes)?;
+    }
+    // Pods mount the ConfigMap and are found by the Service: both are there before the first pod is.
+    for (percent, (kind, object)) in [10, 20, 30].into_iter().zip(&objects) {
+        progress(percent, &format!("Applying {} {name} in {}", kind.as_str(), config.namespace));
+        let outcome = cluster.apply(*kind, object, DryRun::No);
+        // What broke off may have been done.
+        *applied |= matches!(outcome, Ok(()) | Err(Error::Unavailable { .. }));
+        outcome?;
+    }
+    Ok(())
+}
+
+/// The error of a deployment that has failed for good, once what there is of it is removed; or saying that it could not be.
+fn cleared(cluster: &Cluster<'_>, name: &str, error: Error) -> Error {
+    match remove(cluster, name) {
+        Ok(()) => error,
+        Err(left) => {
+            log::warn!("{name} failed and could not be removed: {left}");
+            let add = |why: String| format!("{why} (what was applied as {name} could not be removed: {left})");
+            match error {
+                Error::Config(why) => Error::Config(add(why)),
+                Error::Rejected(why) => Error::Rejected(add(why)),
+                error => error,
+            }
+        }
+    }
+}
+
 /// All three; the pods first, for they use the others.
 fn remove(cluster: &Cluster<'_>, name: &str) -> Result<()> {
     for kind in [Kind::Deployment, Kind::Service, Kind::ConfigMap] {
@@ -217,19 +258,14 @@ fn remove(cluster: &Cluster<'_>, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits for the pods. A rollout that has failed is removed; one that goes on is for the next attempt.
+/// Waits for the pods. A rollout that goes on is for the next attempt.
 fn await_ready(call: &Call<Config>, cluster: &Cluster<'_>, name: &str) -> Result<()> {
     let patience = Duration::from_secs(call.config.ready_seconds.into());
     let began = Instant::now();
     loop {
         match cluster.state(name)? {
             State::Active => return Ok(()),
-            State::Failed(why) => {
-                if let Err(error) = remove(cluster, name) {
-                    log::warn!("{name} failed and could not be removed: {error}");
-                }
-                return Err(Error::Rejected(format!("the rollout failed: {why}")));
-            }
+            State::Failed(why) => return Err(Error::Rejected(format!("the rollout failed: {why}"))),
             State::Gone => return Err(Error::unavailable(format!("{name} was deleted while it was rolled out"))),
             State::Pending(what) if began.elapsed() + PAUSE > patience => {
                 return Err(Error::Unavailable {

@@ -58,6 +58,10 @@ fn ready() -> Response {
 
 /// A cluster that takes everything; the Deployment is as told.
 fn cluster(state: fn() -> Response) -> testing::FarSide {
+    cluster_of(state)
+}
+
+fn cluster_of(state: impl Fn() -> Response + 'static) -> testing::FarSide {
     testing::answer(move |request| {
         Ok(match request.method {
             Method::Get if request.url.path_and_query() == "/version" => {
@@ -90,6 +94,9 @@ fn a_deployment_is_applied_with_the_token_and_becomes_active() {
     assert_eq!(
         paths,
         [
+            (Method::Patch, format!("/api/v1/namespaces/agents/configmaps/{apply}&dryRun=All")),
+            (Method::Patch, format!("/api/v1/namespaces/agents/services/{apply}&dryRun=All")),
+            (Method::Patch, format!("/apis/apps/v1/namespaces/agents/deployments/{apply}&dryRun=All")),
             (Method::Patch, format!("/api/v1/namespaces/agents/configmaps/{apply}")),
             (Method::Patch, format!("/api/v1/namespaces/agents/services/{apply}")),
             (Method::Patch, format!("/apis/apps/v1/namespaces/agents/deployments/{apply}")),
@@ -100,7 +107,10 @@ fn a_deployment_is_applied_with_the_token_and_becomes_active() {
         assert_eq!(request.header("authorization"), Some("Bearer {{secret:token}}"));
     }
     assert_eq!(requests[0].header("content-type"), Some("application/apply-patch+yaml"));
-    let (map, service, object) = (applied(&requests[0]), applied(&requests[1]), applied(&requests[2]));
+    let (map, service, object) = (applied(&requests[3]), applied(&requests[4]), applied(&requests[5]));
+    for (dry, real) in requests[..3].iter().zip(&requests[3..]) {
+        assert_eq!(dry.body, real.body);
+    }
     assert_eq!(map["data"]["workflow.json"], WORKFLOW);
     assert_eq!(map["metadata"]["annotations"]["kaizen.studio/agent-name"], "Support & Sales");
     assert_eq!(service["spec"]["selector"], object["spec"]["selector"]["matchLabels"]);
@@ -162,7 +172,7 @@ fn conditions_decide() {
             json!({"observedGeneration": 2, "conditions": [{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "it has timed out progressing"}]}),
         )
     };
-    assert_eq!(of(late), Ok(State::Failed("it has timed out progressing".into())));
+    assert!(matches!(of(late), Ok(State::Failed(why)) if why.starts_with("it has timed out progressing")));
     let quota = || {
         deployment(
             json!({"observedGeneration": 2, "conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}]}),
@@ -191,6 +201,98 @@ fn a_rollout_that_goes_on_is_for_the_next_attempt_and_a_failed_one_is_removed() 
         matches!(Kubernetes::deploy(&call(json!({})), &release()), Err(Error::Rejected(why)) if why.contains("no image"))
     );
     assert_eq!(far_side.requests().iter().filter(|request| request.method == Method::Delete).count(), 3);
+}
+
+#[test]
+fn why_pods_could_not_be_made_outlives_the_deadline() {
+    let failed = |answer: &'static str| {
+        let _far_side = cluster_of(move || Response::new(200, answer));
+        Kubernetes::deploy(&call(json!({})), &release()).unwrap_err().to_string()
+    };
+    let quota = failed(include_str!("tests/deployment-quota-then-deadline.json"));
+    assert!(quota.contains("exceeded quota: namespace-quota") && quota.contains("timed out progressing"), "{quota}");
+    let image = failed(include_str!("tests/deployment-image-pull.json"));
+    assert!(image.contains("timed out progressing") && image.contains("kubectl get events -n agents"), "{image}");
+}
+
+/// What there is in a cluster that refuses one kind of object, in a dry run too where it says so there.
+fn refused(kind: &'static str, in_dry_run: bool, attempt: u32) -> (Vec<String>, Error) {
+    let there = Rc::new(RefCell::new(std::collections::BTreeSet::new()));
+    let kept = there.clone();
+    let _far_side = testing::answer(move |request| {
+        let target = request.url.path_and_query();
+        let path = target.split('?').next().unwrap_or_default().to_owned();
+        let dry = target.contains("dryRun=All");
+        if request.method == Method::Patch && path.contains(kind) && (in_dry_run || !dry) {
+            return Ok(Response::new(409, include_str!("tests/status-conflict-hpa.json")));
+        }
+        match request.method {
+            Method::Patch if !dry => drop(kept.borrow_mut().insert(path)),
+            Method::Delete => drop(kept.borrow_mut().remove(&path)),
+            _ => {}
+        }
+        Ok(Response::new(200, "{}"))
+    });
+    let mut call = call(json!({}));
+    call.attempt = attempt;
+    if attempt > 1 {
+        there.borrow_mut().insert(format!("/api/v1/namespaces/agents/configmaps/{NAME}"));
+    }
+    let error = Kubernetes::deploy(&call, &release()).unwrap_err();
+    (there.borrow().iter().cloned().collect(), error)
+}
+
+#[test]
+fn of_a_refused_deployment_nothing_is_left() {
+    for kind in ["configmaps", "services", "deployments"] {
+        for in_dry_run in [true, false] {
+            for attempt in [1, 2] {
+                let (left, error) = refused(kind, in_dry_run, attempt);
+                assert!(left.is_empty(), "{kind} {in_dry_run} {attempt}: {left:?}");
+                assert!(matches!(&error, Error::Rejected(why) if why.contains("kube-controller-manager")), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_removed_is_told_and_what_goes_on_is_not_removed() {
+    let away = |delete: u16, apply: u16| {
+        let far_side = testing::answer(move |request| {
+            Ok(match request.method {
+                Method::Delete => status(delete, "Forbidden", "is forbidden: User \"k\" cannot delete", json!({})),
+                Method::Patch if request.url.path_and_query().contains("deployments") => match apply {
+                    409 if request.url.path_and_query().contains("dryRun") => Response::new(200, "{}"),
+                    409 => Response::new(409, include_str!("tests/status-conflict-hpa.json")),
+                    _ => Response::new(apply, ""),
+                },
+                _ => Response::new(200, "{}"),
+            })
+        });
+        let error = Kubernetes::deploy(&call(json!({})), &release()).unwrap_err();
+        (far_side.requests().iter().filter(|request| request.method == Method::Delete).count(), error)
+    };
+    let (_, error) = away(403, 409);
+    assert!(
+        matches!(&error, Error::Rejected(why) if why.contains("could not be removed") && why.contains(NAME)),
+        "{error}"
+    );
+    let (deleted, error) = away(200, 503);
+    assert!(deleted == 0 && matches!(error, Error::Unavailable { .. }));
+}
+
+#[test]
+fn a_webhook_that_knows_no_dry_run_stands_in_nobodys_way() {
+    let _far_side = testing::answer(|request| {
+        Ok(match request.method {
+            Method::Get => ready(),
+            Method::Patch if request.url.path_and_query().contains("dryRun") => {
+                status(400, "BadRequest", "admission webhook \"w.example.com\" does not support dry run", json!({}))
+            }
+            _ => Response::new(200, "{}"),
+        })
+    });
+    assert!(Kubernetes::deploy(&call(json!({})), &release()).is_ok());
 }
 
 #[test]
@@ -239,10 +341,25 @@ fn deploying(answer: fn() -> Result<Response, http::Error>) -> Error {
 fn errors_say_who_has_to_act() {
     let unauthorized = deploying(|| Ok(status(401, "Unauthorized", "Unauthorized", json!({}))));
     assert!(matches!(unauthorized, Error::Config(why) if why.contains("`token`")));
-    let forbidden = deploying(|| Ok(status(403, "Forbidden", "configmaps is forbidden: cannot patch", json!({}))));
+    // As API servers answered.
+    let forbidden = deploying(|| Ok(Response::new(403, include_str!("tests/status-rbac.json"))));
     assert!(matches!(forbidden, Error::Config(why) if why.contains("cannot patch") && why.contains("Role")));
-    let quota = deploying(|| Ok(status(403, "Forbidden", "exceeded quota: pods=3", json!({}))));
-    assert!(matches!(quota, Error::Rejected(why) if why.contains("exceeded quota")));
+    let quota = deploying(|| Ok(Response::new(403, include_str!("tests/status-quota.json"))));
+    assert!(matches!(quota, Error::Rejected(why) if why.contains("limited: services=10") && !why.contains("Role")));
+    let terminating = deploying(|| Ok(Response::new(403, include_str!("tests/status-terminating.json"))));
+    assert!(
+        matches!(&terminating, Error::Config(why) if why.contains("`agents` is being deleted") && !why.contains("Role")),
+        "{terminating}"
+    );
+    let admission = deploying(|| Ok(Response::new(403, include_str!("tests/status-admission-denied.json"))));
+    assert!(
+        matches!(&admission, Error::Rejected(why) if why.contains("validation.gatekeeper.sh") && why.contains("cost-center") && !why.contains("Role")),
+        "{admission}"
+    );
+    let timeout = deploying(|| Ok(Response::new(500, include_str!("tests/status-admission-timeout.json"))));
+    assert!(matches!(timeout, Error::Unavailable { .. }));
+    let portal = deploying(|| Ok(Response::new(403, "<html>")));
+    assert!(matches!(portal, Error::Config(why) if why.contains("api_url") && !why.contains("Role")));
     let namespace = deploying(|| Ok(status(404, "NotFound", "namespaces \"agents\" not found", json!({}))));
     assert!(matches!(namespace, Error::Config(why) if why.contains("namespace") && why.contains("agents")));
     let invalid = deploying(|| {
@@ -272,12 +389,14 @@ fn fields_of_others_are_not_taken_over_unless_told_to() {
         matches!(&conflict, Error::Rejected(why) if why.contains(".spec.replicas") && why.contains("hpa") && why.contains("force_conflicts")),
         "{conflict}"
     );
+    let conflict = deploying(|| Ok(Response::new(409, include_str!("tests/status-conflict-hpa.json"))));
+    assert!(matches!(&conflict, Error::Rejected(why) if why.contains("kube-controller-manager")), "{conflict}");
     // An ordinary race passes.
     let race = deploying(|| Ok(status(409, "Conflict", "the object has been modified", json!({}))));
     assert!(matches!(race, Error::Unavailable { .. }));
     let far_side = cluster(ready);
     Kubernetes::deploy(&call(json!({"force_conflicts": true})), &release()).unwrap();
-    assert!(far_side.requests()[0].url.path_and_query().ends_with("force=true"));
+    assert!(far_side.requests()[0].url.path_and_query().contains("force=true"));
 }
 
 #[test]

@@ -47,7 +47,6 @@ export const sink = {
 const config = (call: Call): Config => JSON.parse(call.config);
 
 async function post(call: Call, events: Event[]): Promise<void> {
-  const body = { events: events.map(toJson) };
   success(
     await send(config(call).url, {
       method: "POST",
@@ -56,13 +55,14 @@ async function post(call: Call, events: Event[]): Promise<void> {
         authorization: `Bearer ${secret("token")}`,
         "idempotency-key": call.idempotencyKey,
       },
-      body: JSON.stringify(body),
+      body: `{"events":[${events.map(toJson).join(",")}]}`,
     }),
   );
 }
 
-function toJson(event: Event): object {
-  return {
+/** One event as JSON. Its hash covers the exact text of `details`, which is put in as it is: parsed and written again, `1.50` would be `1.5`. */
+function toJson(event: Event): string {
+  const rest = JSON.stringify({
     id: event.id,
     sequence: Number(event.sequence),
     occurred_at: event.occurredAt,
@@ -71,7 +71,7 @@ function toJson(event: Event): object {
     action: event.action,
     target: event.target,
     outcome: event.outcome,
-    details: JSON.parse(event.details),
     hash: event.hash,
-  };
+  });
+  return `${rest.slice(0, -1)},"details":${event.details}}`;
 }

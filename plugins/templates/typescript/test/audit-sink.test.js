@@ -18,7 +18,7 @@ const event = {
   action: "agent.deploy",
   target: "agent/a1",
   outcome: "success",
-  details: "{}",
+  details: '{"rate": 1.50, "large": 12345678901234567890}',
   hash: "0".repeat(64),
 };
 
@@ -31,6 +31,8 @@ test("events are sent in order, with the name of the token and not the token", a
   const [url, { headers, body }] = asked.mock.calls[0].arguments;
   assert.equal(url, "https://logs.example.com/intake");
   assert.equal(headers.authorization, "Bearer {{secret:token}}");
+  // The hash covers this very text.
+  assert.equal(body.split(event.details).length, 3);
   assert.deepEqual(
     JSON.parse(body).events.map(({ sequence }) => sequence),
     [7, 8],

@@ -1,0 +1,164 @@
+//! A version of a plugin that must not run any more: quarantined at once, for all tenants and on every host, by the digest
+//! of its component. For platform administrators.
+
+use std::collections::BTreeSet;
+
+use axum::{
+    Json,
+    extract::{Path, State, rejection::PathRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
+
+use super::{
+    extract::{Caller, IfMatch, Input, etag},
+    guard::actor,
+    plugin_changes::begin,
+    plugins::{PluginView, named, require},
+    problem::{Fault, Problem, Result, request_id},
+};
+use crate::{
+    app::App,
+    audit::{self, Record},
+    authz::Action,
+    bus::Hint,
+    domain::{audit::Outcome, id::OrganizationId, principal::Principal},
+    plugins::install,
+    store::{
+        Tx,
+        plugins::{self as rows, Dependent},
+    },
+};
+
+/// Characters of a reason.
+const REASON: usize = 500;
+/// Connections of one organization that its audit event names.
+const NAMED: usize = 100;
+
+/// The routes of this file.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(quarantine, release))
+}
+
+/// Why a version must not run.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = PluginQuarantineOrder)]
+struct Order {
+    /// Told to the tenants whose connections run it, with each call that is refused: one line of at most 500 characters.
+    #[schema(min_length = 1, max_length = 500)]
+    reason: String,
+}
+
+impl Order {
+    fn reason(&self) -> Result<&str> {
+        let reason = self.reason.trim();
+        let bad = |why: &str| Err(Problem::invalid(vec![Fault::new("/reason", why)]));
+        match reason.chars().count() {
+            0 => bad("is needed: the tenants whose connections run this version are told it"),
+            count if count > REASON => bad("has more than 500 characters"),
+            _ if reason.chars().any(char::is_control) => bad("must be one line without control characters"),
+            _ => Ok(reason),
+        }
+    }
+}
+
+/// Put a version into quarantine
+///
+/// At once, on every host (within a second where hosts share no Redis): calls of the connections that run it are refused,
+/// with the reason, and so are activating it, naming it and uploading it again. Calls under way end. It goes by the
+/// component's digest, so the same bytes are refused however they come. The audit trail of each organization with such a
+/// connection says so. Connections keep what they name or follow: activate another version, go back to an earlier one, or
+/// release it.
+#[utoipa::path(post, path = "/api/v1/plugins/{id}/versions/{version}/quarantine", tag = "Plugins",
+    params(("id" = Uuid, Path), ("version" = String, Path)), request_body = Order,
+    responses((status = OK, body = PluginView)))]
+async fn quarantine(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    if_match: IfMatch,
+    path: std::result::Result<Path<(Uuid, String)>, PathRejection>,
+    input: Input<Order>,
+) -> Result<Response> {
+    require(&app, &caller, Action::PluginActivate).await?;
+    let reason = input.body.reason()?.to_owned();
+    let (mut tx, mut plugin, version) = locked(&app, path, &if_match).await?;
+    let by = (reason.as_str(), caller.user_id);
+    let dependents = install::quarantine(&mut tx, &app.clock, &mut plugin, &version, by).await?;
+    finish(&app, tx, &caller, (&plugin, &version), "plugin.quarantine", Some(&reason), &dependents).await
+}
+
+/// Release a version from quarantine
+///
+/// Connections that name or follow it run it again. 409 if it is not in quarantine.
+#[utoipa::path(delete, path = "/api/v1/plugins/{id}/versions/{version}/quarantine", tag = "Plugins",
+    params(("id" = Uuid, Path), ("version" = String, Path)), responses((status = OK, body = PluginView)))]
+async fn release(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    if_match: IfMatch,
+    path: std::result::Result<Path<(Uuid, String)>, PathRejection>,
+) -> Result<Response> {
+    require(&app, &caller, Action::PluginActivate).await?;
+    let (mut tx, mut plugin, version) = locked(&app, path, &if_match).await?;
+    let dependents = install::release(&mut tx, &app.clock, &mut plugin, &version).await?;
+    finish(&app, tx, &caller, (&plugin, &version), "plugin.release", None, &dependents).await
+}
+
+/// The plugin and the version that a path names, to be changed.
+async fn locked(
+    app: &App,
+    path: std::result::Result<Path<(Uuid, String)>, PathRejection>,
+    if_match: &IfMatch,
+) -> Result<(Tx, rows::Plugin, rows::Version)> {
+    let (plugin, version) = named(&mut app.store.read().await?, path).await?;
+    let (mut tx, plugin) = begin(app, plugin.id, if_match).await?;
+    let version = rows::version(&mut tx, plugin.id, &version.version).await?;
+    Ok((tx, plugin, version.ok_or_else(|| Problem::not_found("version of a plugin"))?))
+}
+
+/// Tells the organizations concerned, commits, and makes it so on this host.
+async fn finish(
+    app: &App,
+    mut tx: Tx,
+    caller: &Principal,
+    (plugin, version): (&rows::Plugin, &rows::Version),
+    action: &'static str,
+    reason: Option<&str>,
+    dependents: &[Dependent],
+) -> Result<Response> {
+    let view = PluginView::read(app, &mut tx, plugin).await?;
+    let mut organizations: BTreeSet<OrganizationId> = dependents.iter().map(|one| one.organization_id).collect();
+    organizations.insert(caller.organization_id);
+    let changes = json!({
+        "name": format!("{}/{}", plugin.kind.as_str(), plugin.name),
+        "version": version.version, "digest": version.digest, "reason": reason,
+    });
+    // Chains are locked in one order everywhere.
+    for organization in &organizations {
+        let own: Vec<Uuid> =
+            dependents.iter().filter(|one| one.organization_id == *organization).map(|one| one.id).collect();
+        let mut details = json!({ "changes": changes, "connections": own.iter().take(NAMED).collect::<Vec<_>>() });
+        let by_caller = *organization == caller.organization_id;
+        if let (true, Some(details)) = (by_caller, details.as_object_mut()) {
+            details.insert("request_id".into(), Value::from(request_id()));
+            details.insert("organizations".into(), organizations.len().into());
+        }
+        // By whom is the operator's matter.
+        let actor = if by_caller { actor(caller) } else { "system".to_owned() };
+        let target = format!("plugin/{}", plugin.id);
+        let organization_id = *organization;
+        let event = Record { organization_id, actor, action, target, outcome: Outcome::Success, details };
+        audit::record(&mut tx, &app.clock, event).await?;
+    }
+    tx.commit().await?;
+    for organization in organizations {
+        app.bus.publish(Hint::Audit { organization });
+    }
+    app.plugins.changed(Vec::new()).await;
+    Ok((StatusCode::OK, [etag(plugin.revision)], Json(view)).into_response())
+}
