@@ -87,7 +87,7 @@ impl App {
         store.migrate().await?;
         let bus = Bus::connect(config.redis_url.as_deref(), &clock)?;
         let secrets = Secrets::load(&config, &clock)?;
-        let authz = Authz::new(clock.clone())?;
+        let authz = Authz::new(clock.clone(), &config.limits)?;
         let policy =
             egress::Policy { allow: config.egress_allow.clone(), allow_private: config.egress_allow_private.clone() };
         let egress = egress::Client::new(policy, Arc::new(egress::SystemResolver));
@@ -142,6 +142,7 @@ impl App {
         self.canvases.start();
         self.plugins.start(&self.stopping, &self.tasks);
         crate::audit::denials::start(self);
+        self.authz.start(self.store.clone(), self.stopping.clone(), &self.tasks);
         if work {
             crate::jobs::start(self);
             crate::audit::start(self);

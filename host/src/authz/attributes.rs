@@ -151,6 +151,20 @@ fn record(expr: &Expr) -> Option<Record> {
     }
 }
 
+/// Whether this is `….attributes` or `….labels` of an entity.
+pub(super) fn is_own_record(expr: &Expr) -> bool {
+    record(expr).is_some()
+}
+
+/// For `X has a.b.c`: how many steps lead to `attributes` or `labels`, if the path goes into it.
+pub(super) fn steps_into_own_record<'a>(
+    base: &Expr,
+    path: impl Iterator<Item = &'a cedar_policy::pst::SmolStr>,
+) -> Option<usize> {
+    last(base, path)?;
+    Some(if is_entity(base) { 1 } else { 2 })
+}
+
 fn is_entity(expr: &Expr) -> bool {
     match expr {
         Expr::Var(Var::Principal | Var::Resource) => true,
