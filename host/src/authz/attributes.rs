@@ -39,6 +39,11 @@ impl Type {
 pub(super) struct Types(BTreeMap<String, Option<Type>>);
 
 impl Types {
+    /// How many names there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     fn note(&mut self, name: &str, wanted: Option<Type>) {
         let known = self.0.entry(name.to_owned()).or_default();
         if known.is_none() {
