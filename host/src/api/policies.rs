@@ -425,15 +425,13 @@ async fn activate(
     let mut tx = app.store.begin().await?;
     let previous = policies::in_force(&mut tx, organization).await?;
     let set = unchanged(&mut tx, &caller, id, &if_match).await?;
-    if previous != Some(version.id) {
-        policies::put_in_force(&mut tx, organization, Some(version.id), app.clock.now()).await?;
-        let details =
-            json!({ "version": number, "version_id": version.id, "digest": version.digest, "previous": previous });
-        in_force_now(&app, tx, &caller, id, details).await?;
-    } else {
-        drop(tx);
+    if previous == Some(version.id) {
         return Ok(([etag(set.revision)], Json(ActivatedPolicySet { set, warnings })).into_response());
     }
+    policies::put_in_force(&mut tx, organization, Some(version.id), app.clock.now()).await?;
+    let details =
+        json!({ "version": number, "version_id": version.id, "digest": version.digest, "previous": previous });
+    in_force_now(&app, tx, &caller, id, details).await?;
     let set = policies::get(&mut app.store.read().await?, organization, id).await?;
     let set = set.ok_or_else(|| Problem::not_found("policy set"))?;
     Ok(([etag(set.revision)], Json(ActivatedPolicySet { set, warnings })).into_response())

@@ -294,10 +294,23 @@ fn without_scope(source: &Source, id: &str) -> anyhow::Result<Policy> {
     Ok(Policy::from_pst(pst::Policy::Static(rest.try_into()?))?)
 }
 
-/// For how many actions and kinds of resource together a policy has to be looked at.
+/// For how many actions and kinds of resource together Cedar checks a policy's conditions: it leaves out what the scope's types
+/// and actions cannot match. An id that is none of ours, or a name that it does not know, leaves out nothing.
 pub(super) fn requests(vocabulary: &Vocabulary, tree: &Template) -> u64 {
     let scope = Scope::of(vocabulary, tree);
-    let matched = vocabulary.pairs().filter(|(action, kind)| scope.guard(*action, *kind).is_some()).count();
+    let named: &[EntityUID] = match &tree.action {
+        ActionConstraint::Any => &[],
+        ActionConstraint::Eq(uid) => std::slice::from_ref(uid),
+        ActionConstraint::In(uids) => uids,
+    };
+    let known = named.iter().all(|uid| !vocabulary.actions(&uid.eid).is_empty());
+    let of_action = |action: &Action| !known || scope.actions.as_ref().is_none_or(|actions| actions.contains(action));
+    let of_kind = |kind: &Kind| match &scope.resource {
+        ResourceScope::Is(kinds) | ResourceScope::In(_, Some(kinds)) if !kinds.is_empty() => kinds.contains(kind),
+        ResourceScope::Eq(Some((one, _))) => one == kind,
+        _ => true,
+    };
+    let matched = vocabulary.pairs().filter(|(action, kind)| of_action(action) && of_kind(kind)).count();
     u64::try_from(matched.max(1)).unwrap_or(u64::MAX)
 }
 

@@ -285,6 +285,9 @@ fn what_takes_long_to_check_is_refused_before_it_is_checked() {
     let one = costly(5, 100);
     assert!(refused(&one.repeat(50)).contains("checks"));
     assert!(check(&one.repeat(2)).is_ok());
+    // A scope that can match nobody is checked all the same.
+    let nobody = one.replace("(principal,", "(principal == Kaizen::User::\"x\",");
+    assert!(refused(&nobody.repeat(50)).contains("checks"));
     // An action that is named is one kind of request.
     let named = costly(5, 100).replace("action,", "action == Kaizen::Action::\"agent.read\",");
     assert!(check(&named.repeat(50)).is_ok());
