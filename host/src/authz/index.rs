@@ -303,7 +303,8 @@ pub(super) fn requests(vocabulary: &Vocabulary, tree: &Template) -> u64 {
         ActionConstraint::Eq(uid) => std::slice::from_ref(uid),
         ActionConstraint::In(uids) => uids,
     };
-    let known = named.iter().all(|uid| !vocabulary.actions(&uid.eid).is_empty());
+    let ours = |uid: &EntityUID| entity_type(&uid.ty.0) == Some("Action") && !vocabulary.actions(&uid.eid).is_empty();
+    let known = named.iter().all(ours);
     let of_action = |action: &Action| !known || scope.actions.as_ref().is_none_or(|actions| actions.contains(action));
     let of_kind = |kind: &Kind| match &scope.resource {
         ResourceScope::Is(kinds) | ResourceScope::In(_, Some(kinds)) if !kinds.is_empty() => kinds.contains(kind),
