@@ -15,6 +15,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use kaizen::{
     authz::{Action, Authz, Context, Kind, Resource},
     clock::Clock,
+    config::limits::ServerLimits,
     domain::{
         id::{OrganizationId, PolicySetId, PolicyVersionId, UserId, WorkspaceId},
         policy::{PolicySet as Set, PolicyText, PolicyVersion},
@@ -113,7 +114,7 @@ async fn stored(store: &Store, organization: &Organization, n: u128, text: &str)
     let mut tx = store.begin().await.unwrap();
     policies::insert(&mut tx, &set).await.unwrap();
     let written = PolicyText { version, text: text.to_owned() };
-    policies::insert_version(&mut tx, organization.id, &written).await.unwrap();
+    policies::insert_version(&mut tx, organization.id, &written, &policies::Validation::default()).await.unwrap();
     tx.commit().await.unwrap();
     version_id
 }
@@ -181,7 +182,7 @@ fn benches(criterion: &mut Criterion) {
         tx.commit().await.unwrap();
         store
     });
-    let authz = Authz::new(Clock::system()).unwrap();
+    let authz = Authz::new(Clock::system(), &ServerLimits::default()).unwrap();
     let twenty: Vec<_> = (0..20).map(agent).collect();
     let context = Context::default();
     let mut n = 0;
@@ -189,7 +190,7 @@ fn benches(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(shape);
         for count in [10, 100, 750] {
             let text = policies(count);
-            authz.validate(&text).unwrap();
+            runtime.block_on(authz.validate(organization.id, text.clone())).unwrap();
             n += 1;
             let version = runtime.block_on(stored(&store, &organization, n, &text));
             let who = principal(Some(version));

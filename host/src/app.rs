@@ -87,7 +87,7 @@ impl App {
         store.migrate().await?;
         let bus = Bus::connect(config.redis_url.as_deref(), &clock)?;
         let secrets = Secrets::load(&config, &clock)?;
-        let authz = Authz::new(clock.clone())?;
+        let authz = Authz::new(clock.clone(), &config.limits)?;
         let egress = egress::Client::new(config.egress(), Arc::new(egress::SystemResolver));
         let ingredients = Ingredients {
             config: &config,
@@ -140,6 +140,7 @@ impl App {
         self.canvases.start();
         self.plugins.start(&self.stopping, &self.tasks);
         crate::audit::denials::start(self);
+        self.authz.start(self.store.clone(), self.stopping.clone(), &self.tasks);
         if work {
             crate::jobs::start(self);
             crate::audit::start(self);

@@ -1,5 +1,6 @@
 //! A tenant's own policies: validated, in force from the next request, taken back, and within their bounds.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{Backend, Client, Gateway, Tenant, World, agent, id};
@@ -12,6 +13,12 @@ on_both!(
     an_error_in_a_policy_denies,
     decisions_can_be_asked_for,
     removing_the_set_in_force_is_felt,
+    an_administrator_gives_themselves_nothing_that_is_the_owners,
+    the_operator_is_not_stopped_by_a_policy_set,
+    what_is_in_force_is_part_of_every_set,
+    policies_that_err_in_a_list_are_told,
+    texts_that_take_long_are_refused_at_once,
+    a_version_keeps_its_warnings_and_loses_its_byte_order_mark,
 );
 
 /// A policy set with one version; returns its id.
@@ -183,4 +190,156 @@ async fn removing_the_set_in_force_is_felt(backend: Backend) {
         409 => drop(tenant.owner.post("/api/v1/agents", agent(&workspace, "frozen")).await.problem(403, "denied")),
         other => panic!("{other}: {}", removed.text),
     }
+}
+
+const EVERYTHING: &str = "permit (principal, action, resource);";
+
+async fn an_administrator_gives_themselves_nothing_that_is_the_owners(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let admin = tenant.person("ada", "admin").await;
+    let organization = format!("/api/v1/organizations/{}", tenant.id);
+    admin.delete(&organization).await.problem(403, "denied");
+    let set = create(&admin, EVERYTHING).await;
+    activate(&admin, &set, &json!(1)).await;
+    let problem = admin.delete(&organization).await.problem(403, "denied");
+    assert!(problem.to_string().contains("organization-by-owners"), "{problem}");
+    let owner = format!("/api/v1/users/{}", tenant.owner.id);
+    admin.patch(&owner, json!({ "name": "Mine" })).await.problem(403, "denied");
+    admin.delete(&owner).await.problem(403, "denied");
+    let role = json!({ "user_id": admin.id, "role": "owner" });
+    admin.post("/api/v1/memberships", role).await.problem(403, "denied");
+    let connection = json!({ "name": "mine", "plugin": "oidc", "config": { "issuer": "https://id.example", "client_id": "x" }, "secrets": { "client-secret": "x" } });
+    admin.post("/api/v1/identity-connections", connection).await.problem(403, "denied");
+    assert_eq!(tenant.owner.get(&organization).await.ok(200)["id"], tenant.id.as_str());
+    tenant.owner.delete(&organization).await.ok(204);
+}
+
+async fn the_operator_is_not_stopped_by_a_policy_set(backend: Backend) {
+    let world = World::start(backend).await;
+    let operator = world.operator().await;
+    let text = r#"forbid (principal, action in [Kaizen::Action::"plugin.*", Kaizen::Action::"organization.create"], resource);
+forbid (principal, action, resource) when { principal.attributes.missing == 1 };"#;
+    let set = create(&operator.owner, text).await;
+    activate(&operator.owner, &set, &json!(1)).await;
+    operator.owner.get("/api/v1/plugins").await.ok(200);
+    let asked = json!({ "action": "organization.create", "resource": { "type": "organization", "id": operator.id } });
+    let may = operator.owner.post("/api/v1/authz/check", asked).await.ok(200);
+    assert_eq!(may["allowed"], true, "{may}");
+    operator.owner.post("/api/v1/workspaces", json!({ "name": "closed" })).await.problem(403, "denied");
+}
+
+async fn what_is_in_force_is_part_of_every_set(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let (owner, organization) = (&tenant.owner, format!("/api/v1/organizations/{}", tenant.id));
+    let set = id(&owner.create("/api/v1/policies", json!({ "name": "first" })).await);
+    let other = id(&owner.create("/api/v1/policies", json!({ "name": "second" })).await);
+    let (path, other_path) = (format!("/api/v1/policies/{set}"), format!("/api/v1/policies/{other}"));
+    let mut seen = vec![owner.get(&path).await.etag()];
+    put(owner, &set, EVERYTHING).await;
+    put(owner, &other, EVERYTHING).await;
+    seen.push(owner.get(&path).await.etag());
+    let organization_before = owner.get(&organization).await.etag();
+    let other_before = owner.get(&other_path).await.etag();
+
+    let activate = |path: String, etag: String| async move {
+        let headers = [("if-match", etag.as_str())];
+        owner.request(Method::POST, &format!("{path}/activate"), Some(json!({ "version": 1 })), &headers).await
+    };
+    activate(path.clone(), seen[0].clone()).await.problem(412, "precondition_failed");
+    let answer = activate(path.clone(), seen[1].clone()).await;
+    let etag = answer.etag();
+    assert_eq!(answer.ok(200)["active_version"], 1);
+    assert_eq!(owner.get(&path).await.etag(), etag);
+    seen.push(etag);
+    assert_ne!(owner.get(&organization).await.etag(), organization_before);
+    // Somebody else who has not seen that, with the other set.
+    activate(other_path.clone(), other_before).await.problem(412, "precondition_failed");
+    // Once more the same: nothing changes.
+    activate(path.clone(), seen[2].clone()).await.ok(200);
+    activate(path.clone(), seen[2].clone()).await.ok(200);
+    let deactivate = |etag: String| async move {
+        let headers = [("if-match", etag.as_str())];
+        owner.request(Method::POST, &format!("/api/v1/policies/{set}/deactivate"), Some(json!({})), &headers).await
+    };
+    deactivate(seen[1].clone()).await.problem(412, "precondition_failed");
+    let answer = deactivate(seen[2].clone()).await;
+    let etag = answer.etag();
+    assert_eq!(answer.ok(200)["active_version"], Value::Null);
+    seen.push(etag);
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 4, "each change has an ETag of its own: {seen:?}");
+    let actions: Vec<Value> = owner.all("/api/v1/audit/events").await.iter().map(|e| e["action"].clone()).collect();
+    assert_eq!(actions.iter().filter(|a| *a == "policy.activate").count(), 2, "{actions:?}");
+}
+
+async fn policies_that_err_in_a_list_are_told(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let workspace = tenant.workspace("first").await;
+    tenant.agent(&workspace, "helper").await;
+    let viewer = tenant.person("eve", "viewer").await;
+    let text = r#"
+@id("cleared")
+permit (principal, action == Kaizen::Action::"agent.read", resource) when { principal.attributes.clearance >= 3 };"#;
+    let set = create(&tenant.owner, text).await;
+    let errors = format!("/api/v1/policies/{set}/errors");
+    let none = tenant.owner.get(&errors).await.ok(200);
+    assert_eq!(none, json!({ "version": null, "items": [] }));
+    activate(&tenant.owner, &set, &json!(1)).await;
+    assert!(viewer.all("/api/v1/agents").await.is_empty(), "an error denies");
+    let told = tenant.owner.get(&errors).await.ok(200);
+    let error = &told["items"][0];
+    assert_eq!((&told["version"], &error["policy"]), (&json!(1), &json!("cleared")), "{told}");
+    assert_eq!((&error["line"], &error["column"], &error["count"]), (&json!(2), &json!(1), &json!(1)), "{told}");
+    assert!(error["message"].to_string().contains("clearance"), "{told}");
+    viewer.all("/api/v1/agents").await;
+    let again = tenant.owner.get(&errors).await.ok(200);
+    assert_eq!(again["items"][0]["count"], 2, "{again}");
+    viewer.get(&errors).await.problem(403, "denied");
+    let metrics = crate::harness::Client::new(&world.server.ops).get("/metrics").await.text;
+    let counted = |line: &str| line.starts_with("kaizen_policy_errors_total{") && line.contains("absent");
+    assert!(metrics.lines().any(counted), "{metrics}");
+    // Of another version nothing is known yet.
+    put(&tenant.owner, &set, EVERYTHING).await;
+    activate(&tenant.owner, &set, &json!(2)).await;
+    assert_eq!(tenant.owner.get(&errors).await.ok(200), json!({ "version": 2, "items": [] }));
+}
+
+async fn texts_that_take_long_are_refused_at_once(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let set = create(&tenant.owner, EVERYTHING).await;
+    let versions = format!("/api/v1/policies/{set}/versions");
+    let costly = |ifs: usize, elements: usize| {
+        let (list, before, after) =
+            (vec!["1"; elements].join(","), "if true then ".repeat(ifs), " else false".repeat(ifs));
+        format!("permit (principal, action, resource) when {{ {before}[{list}].contains(1){after} }};")
+    };
+    for (ifs, elements) in [(10, 20_000), (10, 60_000), (10, 110_000), (10, 1_900)] {
+        let answer = tenant.owner.post(&versions, json!({ "text": costly(ifs, elements) })).await;
+        let fault = answer.fault("/text");
+        assert!(fault.contains("at most 2000 elements") || fault.contains("checks"), "{fault}");
+    }
+    tenant.owner.post(&versions, json!({ "text": costly(2, 1_900) })).await.ok(201);
+}
+
+async fn a_version_keeps_its_warnings_and_loses_its_byte_order_mark(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let text = "permit (principal, action, resource)\r\nwhen { principal.attributes.clearance >= 3 };\r\n";
+    let set = id(&tenant.owner.create("/api/v1/policies", json!({ "name": "house rules" })).await);
+    let path = format!("/api/v1/policies/{set}");
+    let marked = json!({ "text": format!("\u{feff}{text}") });
+    let written = tenant.owner.create(&format!("{path}/versions"), marked).await;
+    assert_eq!(written["text"], text);
+    assert_eq!(
+        (&written["warnings"][0]["line"], &written["warnings"][0]["column"]),
+        (&json!(2), &json!(8)),
+        "{written}"
+    );
+    let activated = tenant.owner.post(&format!("{path}/activate"), json!({ "version": 1 })).await.ok(200);
+    assert_eq!(activated["warnings"], written["warnings"]);
 }

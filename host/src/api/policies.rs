@@ -3,7 +3,7 @@
 use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
-    http::StatusCode,
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -16,11 +16,11 @@ use super::{
     guard::change,
     idempotency::{Claimed, Once},
     page::{Item, Listed, Page, cursor, visible},
-    problem::{Problem, Result},
+    problem::{Problem, ProblemType, Result},
 };
 use crate::{
     app::App,
-    authz::{Action, Context, Kind, PolicyFault, Resource, Validated},
+    authz::{self, Action, Context, Invalid, Kind, PolicyFault, Resource, Validated},
     bus::Hint,
     domain::{
         fault::{self, Fault},
@@ -28,13 +28,8 @@ use crate::{
         policy::{PolicySet, PolicyText, PolicyVersion},
         principal::Principal,
     },
-    store::policies,
+    store::{Tx, policies},
 };
-
-/// Policy sets of one organization at the most.
-const SETS: i64 = 100;
-/// Versions of one set at the most.
-const VERSIONS: i64 = 10_000;
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
@@ -45,6 +40,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(read_version))
         .routes(routes!(activate))
         .routes(routes!(deactivate))
+        .routes(routes!(errors))
 }
 
 /// A new policy set.
@@ -69,7 +65,8 @@ pub struct PolicySetChange {
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewPolicyVersion {
-    /// The policies, in Cedar; at most 256 KiB and 2,000 policies. Validated strictly.
+    /// The policies, in Cedar; at most `policy_text_kib` (256) KiB and `policies_per_set` (2,000). Validated strictly. A byte
+    /// order mark at its beginning is left out.
     text: String,
     /// What changed, for people.
     #[serde(default)]
@@ -93,8 +90,17 @@ pub struct WrittenPolicyVersion {
     warnings: Vec<PolicyWarning>,
 }
 
-/// What may surprise, and where.
+/// A policy set of which a version was put in force, and what may surprise in that version.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ActivatedPolicySet {
+    #[serde(flatten)]
+    set: PolicySet,
+    /// As when it was written.
+    warnings: Vec<PolicyWarning>,
+}
+
+/// What may surprise, and where.
+#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PolicyWarning {
     /// From 1.
     line: usize,
@@ -109,6 +115,37 @@ impl From<PolicyFault> for PolicyWarning {
         Self { line, column, message }
     }
 }
+
+/// The policies of a version that could not be evaluated.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct PolicyErrors {
+    /// The number of the version in force; null if none of this set is.
+    version: Option<i64>,
+    /// The latest first, at most 100.
+    items: Vec<PolicyError>,
+}
+
+/// A policy that could not be evaluated.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct PolicyError {
+    /// Its `@id`, or its place in the text.
+    policy: String,
+    /// Where it begins in the text of the version, from 1.
+    line: i64,
+    /// From 1, in characters.
+    column: i64,
+    /// What went wrong the last time.
+    message: String,
+    /// Decisions that it could not be evaluated for since the version was put in force. Things of a list that no policy tells
+    /// apart are decided once.
+    count: i64,
+    /// When last.
+    #[serde(serialize_with = "crate::clock::micros")]
+    last_at: chrono::DateTime<chrono::Utc>,
+}
+
+/// Errors that are told.
+const ERRORS: i64 = 100;
 
 impl Item for PolicySet {
     fn id(&self) -> uuid::Uuid {
@@ -146,12 +183,28 @@ fn put(set: &mut PolicySet, name: Option<String>, description: Option<String>) -
     Problem::check(faults)
 }
 
-/// Validates off the request's own thread: a large set takes its time.
-async fn validate(app: &App, text: &str) -> Result<Validated> {
-    let (authz, text) = (app.authz.clone(), text.to_owned());
-    let validated = tokio::task::spawn_blocking(move || authz.validate(&text)).await.map_err(Problem::internal)?;
-    validated
-        .map_err(|faults| Problem::invalid(faults.iter().map(|fault| Fault::new("/text", fault.to_string())).collect()))
+/// Validates off the threads that answer requests: a large set takes its time.
+async fn validate(app: &App, caller: &Principal, text: &str) -> Result<Validated> {
+    let soon =
+        |kind, detail| Problem::new(kind, detail).with_header(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    app.authz.validate(caller.organization_id, text.to_owned()).await.map_err(|invalid| match invalid {
+        Invalid::Faults(faults) => {
+            Problem::invalid(faults.iter().map(|fault| Fault::new("/text", fault.to_string())).collect())
+        }
+        Invalid::Busy => soon(
+            ProblemType::RateLimited,
+            "Several policy texts of this organization are being validated: send one after the other.",
+        ),
+        Invalid::Unavailable(error) => {
+            tracing::error!(%error, "policies cannot be validated now");
+            soon(ProblemType::Unavailable, "This server has no room for validating policies now; try again shortly.")
+        }
+        Invalid::Defect => Problem::internal(invalid),
+    })
+}
+
+fn warnings(validated: Validated) -> Vec<PolicyWarning> {
+    validated.warnings.into_iter().map(Into::into).collect()
 }
 
 /// Create a policy set
@@ -181,8 +234,9 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
         Claimed::Fresh(once) => once,
         Claimed::Answered(response) => return Ok(response),
     };
-    if policies::count(&mut tx, caller.organization_id).await? >= SETS {
-        return Err(Problem::conflict(format!("There are {SETS} policy sets already; delete one first.")));
+    let most = app.config.limits.policy_sets;
+    if policies::count(&mut tx, caller.organization_id).await? >= most {
+        return Err(Problem::conflict(format!("There are {most} policy sets already; delete one first.")));
     }
     policies::insert(&mut tx, &set).await?;
     let response = once.created(&mut tx, &set, set.revision).await?;
@@ -270,13 +324,14 @@ async fn create_version(
 ) -> Result<Response> {
     find(&app, &caller, id, Action::PolicyUpdate).await?;
     let NewPolicyVersion { text, note } = input.body;
+    let text = authz::without_mark(&text).to_owned();
     let mut faults = Vec::new();
     fault::description("/note", &note, &mut faults);
     if text.contains('\0') {
         faults.push(Fault::new("/text", "no NUL characters"));
     }
     Problem::check(faults)?;
-    let validated = validate(&app, &text).await?;
+    let validated = validate(&app, &caller, &text).await?;
     let mut tx = app.store.begin().await?;
     let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {
         Claimed::Fresh(once) => once,
@@ -284,8 +339,9 @@ async fn create_version(
     };
     let number = policies::next_number(&mut tx, caller.organization_id, id).await?;
     let number = number.ok_or_else(|| Problem::not_found("policy set"))?;
-    if number > VERSIONS {
-        return Err(Problem::conflict(format!("This set has {VERSIONS} versions already; go on in a new one.")));
+    let most = app.config.limits.policy_versions;
+    if number > most {
+        return Err(Problem::conflict(format!("This set has {most} versions already; go on in a new one.")));
     }
     let version = PolicyVersion {
         id: app.clock.id(),
@@ -297,9 +353,10 @@ async fn create_version(
         created_at: app.clock.now(),
     };
     let details = json!({ "version": number, "digest": version.digest, "policies": validated.policies });
-    let warnings = validated.warnings.into_iter().map(Into::into).collect();
-    let written = WrittenPolicyVersion { written: PolicyText { version, text }, warnings };
-    policies::insert_version(&mut tx, caller.organization_id, &written.written).await?;
+    let written = WrittenPolicyVersion { written: PolicyText { version, text }, warnings: warnings(validated) };
+    let warnings = serde_json::to_string(&written.warnings).map_err(Problem::internal)?;
+    let validation = policies::Validation { rules: app.authz.rules().to_owned(), warnings };
+    policies::insert_version(&mut tx, caller.organization_id, &written.written, &validation).await?;
     let response = once.answer(&mut tx, StatusCode::CREATED, &written).await?;
     change(&app, tx, &caller, Action::PolicyUpdate, format!("policy/{id}"), details).await?;
     Ok(response)
@@ -341,62 +398,102 @@ async fn read_version(
 
 /// Put a version in force
 ///
-/// From the next request on it decides, in place of whatever was in force; an older version rolls back.
+/// From the next request on it decides, in place of whatever was in force; an older version rolls back. What is in force is
+/// part of each policy set of the organization: with `If-Match`, nobody else put something in force meanwhile. A version that
+/// an earlier server validated by other rules is validated again. Does nothing if the version is in force already.
 #[utoipa::path(post, path = "/api/v1/policies/{id}/activate", tag = "Policies", params(("id" = PolicySetId, Path)),
-    request_body = Activation, responses((status = OK, body = PolicySet)))]
+    request_body = Activation, responses((status = OK, body = ActivatedPolicySet)))]
 async fn activate(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<PolicySetId>,
+    if_match: IfMatch,
     input: Input<Activation>,
 ) -> Result<Response> {
-    find(&app, &caller, id, Action::PolicyActivate).await?;
+    let organization = caller.organization_id;
+    if_match.check(find(&app, &caller, id, Action::PolicyActivate).await?.revision)?;
     let number = input.body.version;
-    let found = policies::version(&mut app.store.read().await?, caller.organization_id, id, number).await?;
+    let found = policies::version(&mut app.store.read().await?, organization, id, number).await?;
     let Some(PolicyText { version, text }) = found else {
         return Err(Problem::invalid(vec![Fault::new("/version", format!("this policy set has no version {number}"))]));
     };
-    // Once more: this server's schema may be a later one than that of the server which took it.
-    validate(&app, &text).await?;
+    let known = policies::validation(&mut app.store.read().await?, organization, version.id).await?;
+    let warnings = match known.filter(|known| known.rules == app.authz.rules()) {
+        Some(known) => serde_json::from_str(&known.warnings).map_err(Problem::internal)?,
+        None => warnings(validate(&app, &caller, &text).await?),
+    };
     let mut tx = app.store.begin().await?;
-    let previous = policies::in_force(&mut tx, caller.organization_id).await?;
-    policies::put_in_force(&mut tx, caller.organization_id, Some(version.id)).await?;
+    let previous = policies::in_force(&mut tx, organization).await?;
+    let set = unchanged(&mut tx, &caller, id, &if_match).await?;
+    if previous == Some(version.id) {
+        return Ok(([etag(set.revision)], Json(ActivatedPolicySet { set, warnings })).into_response());
+    }
+    policies::put_in_force(&mut tx, organization, Some(version.id), app.clock.now()).await?;
     let details =
         json!({ "version": number, "version_id": version.id, "digest": version.digest, "previous": previous });
-    in_force_now(&app, tx, &caller, id, details).await
+    in_force_now(&app, tx, &caller, id, details).await?;
+    let set = policies::get(&mut app.store.read().await?, organization, id).await?;
+    let set = set.ok_or_else(|| Problem::not_found("policy set"))?;
+    Ok(([etag(set.revision)], Json(ActivatedPolicySet { set, warnings })).into_response())
 }
 
 /// Put no policy set in force
 ///
-/// The platform's policies then decide alone. Does nothing if no version of this set is in force.
+/// The platform's policies then decide alone. Does nothing if no version of this set is in force. `If-Match` as for activating.
 #[utoipa::path(post, path = "/api/v1/policies/{id}/deactivate", tag = "Policies", params(("id" = PolicySetId, Path)),
     responses((status = OK, body = PolicySet)))]
 async fn deactivate(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<PolicySetId>,
+    if_match: IfMatch,
 ) -> Result<Response> {
-    find(&app, &caller, id, Action::PolicyActivate).await?;
+    if_match.check(find(&app, &caller, id, Action::PolicyActivate).await?.revision)?;
     let mut tx = app.store.begin().await?;
     let previous = policies::in_force(&mut tx, caller.organization_id).await?;
-    // What is in force is read again under the lock: another set may have been activated meanwhile.
-    let set = policies::get(&mut tx, caller.organization_id, id).await?;
-    let set = set.ok_or_else(|| Problem::not_found("policy set"))?;
+    let set = unchanged(&mut tx, &caller, id, &if_match).await?;
     if set.active_version.is_none() {
         return Ok(([etag(set.revision)], Json(set)).into_response());
     }
-    policies::put_in_force(&mut tx, caller.organization_id, None).await?;
-    in_force_now(&app, tx, &caller, id, json!({ "version": null, "previous": previous })).await
+    policies::put_in_force(&mut tx, caller.organization_id, None, app.clock.now()).await?;
+    in_force_now(&app, tx, &caller, id, json!({ "version": null, "previous": previous })).await?;
+    current(&app, &caller, id).await
 }
 
-async fn in_force_now(
-    app: &App,
-    tx: crate::store::Tx,
-    caller: &Principal,
-    id: PolicySetId,
-    details: Value,
-) -> Result<Response> {
+/// The set, read again under the lock of what is in force: another one may have been activated meanwhile.
+async fn unchanged(tx: &mut Tx, caller: &Principal, id: PolicySetId, if_match: &IfMatch) -> Result<PolicySet> {
+    let set = policies::get(tx, caller.organization_id, id).await?.ok_or_else(|| Problem::not_found("policy set"))?;
+    if_match.check(set.revision)?;
+    Ok(set)
+}
+
+async fn in_force_now(app: &App, tx: Tx, caller: &Principal, id: PolicySetId, details: Value) -> Result<()> {
     change(app, tx, caller, Action::PolicyActivate, format!("policy/{id}"), details).await?;
     app.bus.publish(Hint::Access { organization: caller.organization_id });
-    current(app, caller, id).await
+    Ok(())
+}
+
+/// Policies that could not be evaluated
+///
+/// Of the version in force, since it was put in force: an error denies, and what it denies is missing from lists without a
+/// word. Each server process writes down its own every `policy_error_seconds` (10), the one that answers at once.
+#[utoipa::path(get, path = "/api/v1/policies/{id}/errors", tag = "Policies", params(("id" = PolicySetId, Path)),
+    responses((status = OK, body = PolicyErrors)))]
+async fn errors(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<PolicySetId>,
+) -> Result<Json<PolicyErrors>> {
+    let set = find(&app, &caller, id, Action::PolicyRead).await?;
+    app.authz.write_errors(&app.store, caller.organization_id).await?;
+    let rows = policies::errors(&mut app.store.read().await?, caller.organization_id, id, ERRORS).await?;
+    let told = |row: policies::ErrorRow| PolicyError {
+        policy: row.policy,
+        line: row.line,
+        column: row.column,
+        message: row.message,
+        count: row.count,
+        last_at: row.last_at,
+    };
+    Ok(Json(PolicyErrors { version: set.active_version, items: rows.into_iter().map(told).collect() }))
 }

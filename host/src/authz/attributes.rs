@@ -39,6 +39,11 @@ impl Type {
 pub(super) struct Types(BTreeMap<String, Option<Type>>);
 
 impl Types {
+    /// How many names there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     fn note(&mut self, name: &str, wanted: Option<Type>) {
         let known = self.0.entry(name.to_owned()).or_default();
         if known.is_none() {
@@ -149,6 +154,20 @@ fn record(expr: &Expr) -> Option<Record> {
         Expr::GetAttr { expr: base, attr } if is_entity(base) => record_named(attr),
         _ => None,
     }
+}
+
+/// Whether this is `….attributes` or `….labels` of an entity.
+pub(super) fn is_own_record(expr: &Expr) -> bool {
+    record(expr).is_some()
+}
+
+/// For `X has a.b.c`: how many steps lead to `attributes` or `labels`, if the path goes into it.
+pub(super) fn steps_into_own_record<'a>(
+    base: &Expr,
+    path: impl Iterator<Item = &'a cedar_policy::pst::SmolStr>,
+) -> Option<usize> {
+    last(base, path)?;
+    Some(if is_entity(base) { 1 } else { 2 })
 }
 
 fn is_entity(expr: &Expr) -> bool {

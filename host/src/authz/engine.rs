@@ -9,13 +9,18 @@ use chrono::{DateTime, Utc};
 use super::{
     Action, Context, Deciding, Decision, Kind, Origin, Reason, Resource,
     entities::Question,
+    errors,
     index::{About, Group, Index},
     kind::Roles,
     reads::Reads,
     schema::{Shared, Vocabulary},
-    text, validate,
+    text::{self, Bounds},
+    validate,
 };
-use crate::domain::{principal::Principal, role::Role};
+use crate::{
+    config::limits::ServerLimits,
+    domain::{principal::Principal, role::Role},
+};
 
 /// The platform's policies, in the order they are explained in `policies/README.md`.
 const PLATFORM: &[(&str, &str)] = &[
@@ -28,6 +33,18 @@ const PLATFORM: &[(&str, &str)] = &[
     ("auditor", include_str!("../../../policies/platform/auditor.cedar")),
     ("platform_administrator", include_str!("../../../policies/platform/platform_administrator.cedar")),
 ];
+
+/// What all tenants share, and only the operator's people may touch: no tenant's policies are asked, whoever's they are.
+fn platforms_alone(action: Action) -> bool {
+    matches!(
+        action,
+        Action::OrganizationCreate
+            | Action::PluginRead
+            | Action::PluginCreate
+            | Action::PluginActivate
+            | Action::PluginDelete
+    )
+}
 
 /// The tenant's side of a decision.
 #[derive(Clone, Copy)]
@@ -63,21 +80,26 @@ impl Engine {
     /// # Errors
     /// A defect in `policies/`.
     pub(super) fn new() -> anyhow::Result<Self> {
+        text::deep(Self::read)?
+    }
+
+    fn read() -> anyhow::Result<Self> {
         let vocabulary: Shared = Arc::new(Vocabulary::load()?);
         let mut sources = Vec::new();
+        let bounds = Bounds::of(&ServerLimits::default());
         for (file, source) in PLATFORM {
             let faults = |faults: Vec<text::PolicyFault>| {
                 let lines: Vec<_> = faults.iter().map(ToString::to_string).collect();
                 anyhow::anyhow!("policies/platform/{file}.cedar: {}", lines.join("; "))
             };
-            let parsed = text::parse(source).map_err(faults)?;
-            let validated = validate::validate(&vocabulary, source, &parsed).map_err(faults)?;
+            let parsed = text::read(source, Some(&bounds)).map_err(faults)?;
+            let validated = validate::validate(&vocabulary, source, &parsed, &bounds, &|| false).map_err(faults)?;
             if let Some(warning) = validated.warnings.first() {
                 bail!("policies/platform/{file}.cedar: {warning}");
             }
             sources.extend(parsed.policies);
         }
-        let platform = Index::compile(&vocabulary, Origin::Platform, &sources)?;
+        let platform = Index::compile(&vocabulary, Origin::Platform, "", &sources)?;
         let boundary = sources.iter().find(|source| source.name == "organization-boundary");
         let boundary = boundary.context("policies/platform/boundaries.cedar lost `organization-boundary`")?;
         let boundary = Arc::new(About {
@@ -85,6 +107,9 @@ impl Engine {
             origin: Origin::Platform,
             permits: false,
             description: boundary.description.clone(),
+            place: 0,
+            line: 1,
+            column: 1,
         });
         Ok(Self { vocabulary, platform, boundary, authorizer: Authorizer::new() })
     }
@@ -111,7 +136,7 @@ impl Engine {
             return deny(Reason::Error, Vec::new(), Some(format!("{action} does not apply to {kind}")));
         }
         let tenant = match tenant {
-            _ if self.protected(principal, action) => None,
+            _ if platforms_alone(action) || self.protected(principal, action) => None,
             Tenant::None => None,
             Tenant::Policies(index) => Some(index),
             Tenant::Unreadable(why) => return deny(Reason::Error, Vec::new(), Some(why.to_owned())),
@@ -123,7 +148,7 @@ impl Engine {
             policies.into_iter().map(|policy| Deciding { policy, error: None }).collect::<Vec<_>>()
         };
         if !found.forbids.is_empty() {
-            deny(Reason::Forbidden, deciding(found.forbids), None)
+            deny(Reason::Forbidden, deciding(found.forbids), None).with_errors(found.errors)
         } else if !found.errors.is_empty() || found.fault.is_some() {
             deny(Reason::Error, found.errors, found.fault)
         } else if found.permits.is_empty() {
@@ -184,6 +209,7 @@ impl Engine {
             for AuthorizationError::PolicyEvaluationError(error) in response.diagnostics().errors() {
                 match index.about(error.policy_id()) {
                     Some(policy) => {
+                        errors::count(policy.origin, error.inner());
                         found.errors.push(Deciding { policy: policy.clone(), error: Some(error.inner().to_string()) });
                     }
                     None => found.fault = Some(error.to_string()),
@@ -197,6 +223,11 @@ impl Engine {
                 }
             }
         }
+        // Cedar names them in no order.
+        let place = |policy: &About| (policy.origin, policy.place);
+        found.permits.sort_by_key(|policy| place(policy));
+        found.forbids.sort_by_key(|policy| place(policy));
+        found.errors.sort_by_key(|deciding| place(&deciding.policy));
         found
     }
 
@@ -219,7 +250,7 @@ impl Engine {
     pub(super) fn indexed(&self, index: &Index, question: &Question<'_>) -> (bool, bool, bool) {
         let engine = Self {
             vocabulary: self.vocabulary.clone(),
-            platform: Index::compile(&self.vocabulary, Origin::Platform, &[]).unwrap(),
+            platform: Index::compile(&self.vocabulary, Origin::Platform, "", &[]).unwrap(),
             boundary: self.boundary.clone(),
             authorizer: Authorizer::new(),
         };

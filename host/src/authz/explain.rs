@@ -41,6 +41,8 @@ pub struct Decision {
     pub policies: Vec<Deciding>,
     /// For [`Reason::Error`] without a policy: what is missing.
     fault: Option<String>,
+    /// For [`Reason::Forbidden`]: the policies that erred besides.
+    errors: Vec<Deciding>,
     action: Action,
     /// For denials: what was acted on, and the roles held, in words.
     told: Option<(String, String)>,
@@ -48,7 +50,7 @@ pub struct Decision {
 
 impl Decision {
     pub(super) fn allow(action: Action, policies: Vec<Deciding>) -> Self {
-        Self { allowed: true, reason: Reason::Allowed, policies, fault: None, action, told: None }
+        Self { allowed: true, reason: Reason::Allowed, policies, fault: None, errors: Vec::new(), action, told: None }
     }
 
     pub(super) fn deny(
@@ -60,7 +62,16 @@ impl Decision {
         fault: Option<String>,
     ) -> Self {
         let told = Some((thing(resource), roles(principal, resource)));
-        Self { allowed: false, reason, policies, fault, action, told }
+        Self { allowed: false, reason, policies, fault, errors: Vec::new(), action, told }
+    }
+
+    pub(super) fn with_errors(self, errors: Vec<Deciding>) -> Self {
+        Self { errors, ..self }
+    }
+
+    /// The policies that could not be evaluated, whether they decided or not.
+    pub(super) fn errors(&self) -> impl Iterator<Item = &Deciding> {
+        self.policies.iter().filter(|deciding| deciding.error.is_some()).chain(&self.errors)
     }
 
     /// One sentence for people.

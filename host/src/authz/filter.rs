@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    Action, Context, Kind, Resource,
+    Action, Context, Decision, Kind, Resource,
     engine::{Engine, Tenant},
     kind::Roles,
     reads::{self, Reads},
@@ -75,7 +75,7 @@ impl Distinction {
     }
 }
 
-/// For each resource whether it is allowed. Resources of several kinds may be mixed.
+/// For each resource whether it is allowed. Resources of several kinds may be mixed. Every decision made is shown to `seen`.
 pub(super) fn filter(
     engine: &Engine,
     tenant: Tenant<'_>,
@@ -83,6 +83,7 @@ pub(super) fn filter(
     action: Action,
     resources: &[Resource],
     now: DateTime<Utc>,
+    mut seen: impl FnMut(&Decision),
 ) -> Vec<bool> {
     let context = Context::default();
     let mut kinds = HashMap::new();
@@ -91,9 +92,11 @@ pub(super) fn filter(
     for resource in resources {
         let tells = kinds.entry(resource.kind).or_insert_with(|| engine.tells(tenant, action, resource.kind));
         let class = (resource.kind, Class::of(tells, principal, resource));
-        let decision = decided
-            .entry(class)
-            .or_insert_with(|| engine.decide(tenant, principal, action, resource, &context, now).allowed);
+        let decision = decided.entry(class).or_insert_with(|| {
+            let decision = engine.decide(tenant, principal, action, resource, &context, now);
+            seen(&decision);
+            decision.allowed
+        });
         allowed.push(*decision);
     }
     allowed

@@ -29,7 +29,7 @@ use super::{
 use crate::domain::{principal::Principal, role::Role};
 
 /// Where a policy comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// Part of the server: `policies/platform/`.
@@ -49,6 +49,12 @@ pub struct About {
     pub permits: bool,
     /// Its `@description`.
     pub description: Option<String>,
+    /// Where it is among the others of its set, from 0.
+    pub place: usize,
+    /// The line it begins at, from 1.
+    pub line: usize,
+    /// The column it begins at, from 1, in characters.
+    pub column: usize,
 }
 
 /// Whom a policy can match.
@@ -103,6 +109,7 @@ impl Guard {
 }
 
 /// Policies of one guard.
+#[derive(Clone)]
 pub(super) struct Group {
     guard: Guard,
     pub(super) policies: Arc<PolicySet>,
@@ -119,6 +126,24 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    fn add(&mut self, group: Group) {
+        self.tells.join(&group.reads);
+        match group.guard.what {
+            What::Anything => {}
+            What::Id(id) => drop(self.tells.ids.insert(id)),
+            What::Workspace(_) => self.tells.add(reads::R_WORKSPACE),
+            What::Organization(_) => self.tells.add(reads::R_ORGANIZATION),
+        }
+        if group.guard.workspace.is_some() {
+            self.tells.add(reads::R_WORKSPACE);
+        }
+        self.groups.push(group);
+    }
+
+    fn weight(&self) -> usize {
+        size_of::<Self>() + self.groups.len() * size_of::<Group>() + self.tells.ids.len() * 2 * size_of::<Uuid>()
+    }
+
     /// The groups that can match.
     pub(super) fn matching(
         &self,
@@ -132,77 +157,123 @@ impl Entry {
 
 /// A compiled policy set.
 pub(super) struct Index {
-    entries: HashMap<(Action, Kind), Entry>,
+    entries: HashMap<(Action, Kind), Arc<Entry>>,
     about: HashMap<String, Arc<About>>,
+    weight: usize,
+}
+
+/// Bytes that a policy takes besides its expressions, about: annotations, two maps, its scope.
+const POLICY_WEIGHT: usize = 2048;
+/// Bytes that an expression takes for each byte of its text, about: places, types and reference counts of each part.
+const EXPRESSION_WEIGHT: usize = 40;
+
+/// Policies of one scope.
+struct Block {
+    scope: Scope,
+    policies: PolicySet,
+    reads: Reads,
+}
+
+/// Lines and columns of places that come in order.
+struct Lines<'a> {
+    text: &'a str,
+    seen: usize,
+    line: usize,
+    begins: usize,
+}
+
+impl<'a> Lines<'a> {
+    fn of(text: &'a str) -> Self {
+        Self { text, seen: 0, line: 1, begins: 0 }
+    }
+
+    fn at(&mut self, offset: usize) -> (usize, usize) {
+        for (at, _) in self.text.get(self.seen..offset).unwrap_or_default().match_indices('\n') {
+            self.line += 1;
+            self.begins = self.seen + at + 1;
+        }
+        self.seen = self.seen.max(offset);
+        (self.line, self.text.get(self.begins..offset).unwrap_or_default().chars().count() + 1)
+    }
 }
 
 impl Index {
-    /// Groups the policies.
+    /// Groups the policies. Each is held once, with those of the same scope, whatever the scope matches.
     ///
     /// # Errors
     /// If Cedar does not take a policy back: a defect.
-    pub(super) fn compile(vocabulary: &Vocabulary, origin: Origin, sources: &[Source]) -> anyhow::Result<Self> {
+    pub(super) fn compile(
+        vocabulary: &Vocabulary,
+        origin: Origin,
+        text: &str,
+        sources: &[Source],
+    ) -> anyhow::Result<Self> {
         let mut about = HashMap::new();
-        let mut compiled = Vec::with_capacity(sources.len());
+        let mut blocks: Vec<Block> = Vec::new();
+        let mut places: HashMap<Scope, usize> = HashMap::new();
+        let mut weight = 0;
+        let mut lines = Lines::of(text);
         for (place, source) in sources.iter().enumerate() {
             let id = place.to_string();
-            compiled.push(Compiled::new(vocabulary, source, &id)?);
-            let permits = source.effect == Effect::Permit;
-            let description = source.description.clone();
-            about.insert(id, Arc::new(About { id: source.name.clone(), origin, permits, description }));
+            let (line, column) = lines.at(source.part.start);
+            let told = About {
+                id: source.name.clone(),
+                origin,
+                permits: source.effect == Effect::Permit,
+                description: source.description.clone(),
+                place,
+                line,
+                column,
+            };
+            weight += POLICY_WEIGHT + EXPRESSION_WEIGHT * source.part.len();
+            let policy = without_scope(source, &id)?;
+            about.insert(id, Arc::new(told));
+            let scope = Scope::of(vocabulary, &source.tree);
+            let at = *places.entry(scope.clone()).or_insert_with(|| {
+                blocks.push(Block { scope, policies: PolicySet::new(), reads: Reads::default() });
+                blocks.len() - 1
+            });
+            if let Some(block) = blocks.get_mut(at) {
+                block.reads.join(&Reads::of(&source.tree));
+                block.policies.add(policy)?;
+            }
         }
+        let blocks = blocks.into_iter().map(|block| (block.scope, Arc::new(block.policies), Arc::new(block.reads)));
+        let blocks: Vec<_> = blocks.collect();
 
-        let mut shared: HashMap<Vec<usize>, (Arc<PolicySet>, Arc<Reads>)> = HashMap::new();
         let mut entries = HashMap::new();
+        let mut shared: HashMap<Vec<(usize, Guard)>, Arc<Entry>> = HashMap::new();
         for (action, kind) in vocabulary.pairs() {
-            let mut grouped: Vec<(Guard, Vec<usize>)> = Vec::new();
-            let mut places: HashMap<Guard, usize> = HashMap::new();
-            for (place, policy) in compiled.iter().enumerate() {
-                let Some(guard) = policy.guard(action, kind) else { continue };
-                let at = *places.entry(guard).or_insert_with(|| {
-                    grouped.push((guard, Vec::new()));
-                    grouped.len() - 1
-                });
-                if let Some((_, members)) = grouped.get_mut(at) {
-                    members.push(place);
-                }
-            }
-            let mut entry = Entry::default();
-            for (guard, members) in grouped {
-                let (policies, reads) = match shared.get(&members) {
-                    Some(known) => known.clone(),
-                    None => {
-                        let mut reads = Reads::default();
-                        let mut set = PolicySet::new();
-                        for policy in members.iter().filter_map(|place| compiled.get(*place)) {
-                            reads.join(&policy.reads);
-                            set.add(policy.policy.clone())?;
-                        }
-                        let made = (Arc::new(set), Arc::new(reads));
-                        shared.insert(members, made.clone());
-                        made
+            let admitted = blocks.iter().enumerate();
+            let admitted = admitted.filter_map(|(at, (scope, ..))| Some((at, scope.guard(action, kind)?)));
+            let admitted: Vec<_> = admitted.collect();
+            let entry = match shared.get(&admitted) {
+                Some(entry) => entry.clone(),
+                None => {
+                    let mut entry = Entry::default();
+                    for (at, guard) in &admitted {
+                        let Some((_, policies, reads)) = blocks.get(*at) else { continue };
+                        entry.add(Group { guard: *guard, policies: policies.clone(), reads: reads.clone() });
                     }
-                };
-                entry.tells.join(&reads);
-                match guard.what {
-                    What::Anything => {}
-                    What::Id(id) => drop(entry.tells.ids.insert(id)),
-                    What::Workspace(_) => entry.tells.add(reads::R_WORKSPACE),
-                    What::Organization(_) => entry.tells.add(reads::R_ORGANIZATION),
+                    weight += entry.weight();
+                    let entry = Arc::new(entry);
+                    shared.insert(admitted, entry.clone());
+                    entry
                 }
-                if guard.workspace.is_some() {
-                    entry.tells.add(reads::R_WORKSPACE);
-                }
-                entry.groups.push(Group { guard, policies, reads });
-            }
+            };
             entries.insert((action, kind), entry);
         }
-        Ok(Self { entries, about })
+        Ok(Self { entries, about, weight })
+    }
+
+    /// About how many bytes it takes.
+    pub(super) fn weight(&self) -> usize {
+        self.weight
     }
 
     /// The policies for an action on a kind of resource.
     pub(super) fn entry(&self, action: Action, kind: Kind) -> Option<&Entry> {
-        self.entries.get(&(action, kind))
+        self.entries.get(&(action, kind)).map(|entry| &**entry)
     }
 
     /// What explanations tell of a policy, by the id that Cedar reports.
@@ -212,21 +283,85 @@ impl Index {
     }
 }
 
-/// One policy without its scope, and what its scope asks.
-struct Compiled {
-    policy: Policy,
-    reads: Reads,
+/// A policy's conditions alone.
+fn without_scope(source: &Source, id: &str) -> anyhow::Result<Policy> {
+    let tree = &source.tree;
+    let mut rest =
+        Template::new(id, tree.effect, PrincipalConstraint::Any, ActionConstraint::Any, ResourceConstraint::Any);
+    for clause in tree.clauses() {
+        rest.try_add_clause(clause.clone())?;
+    }
+    Ok(Policy::from_pst(pst::Policy::Static(rest.try_into()?))?)
+}
+
+/// For how many actions and kinds of resource together Cedar checks a policy's conditions: it leaves out what the scope's types
+/// and actions cannot match. An id that is none of ours, or a name that it does not know, leaves out nothing.
+pub(super) fn requests(vocabulary: &Vocabulary, tree: &Template) -> u64 {
+    let scope = Scope::of(vocabulary, tree);
+    let named: &[EntityUID] = match &tree.action {
+        ActionConstraint::Any => &[],
+        ActionConstraint::Eq(uid) => std::slice::from_ref(uid),
+        ActionConstraint::In(uids) => uids,
+    };
+    let ours = |uid: &EntityUID| entity_type(&uid.ty.0) == Some("Action") && !vocabulary.actions(&uid.eid).is_empty();
+    let known = named.iter().all(ours);
+    let of_action = |action: &Action| !known || scope.actions.as_ref().is_none_or(|actions| actions.contains(action));
+    let of_kind = |kind: &Kind| match &scope.resource {
+        ResourceScope::Is(kinds) | ResourceScope::In(_, Some(kinds)) if !kinds.is_empty() => kinds.contains(kind),
+        ResourceScope::Eq(Some((one, _))) => one == kind,
+        _ => true,
+    };
+    let matched = vocabulary.pairs().filter(|(action, kind)| of_action(action) && of_kind(kind)).count();
+    u64::try_from(matched.max(1)).unwrap_or(u64::MAX)
+}
+
+/// What a policy's scope asks, and what its conditions begin with.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Scope {
     actions: Option<BTreeSet<Action>>,
     /// Absent: can match nobody.
     who: Option<Who>,
     role: Option<Role>,
-    resource: ResourceConstraint,
+    resource: ResourceScope,
     workspace: Option<Uuid>,
 }
 
-impl Compiled {
-    fn new(vocabulary: &Vocabulary, source: &Source, id: &str) -> anyhow::Result<Self> {
-        let tree = &source.tree;
+/// What a scope says of the resource.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum ResourceScope {
+    Any,
+    /// Of these types only.
+    Is(Vec<Kind>),
+    Eq(Option<(Kind, Uuid)>),
+    /// In an entity, and of these types only.
+    In(Option<Within>, Option<Vec<Kind>>),
+}
+
+/// An entity that a resource can be in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Within {
+    Workspace(Uuid),
+    Organization(Uuid),
+    Itself(Kind, Uuid),
+}
+
+impl Within {
+    fn of(uid: &EntityUID) -> Option<Self> {
+        let (name, id) = known(uid)?;
+        Some(match kind_named(name)? {
+            Kind::Workspace => Within::Workspace(id),
+            Kind::Organization => Within::Organization(id),
+            kind => Within::Itself(kind, id),
+        })
+    }
+}
+
+fn kind_named(name: &str) -> Option<Kind> {
+    Kind::ALL.iter().copied().find(|kind| kind.entity_type() == name)
+}
+
+impl Scope {
+    fn of(vocabulary: &Vocabulary, tree: &Template) -> Self {
         let named = |uid: &EntityUID| match entity_type(&uid.ty.0) {
             Some("Action") => vocabulary.actions(&uid.eid),
             _ => Vec::new(),
@@ -251,21 +386,23 @@ impl Compiled {
             PrincipalConstraint::In(slot) => entity(slot),
             PrincipalConstraint::IsIn(ty, slot) => entity(slot).filter(|_| is_user(ty)),
         };
-        let mut rest =
-            Template::new(id, tree.effect, PrincipalConstraint::Any, ActionConstraint::Any, ResourceConstraint::Any);
-        for clause in tree.clauses() {
-            rest.try_add_clause(clause.clone())?;
-        }
+        let within = |slot: &EntityOrSlot| match slot {
+            EntityOrSlot::Entity(uid) => Within::of(uid),
+            EntityOrSlot::Slot(_) => None,
+        };
+        let kinds = |ty: &pst::EntityType| entity_type(&ty.0).and_then(kind_named).into_iter().collect::<Vec<_>>();
+        let resource = match &tree.resource {
+            ResourceConstraint::Any => ResourceScope::Any,
+            ResourceConstraint::Is(ty) => ResourceScope::Is(kinds(ty)),
+            ResourceConstraint::Eq(EntityOrSlot::Entity(uid)) => {
+                ResourceScope::Eq(known(uid).and_then(|(name, id)| Some((kind_named(name)?, id))))
+            }
+            ResourceConstraint::Eq(EntityOrSlot::Slot(_)) => ResourceScope::Eq(None),
+            ResourceConstraint::In(slot) => ResourceScope::In(within(slot), None),
+            ResourceConstraint::IsIn(ty, slot) => ResourceScope::In(within(slot), Some(kinds(ty))),
+        };
         let (role, workspace) = leading(tree);
-        Ok(Self {
-            reads: Reads::of(tree),
-            policy: Policy::from_pst(pst::Policy::Static(rest.try_into()?))?,
-            actions,
-            who,
-            role,
-            resource: tree.resource.clone(),
-            workspace,
-        })
+        Self { actions, who, role, resource, workspace }
     }
 
     /// The guard for this action and kind; absent where the policy can never match them.
@@ -273,23 +410,19 @@ impl Compiled {
         if self.actions.as_ref().is_some_and(|actions| !actions.contains(&action)) {
             return None;
         }
-        let within = |slot: &EntityOrSlot| match slot {
-            EntityOrSlot::Entity(uid) => what_in(uid, kind),
-            EntityOrSlot::Slot(_) => None,
-        };
-        let is_kind = |ty: &pst::EntityType| entity_type(&ty.0) == Some(kind.entity_type());
         let what = match &self.resource {
-            ResourceConstraint::Any => Some(What::Anything),
-            ResourceConstraint::Is(ty) => is_kind(ty).then_some(What::Anything),
-            ResourceConstraint::Eq(EntityOrSlot::Entity(uid)) => match known(uid) {
-                Some((name, id)) if name == kind.entity_type() => Some(What::Id(id)),
-                _ => None,
+            ResourceScope::Any => What::Anything,
+            ResourceScope::Is(kinds) => kinds.contains(&kind).then_some(What::Anything)?,
+            ResourceScope::Eq(one) => one.filter(|(of, _)| *of == kind).map(|(_, id)| What::Id(id))?,
+            ResourceScope::In(_, Some(kinds)) if !kinds.contains(&kind) => return None,
+            // Things are in their workspace and their organization, and in themselves.
+            ResourceScope::In(within, _) => match (*within)? {
+                Within::Workspace(id) => What::Workspace(id),
+                Within::Organization(id) => What::Organization(id),
+                Within::Itself(of, id) => (of == kind).then_some(What::Id(id))?,
             },
-            ResourceConstraint::Eq(EntityOrSlot::Slot(_)) => None,
-            ResourceConstraint::In(slot) => within(slot),
-            ResourceConstraint::IsIn(ty, slot) => within(slot).filter(|_| is_kind(ty)),
         };
-        Some(Guard { who: self.who?, role: self.role, what: what?, workspace: self.workspace })
+        Some(Guard { who: self.who?, role: self.role, what, workspace: self.workspace })
     }
 }
 
@@ -300,16 +433,6 @@ fn who_in(uid: &EntityUID) -> Option<Who> {
         "User" => known(uid).map(|(_, id)| Who::User(id)),
         "Organization" => known(uid).map(|(_, id)| Who::Organization(id)),
         _ => None,
-    }
-}
-
-/// What is in this entity: things are in their workspace and their organization, and in themselves.
-fn what_in(uid: &EntityUID, kind: Kind) -> Option<What> {
-    let (name, id) = known(uid)?;
-    match name {
-        "Workspace" => Some(What::Workspace(id)),
-        "Organization" => Some(What::Organization(id)),
-        name => (name == kind.entity_type()).then_some(What::Id(id)),
     }
 }
 

@@ -7,18 +7,22 @@ mod action;
 mod attributes;
 mod engine;
 mod entities;
+mod errors;
 mod explain;
 mod filter;
 mod index;
 mod kind;
 mod reads;
+mod required;
 mod schema;
 mod spelling;
 mod tenant;
 #[cfg(test)]
 mod tests;
 mod text;
+mod tokens;
 mod validate;
+mod workers;
 
 use std::sync::Arc;
 
@@ -28,18 +32,28 @@ pub use filter::Distinction;
 pub use index::{About, Origin};
 pub use kind::{Context, Kind, Resource};
 pub use schema::TEXT as SCHEMA;
-pub use text::{MAX_POLICIES, MAX_TEXT, PolicyFault};
+pub use text::{Bounds, PolicyFault};
 pub use validate::Validated;
+
+use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     engine::{Engine, Tenant},
+    errors::Errors,
     tenant::{Compiled, Tenants},
+    workers::{Undone, Workers},
 };
 use crate::{
     clock::Clock,
-    domain::principal::Principal,
+    config::limits::ServerLimits,
+    domain::{id::OrganizationId, principal::Principal},
     store::{Store, StoreError},
 };
+
+/// Changes when a text that was valid may be so no more, besides the schema: what is validated, and how.
+const RULES: u32 = 2;
 
 /// Decides. Cheap to clone.
 #[derive(Clone)]
@@ -48,7 +62,34 @@ pub struct Authz(Arc<Parts>);
 struct Parts {
     engine: Engine,
     tenants: Tenants,
+    workers: Workers,
+    errors: Errors,
+    bounds: Bounds,
+    rules: String,
     clock: Clock,
+}
+
+impl AsRef<Errors> for Authz {
+    fn as_ref(&self) -> &Errors {
+        &self.0.errors
+    }
+}
+
+/// Why a text was not found valid.
+#[derive(Debug, thiserror::Error)]
+pub enum Invalid {
+    /// It is not valid.
+    #[error("{} faults", .0.len())]
+    Faults(Vec<PolicyFault>),
+    /// Too many of the organization's texts are being validated.
+    #[error("too many of the organization's policy texts are being validated")]
+    Busy,
+    /// The machine has no thread or no memory for it now.
+    #[error("{0}")]
+    Unavailable(std::io::Error),
+    /// A defect.
+    #[error("validating policies panicked")]
+    Defect,
 }
 
 impl Authz {
@@ -57,8 +98,34 @@ impl Authz {
     ///
     /// # Errors
     /// If they do not hold up: a defect.
-    pub fn new(clock: Clock) -> anyhow::Result<Self> {
-        Ok(Self(Arc::new(Parts { engine: Engine::new()?, tenants: Tenants::new(), clock })))
+    pub fn new(clock: Clock, limits: &ServerLimits) -> anyhow::Result<Self> {
+        Ok(Self(Arc::new(Parts {
+            engine: Engine::new()?,
+            tenants: Tenants::new(limits),
+            workers: Workers::new(limits),
+            errors: Errors::new(limits),
+            bounds: Bounds::of(limits),
+            rules: hex::encode(Sha256::digest(format!("{RULES}\n{SCHEMA}"))),
+            clock,
+        })))
+    }
+
+    /// Begins to write down which policies could not be evaluated, on `tasks`; once more after `stopping`.
+    pub fn start(&self, store: Store, stopping: CancellationToken, tasks: &TaskTracker) {
+        errors::start(self.clone(), store, stopping, tasks);
+    }
+
+    /// Writes down at once which policies of an organization could not be evaluated on this host.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn write_errors(&self, store: &Store, organization: OrganizationId) -> Result<(), StoreError> {
+        self.0.errors.write(store, Some(organization)).await
+    }
+
+    /// A digest of the rules that this server validates by: a text that was valid by the same ones is so still.
+    pub fn rules(&self) -> &str {
+        &self.0.rules
     }
 
     /// Decides one request.
@@ -75,7 +142,9 @@ impl Authz {
     ) -> Result<Decision, StoreError> {
         let compiled = self.tenant(store, principal).await?;
         let now = self.0.clock.now();
-        Ok(self.0.engine.decide(tenant(compiled.as_deref()), principal, action, resource, context, now))
+        let decision = self.0.engine.decide(tenant(compiled.as_deref()), principal, action, resource, context, now);
+        self.note(principal, &decision, now);
+        Ok(decision)
     }
 
     /// Decides for many resources, in their order; the same as [`Authz::check`] of each without a context, and cheaper:
@@ -92,7 +161,14 @@ impl Authz {
     ) -> Result<Vec<bool>, StoreError> {
         let compiled = self.tenant(store, principal).await?;
         let now = self.0.clock.now();
-        Ok(filter::filter(&self.0.engine, tenant(compiled.as_deref()), principal, action, resources, now))
+        let seen = |decision: &Decision| self.note(principal, decision, now);
+        Ok(filter::filter(&self.0.engine, tenant(compiled.as_deref()), principal, action, resources, now, seen))
+    }
+
+    fn note(&self, principal: &Principal, decision: &Decision, now: DateTime<Utc>) {
+        if let Some(version) = principal.policy_version {
+            self.0.errors.note(principal.organization_id, version, decision.errors(), now);
+        }
     }
 
     /// By what resources of one kind are decided differently: those that agree in it can be counted together.
@@ -115,18 +191,31 @@ impl Authz {
         self.0.engine.vocabulary.applies(action, kind)
     }
 
-    /// Validates a tenant's policy set strictly, without storing it. Takes milliseconds for a large one: call it from
-    /// `spawn_blocking`.
+    /// Validates a tenant's policy set strictly, without storing it: one text of an organization at a time, and a few on a
+    /// host. It ends soon after nobody waits for it any more.
     ///
     /// # Errors
-    /// Every fault with line and column.
-    pub fn validate(&self, text: &str) -> Result<Validated, Vec<PolicyFault>> {
-        validate(&self.0.engine, text)
+    /// Every fault with line and column; or why it was not looked at.
+    pub async fn validate(&self, organization: OrganizationId, text: String) -> Result<Validated, Invalid> {
+        let authz = self.clone();
+        let work = move |stop: &dyn Fn() -> bool| validate(&authz.0.engine, &text, &authz.0.bounds, stop);
+        self.0
+            .workers
+            .validate(organization, work)
+            .await
+            .map_err(|undone| match undone {
+                Undone::Machine(error) => Invalid::Unavailable(error),
+                Undone::Panicked => Invalid::Defect,
+                Undone::Busy => Invalid::Busy,
+            })?
+            .map_err(Invalid::Faults)
     }
 
     async fn tenant(&self, store: &Store, principal: &Principal) -> Result<Option<Arc<Compiled>>, StoreError> {
         let Some(version) = principal.policy_version else { return Ok(None) };
-        let loaded = self.0.tenants.get(&self.0.engine.vocabulary, store, principal.organization_id, version).await;
+        let loaded = &self.0.tenants;
+        let loaded =
+            loaded.get(&self.0.engine.vocabulary, &self.0.workers, store, principal.organization_id, version).await;
         loaded.map(Some).map_err(StoreError::shared)
     }
 }
@@ -139,28 +228,40 @@ fn tenant(compiled: Option<&Compiled>) -> Tenant<'_> {
     }
 }
 
-fn validate(engine: &Engine, source: &str) -> Result<Validated, Vec<PolicyFault>> {
-    let parsed = text::parse(source)?;
-    validate::validate(&engine.vocabulary, source, &parsed)
+/// Needs a stack of [`text::STACK`] bytes.
+fn validate(
+    engine: &Engine,
+    source: &str,
+    bounds: &Bounds,
+    stop: &dyn Fn() -> bool,
+) -> Result<Validated, Vec<PolicyFault>> {
+    let parsed = text::read(source, Some(bounds))?;
+    validate::validate(&engine.vocabulary, source, &parsed, bounds, stop)
 }
 
 /// Validates policy sets without a server: `kaizen policy check`.
-pub struct Checker(Engine);
+pub struct Checker(Engine, Bounds);
 
 impl Checker {
     /// Reads the embedded schema.
     ///
     /// # Errors
     /// A defect.
-    pub fn new() -> anyhow::Result<Self> {
-        Engine::new().map(Self)
+    pub fn new(bounds: Bounds) -> anyhow::Result<Self> {
+        Ok(Self(Engine::new()?, bounds))
     }
 
-    /// As [`Authz::validate`].
+    /// As [`Authz::validate`], and waits for it.
     ///
     /// # Errors
     /// As [`Authz::validate`].
-    pub fn check(&self, text: &str) -> Result<Validated, Vec<PolicyFault>> {
-        validate(&self.0, text)
+    pub fn check(&self, text: &str) -> Result<Validated, Invalid> {
+        let checked = text::deep(|| validate(&self.0, text, &self.1, &|| false));
+        checked.map_err(Invalid::Unavailable)?.map_err(Invalid::Faults)
     }
+}
+
+/// A policy text as it is kept: editors on Windows begin it with a byte order mark, which Cedar does not know.
+pub fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }

@@ -2,11 +2,11 @@
 
 use cedar_policy::pst::{BinaryOp, Clause, Expr, Literal, Var};
 
-use super::text::{Parsed, PolicyFault, fault};
+use super::{text::Parsed, tokens::find};
 use crate::domain::environment::Environment;
 
-/// Every text that an environment is compared with and cannot be.
-pub(super) fn misspelt(text: &str, parsed: &Parsed) -> Vec<PolicyFault> {
+/// Every text that an environment is compared with and cannot be, by its place.
+pub(super) fn misspelt(text: &str, parsed: &Parsed) -> Vec<(usize, String)> {
     let mut faults = Vec::new();
     for source in &parsed.policies {
         let mut compared = Vec::new();
@@ -20,9 +20,9 @@ pub(super) fn misspelt(text: &str, parsed: &Parsed) -> Vec<PolicyFault> {
                 Ok(one) => format!("write `\"{one}\"`"),
                 Err(fault) => fault.to_string(),
             };
-            let at = text.find(&format!("{written:?}")).unwrap_or_default();
+            let at = find(text, &source.part, &[&format!("{written:?}")]);
             let message = format!("in {}: no environment is called {written:?}: {instead}", source.name);
-            faults.push(fault(text, at, message));
+            faults.push((at, message));
         }
     }
     faults
@@ -83,14 +83,19 @@ fn is_environment(expr: &Expr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::authz::Checker;
+    use crate::{
+        authz::{Bounds, Checker, Invalid},
+        config::limits::ServerLimits,
+    };
 
     fn faults(condition: &str) -> Vec<String> {
         let text = format!(
             "forbid (principal, action == Kaizen::Action::\"agent.deploy\", resource)\nwhen {{ {condition} }};"
         );
-        let checked = Checker::new().unwrap().check(&text);
-        checked.err().unwrap_or_default().iter().map(ToString::to_string).collect()
+        match Checker::new(Bounds::of(&ServerLimits::default())).unwrap().check(&text) {
+            Err(Invalid::Faults(faults)) => faults.iter().map(ToString::to_string).collect(),
+            other => other.map(|_| Vec::new()).unwrap(),
+        }
     }
 
     #[test]

@@ -148,6 +148,24 @@ limits! {
         job_days: u64 = 30, 1..=3650, "how long a finished job is kept, days; a failed one at least until its deployment is over";
         deployment_event_days: u64 = 90, 1..=3650, "how long the events of a deployment are kept after it is over, days";
     }
+    "Policies" {
+        policy_sets: i64 = 100, 1..=10_000, "policy sets of an organization";
+        policy_versions: i64 = 10_000, 1..=1_000_000, "versions of one policy set";
+        policy_text_kib: usize = 256, 1..=1000, "text of a version, KiB; a request's body has its own bound";
+        policies_per_set: usize = 2000, 1..=10_000, "policies in a version";
+        policy_elements: usize = 2000, 10..=20_000, "elements of the lists and records in one policy";
+        policy_string_bytes: usize = 2048, 64..=65_536, "one string or name in a policy, bytes";
+        policy_checks: u64 = 2_000_000, 10_000..=100_000_000, "expressions that validating a version looks at, each for every action and type of resource that its policy can match; an `if` doubles those within it";
+        policy_faults: usize = 100, 1..=1000, "faults, or warnings, told of one version";
+        policy_validations: usize = 1, 1..=64, "versions validated at once on a host; of one organization it is one";
+        policy_validations_waiting: usize = 3, 0..=100, "versions of one organization that wait to be validated on a host; further ones are refused with 429";
+        policy_loads: usize = 4, 1..=64, "versions in force that are compiled at once on a host";
+        policy_cache_mib: u64 = 256, 64..=65_536, "memory for compiled versions in force on a host, MiB; of one organization the last one is kept";
+        policy_error_seconds: u64 = 10, 1..=3600, "how often a host writes down which policies could not be evaluated, seconds";
+        policy_error_log_lines: usize = 10, 0..=1000, "organizations whose policies that could not be evaluated are logged, each time";
+        policy_errors_per_version: usize = 100, 1..=10_000, "policies of one version whose errors a host keeps until then";
+        policy_errors_waiting: usize = 10_000, 1..=1_000_000, "the same of all organizations together";
+    }
     "Plugins" {
         plugins_max_bytes: usize = 67_108_864, 1_024..=1_073_741_824, "bytes that an installed plugin may have";
         plugin_load_retry_seconds: u64 = 300, 1..=86_400, "longest pause before a version that does not load on a host is loaded again, seconds";

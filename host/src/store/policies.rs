@@ -1,5 +1,7 @@
 //! Policy sets, their versions, and which version is in force.
 
+use chrono::{DateTime, Utc};
+
 use super::{Connection, StoreError, Tx};
 use crate::{
     domain::{
@@ -153,15 +155,29 @@ pub async fn next_number(
     Ok(Some(on!(tx, |c| sqlx::query_scalar(sql).bind(organization).bind(id).fetch_one(c).await)?))
 }
 
-/// Adds a version.
+/// What was found when a version was validated.
+#[derive(Debug, Clone, Default, sqlx::FromRow)]
+pub struct Validation {
+    /// A digest of the rules that it was validated by; empty if by an earlier server's.
+    pub rules: String,
+    /// Its warnings, a JSON array.
+    pub warnings: String,
+}
+
+/// Adds a version, which changes its set too.
 ///
 /// # Errors
 /// As the database says.
-pub async fn insert_version(tx: &mut Tx, organization: OrganizationId, written: &PolicyText) -> Result<(), StoreError> {
+pub async fn insert_version(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    written: &PolicyText,
+    validation: &Validation,
+) -> Result<(), StoreError> {
     let PolicyText { version, text } = written;
     let sql = "INSERT INTO policy_versions
-                   (id, organization_id, policy_set_id, number, digest, text, note, created_by, created_at)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+                   (id, organization_id, policy_set_id, number, digest, text, note, created_by, created_at, rules, warnings)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
     on!(tx, |c| sqlx::query(sql)
         .bind(version.id)
         .bind(organization)
@@ -172,10 +188,33 @@ pub async fn insert_version(tx: &mut Tx, organization: OrganizationId, written: 
         .bind(&version.note)
         .bind(version.created_by)
         .bind(version.created_at)
+        .bind(&validation.rules)
+        .bind(&validation.warnings)
+        .execute(c)
+        .await
+        .map(drop))?;
+    let sql = "UPDATE policy_sets SET revision = revision + 1, updated_at = $3 WHERE organization_id = $1 AND id = $2";
+    on!(tx, |c| sqlx::query(sql)
+        .bind(organization)
+        .bind(version.policy_id)
+        .bind(version.created_at)
         .execute(c)
         .await
         .map(drop))?;
     Ok(())
+}
+
+/// What was found when a version was validated; `None` if it is not there.
+///
+/// # Errors
+/// As the database says.
+pub async fn validation(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    version: PolicyVersionId,
+) -> Result<Option<Validation>, StoreError> {
+    let sql = "SELECT rules, warnings FROM policy_versions WHERE organization_id = $1 AND id = $2";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(version).fetch_optional(c).await)?)
 }
 
 /// One version by its number, with its text.
@@ -232,7 +271,8 @@ pub async fn in_force(tx: &mut Tx, organization: OrganizationId) -> Result<Optio
     Ok(on!(tx, |c| sqlx::query_scalar(sql).bind(organization).fetch_one(c).await)?)
 }
 
-/// Puts a version in force, or none: then the platform's policies decide alone.
+/// Puts a version in force, or none: then the platform's policies decide alone. What is in force is told by the organization
+/// and by each of its sets, so that all of them change. Errors of other versions are forgotten.
 ///
 /// # Errors
 /// As the database says; it refuses a version that is not the organization's.
@@ -240,8 +280,85 @@ pub async fn put_in_force(
     tx: &mut Tx,
     organization: OrganizationId,
     version: Option<PolicyVersionId>,
+    now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    let sql = "UPDATE organizations SET policy_version_id = $2 WHERE id = $1";
-    on!(tx, |c| sqlx::query(sql).bind(organization).bind(version).execute(c).await.map(drop))?;
+    let sql = "UPDATE organizations SET policy_version_id = $2, revision = revision + 1, updated_at = $3 WHERE id = $1";
+    on!(tx, |c| sqlx::query(sql).bind(organization).bind(version).bind(now).execute(c).await.map(drop))?;
+    let sql = "UPDATE policy_sets SET revision = revision + 1, updated_at = $2 WHERE organization_id = $1";
+    on!(tx, |c| sqlx::query(sql).bind(organization).bind(now).execute(c).await.map(drop))?;
+    let sql = "DELETE FROM policy_errors WHERE organization_id = $1";
+    on!(tx, |c| sqlx::query(sql).bind(organization).execute(c).await.map(drop))?;
     Ok(())
+}
+
+/// How often a policy of a version could not be evaluated.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct ErrorRow {
+    /// Of the policy in its set, from 0.
+    pub place: i64,
+    /// Its `@id`, or its place in words.
+    pub policy: String,
+    /// Where it begins, from 1.
+    #[sqlx(rename = "text_line")]
+    pub line: i64,
+    /// From 1.
+    #[sqlx(rename = "text_column")]
+    pub column: i64,
+    /// Of the last time.
+    pub message: String,
+    /// How many decisions.
+    pub count: i64,
+    /// When last.
+    pub last_at: DateTime<Utc>,
+}
+
+/// Adds errors of a version, while it is in force.
+///
+/// # Errors
+/// As the database says.
+pub async fn add_errors(
+    tx: &mut Tx,
+    organization: OrganizationId,
+    version: PolicyVersionId,
+    row: &ErrorRow,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO policy_errors
+                   (organization_id, version_id, place, policy, text_line, text_column, message, count, last_at)
+               SELECT o.id, o.policy_version_id, $3, $4, $5, $6, $7, $8, $9
+               FROM organizations o WHERE o.id = $1 AND o.policy_version_id = $2
+               ON CONFLICT (organization_id, version_id, place) DO UPDATE SET
+                   message = EXCLUDED.message, count = policy_errors.count + EXCLUDED.count, last_at = EXCLUDED.last_at";
+    on!(tx, |c| sqlx::query(sql)
+        .bind(organization)
+        .bind(version)
+        .bind(row.place)
+        .bind(&row.policy)
+        .bind(row.line)
+        .bind(row.column)
+        .bind(&row.message)
+        .bind(row.count)
+        .bind(row.last_at)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(())
+}
+
+/// Errors of the version in force, if it is one of this set: the latest first.
+///
+/// # Errors
+/// As the database says.
+pub async fn errors(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    set: PolicySetId,
+    limit: i64,
+) -> Result<Vec<ErrorRow>, StoreError> {
+    let sql = "SELECT e.place, e.policy, e.text_line, e.text_column, e.message, e.count, e.last_at
+               FROM organizations o
+               JOIN policy_versions v ON v.organization_id = o.id AND v.id = o.policy_version_id
+               JOIN policy_errors e ON e.organization_id = o.id AND e.version_id = v.id
+               WHERE o.id = $1 AND v.policy_set_id = $2
+               ORDER BY e.last_at DESC, e.place LIMIT $3";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(set).bind(limit).fetch_all(c).await)?)
 }

@@ -166,7 +166,7 @@ fn action_for(kind: Kind, other: bool) -> Action {
 }
 
 fn sources(text: &str) -> Vec<Source> {
-    text::parse(text).unwrap_or_else(|faults| panic!("{text}\n{faults:?}")).policies
+    text::deep(|| text::read(text, None)).unwrap().unwrap_or_else(|faults| panic!("{text}\n{faults:?}")).policies
 }
 
 thread_local! {
@@ -180,7 +180,7 @@ proptest! {
     fn the_index_decides_as_all_policies_together(text in policies(), who in who(), on in what(), other: bool) {
         WORLD.with(|world| {
             let sources = sources(&text);
-            let index = Index::compile(&world.engine.vocabulary, Origin::Tenant, &sources).unwrap();
+            let index = Index::compile(&world.engine.vocabulary, Origin::Tenant, &text, &sources).unwrap();
             let context = Context::default();
             let roles = Roles::effective(&who, &on);
             let action = action_for(on.kind, other);
@@ -193,7 +193,7 @@ proptest! {
     #[test]
     fn the_filter_decides_as_each_check_alone(text in policies(), who in who(), on in prop::collection::vec(what(), 0..12), other: bool) {
         WORLD.with(|world| {
-            let index = Index::compile(&world.engine.vocabulary, Origin::Tenant, &sources(&text)).unwrap();
+            let index = Index::compile(&world.engine.vocabulary, Origin::Tenant, &text, &sources(&text)).unwrap();
             for kind in [Kind::Agent, Kind::Gateway, Kind::Workspace, Kind::User, Kind::Deployment] {
                 let action = action_for(kind, other);
                 let of_kind: Vec<_> = on.iter().filter(|resource| resource.kind == kind).cloned().collect();
@@ -201,7 +201,7 @@ proptest! {
                     .iter()
                     .map(|resource| world.engine.decide(Tenant::Policies(&index), &who, action, resource, &Context::default(), now()).allowed)
                     .collect();
-                let together = filter(&world.engine, Tenant::Policies(&index), &who, action, &of_kind, now());
+                let together = filter(&world.engine, Tenant::Policies(&index), &who, action, &of_kind, now(), |_| {});
                 prop_assert_eq!(together, alone, "{}", text);
             }
             Ok(())

@@ -26,9 +26,9 @@ fn no_tenant_policy_grants_across_organizations() {
 #[test]
 fn the_boundary_holds_by_policy_alone_too() {
     let world = World::new();
-    let sources = text::parse(include_str!("../../../../policies/platform/boundaries.cedar")).unwrap().policies;
+    let sources = text::read(include_str!("../../../../policies/platform/boundaries.cedar"), None).unwrap().policies;
     let mut all = sources;
-    let mut tenant = text::parse(EVERYTHING).unwrap().policies;
+    let mut tenant = text::read(EVERYTHING, None).unwrap().policies;
     for (place, source) in tenant.iter_mut().enumerate() {
         source.policy = source.policy.new_id(cedar_policy::PolicyId::new(format!("tenant{place}")));
     }
@@ -100,13 +100,145 @@ fn owners_cannot_be_locked_out_of_policy_management() {
     assert_eq!(read(&person(&[(Role::Admin, None)]), Action::PolicyRead, Kind::PolicySet).reason, Reason::Error);
 }
 
+/// An action, and for some of them the role in question.
+type Asked = (Action, Option<Role>);
+
+/// What only owners may do, whatever a tenant's policies permit.
+const OWNERS: &[Asked] = &[
+    (Action::OrganizationDelete, None),
+    (Action::UserUpdate, Some(Role::Owner)),
+    (Action::UserDelete, Some(Role::Owner)),
+    (Action::MembershipCreate, Some(Role::Owner)),
+    (Action::MembershipUpdate, Some(Role::Owner)),
+    (Action::MembershipDelete, Some(Role::Owner)),
+    (Action::IdentityConnectionCreate, None),
+    (Action::IdentityConnectionUpdate, None),
+    (Action::IdentityConnectionDelete, None),
+];
+
+/// What only platform administrators may do.
+const PLATFORM: &[Action] =
+    &[Action::OrganizationCreate, Action::PluginCreate, Action::PluginActivate, Action::PluginDelete];
+
+/// Every action with every role that it may be about.
+fn asked() -> Vec<Asked> {
+    let about = |action: &Action| match action {
+        Action::MembershipCreate | Action::MembershipUpdate | Action::MembershipDelete => {
+            vec![Some(Role::Owner), Some(Role::Admin), Some(Role::Viewer)]
+        }
+        Action::UserUpdate | Action::UserDelete => vec![None, Some(Role::Owner)],
+        _ => vec![None],
+    };
+    Action::ALL.iter().flat_map(|action| about(action).into_iter().map(|role| (*action, role))).collect()
+}
+
 #[test]
-fn a_tenant_cannot_grant_what_is_the_platforms() {
+fn no_role_gains_what_is_out_of_a_tenants_reach_where_everything_is_permitted() {
     let world = World::new();
+    let index = world.compile(EVERYTHING);
+    let roles = [Role::Admin, Role::Developer, Role::Viewer, Role::Auditor];
+    let mut people: Vec<Vec<(Role, Option<u128>)>> = vec![Vec::new(), roles.map(|role| (role, None)).to_vec()];
+    people.extend(roles.iter().flat_map(|role| [vec![(*role, None)], vec![(*role, Some(10))]]));
+    people.push(vec![(Role::Owner, Some(11))]);
+    for grants in people {
+        let who = person(&grants);
+        let mut refused = Vec::new();
+        for (action, role) in asked() {
+            for kind in Kind::ALL.iter().filter(|kind| world.engine.vocabulary.applies(action, **kind)) {
+                let context = Context { role, ..context(action) };
+                let on = thing(*kind);
+                let decision = world.engine.decide(Tenant::Policies(&index), &who, action, &on, &context, now());
+                if !decision.allowed {
+                    refused.push((action, role));
+                }
+            }
+        }
+        refused.dedup();
+        let of_platform = |action: &Action| PLATFORM.contains(action) || *action == Action::PluginRead;
+        let mut owners: Vec<_> = refused.iter().filter(|(action, _)| !of_platform(action)).copied().collect();
+        owners.sort_by_key(|(action, _)| *action);
+        let mut expected = OWNERS.to_vec();
+        expected.sort_by_key(|(action, _)| *action);
+        assert_eq!(owners, expected, "{grants:?}");
+        for action in PLATFORM {
+            assert!(refused.contains(&(*action, None)), "{grants:?} {}", action.as_str());
+        }
+    }
+    // Owners may what is theirs, and nothing of the platform's.
     let owner = person(&[(Role::Owner, None)]);
-    let decision =
-        world.decide(EVERYTHING, &owner, Action::OrganizationCreate, &thing(Kind::Organization), &Context::default());
-    assert_eq!((decision.allowed, decision.reason), (false, Reason::Forbidden));
+    for (action, role) in asked() {
+        for kind in Kind::ALL.iter().filter(|kind| world.engine.vocabulary.applies(action, **kind)) {
+            let context = Context { role, ..context(action) };
+            let on = thing(*kind);
+            let decision = world.engine.decide(Tenant::Policies(&index), &owner, action, &on, &context, now());
+            assert_eq!(decision.allowed, !PLATFORM.contains(&action), "{} {kind:?}", action.as_str());
+        }
+    }
+}
+
+#[test]
+fn a_tenant_has_no_say_in_what_is_the_platforms() {
+    let world = World::new();
+    let administrator = Principal { platform_administrator: true, ..person(&[(Role::Viewer, None)]) };
+    let hostile = [
+        "forbid (principal, action, resource);",
+        r#"forbid (principal, action in [Kaizen::Action::"plugin.*", Kaizen::Action::"organization.create"], resource);"#,
+        "permit (principal, action, resource) when { principal.attributes.missing == 1 };",
+    ];
+    let all = [PLATFORM, &[Action::PluginRead]].concat();
+    for text in hostile {
+        for action in &all {
+            assert!(
+                world.allows(text, &administrator, *action, &thing(Kind::Organization)),
+                "{text} {}",
+                action.as_str()
+            );
+        }
+    }
+    for action in &all {
+        let on = thing(Kind::Organization);
+        let broken = Tenant::Unreadable("it is broken");
+        let decision = world.engine.decide(broken, &administrator, *action, &on, &Context::default(), now());
+        assert!(decision.allowed, "{}", action.as_str());
+        let decision = world.decide(EVERYTHING, &person(&[]), *action, &on, &Context::default());
+        assert!(!decision.allowed, "{}", action.as_str());
+    }
+}
+
+#[test]
+fn policies_that_decide_are_named_in_the_order_of_the_text() {
+    let world = World::new();
+    let policy = |n: usize| {
+        format!(
+            r#"@id("f{n}") forbid (principal, action == Kaizen::Action::"agent.read", resource);
+               @id("e{n}") forbid (principal, action == Kaizen::Action::"agent.update", resource) when {{ context.hour * 9223372036854775807 > {n} }};"#
+        )
+    };
+    let text: String = (0..12).map(policy).collect();
+    let index = world.compile(&text);
+    let owner = person(&[(Role::Owner, None)]);
+    let ids = |action| {
+        let context = Context::default();
+        let decision = world.engine.decide(Tenant::Policies(&index), &owner, action, &agent(), &context, now());
+        decision.policies.iter().map(|deciding| deciding.policy.id.clone()).collect::<Vec<_>>()
+    };
+    for _ in 0..20 {
+        assert_eq!(ids(Action::AgentRead), (0..12).map(|n| format!("f{n}")).collect::<Vec<_>>());
+        assert_eq!(ids(Action::AgentUpdate), (0..12).map(|n| format!("e{n}")).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn policies_that_err_are_told_where_another_one_decides_too() {
+    let world = World::new();
+    let text = r#"
+        @id("no") forbid (principal, action == Kaizen::Action::"agent.read", resource);
+        @id("errs") permit (principal, action, resource) when { principal.attributes.clearance >= 3 };"#;
+    let who = person(&[(Role::Viewer, None)]);
+    let decision = world.decide(text, &who, Action::AgentRead, &agent(), &Context::default());
+    assert_eq!(decision.reason, Reason::Forbidden);
+    let errors: Vec<_> = decision.errors().map(|d| (d.policy.id.as_str(), d.policy.line, d.policy.column)).collect();
+    assert_eq!(errors, [("errs", 3, 9)]);
 }
 
 #[test]
@@ -171,7 +303,8 @@ fn doubt_denies() {
 #[test]
 fn a_set_that_is_in_force_and_unreadable_denies() {
     let world = World::new();
-    assert!(tenant::compile(&world.engine.vocabulary, "permit (principal, action").is_err());
+    let compiled = text::deep(|| tenant::compile(&world.engine.vocabulary, "permit (principal, action")).unwrap();
+    assert!(compiled.is_err());
 }
 
 #[test]

@@ -14,12 +14,16 @@ use super::{
     Action, Context, Decision, Kind, Origin, PolicyFault, Reason, Resource, Validated,
     engine::{Engine, Tenant},
     index::Index,
-    tenant, text,
+    tenant,
+    text::{self, Bounds},
 };
-use crate::domain::{
-    id::{OrganizationId, UserId, WorkspaceId},
-    principal::Principal,
-    role::{Grant, Role},
+use crate::{
+    config::limits::ServerLimits,
+    domain::{
+        id::{OrganizationId, UserId, WorkspaceId},
+        principal::Principal,
+        role::{Grant, Role},
+    },
 };
 
 /// Fixed ids: `n` tells them apart.
@@ -113,10 +117,15 @@ impl World {
         Self { engine: Engine::new().unwrap() }
     }
 
+    fn validate(&self, text: &str) -> Result<Validated, Vec<PolicyFault>> {
+        let bounds = Bounds::of(&ServerLimits::default());
+        text::deep(|| super::validate(&self.engine, text, &bounds, &|| false)).unwrap()
+    }
+
     /// Validated strictly first, as every stored text is.
     fn compile(&self, text: &str) -> Index {
-        super::validate(&self.engine, text).unwrap_or_else(|faults| panic!("{text}\n{faults:?}"));
-        tenant::compile(&self.engine.vocabulary, text).unwrap()
+        self.validate(text).unwrap_or_else(|faults| panic!("{text}\n{faults:?}"));
+        text::deep(|| tenant::compile(&self.engine.vocabulary, text)).unwrap().unwrap()
     }
 
     fn decide(&self, policies: &str, who: &Principal, action: Action, on: &Resource, context: &Context) -> Decision {

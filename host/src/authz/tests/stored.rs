@@ -37,7 +37,7 @@ impl Stored {
             organizations::insert(&mut tx, &organization).await.unwrap();
         }
         tx.commit().await.unwrap();
-        Self { store, authz: Authz::new(Clock::fixed(now(), 7)).unwrap(), _folder: folder }
+        Self { store, authz: Authz::new(Clock::fixed(now(), 7), &ServerLimits::default()).unwrap(), _folder: folder }
     }
 
     async fn set(&self, organization: u128, n: u128) -> PolicySetId {
@@ -72,7 +72,8 @@ impl Stored {
             created_at: now(),
         };
         let version_id = version.id;
-        policies::insert_version(&mut tx, id(organization), &PolicyText { version, text: text.into() }).await.unwrap();
+        let written = PolicyText { version, text: text.into() };
+        policies::insert_version(&mut tx, id(organization), &written, &Default::default()).await.unwrap();
         tx.commit().await.unwrap();
         version_id
     }
@@ -126,10 +127,10 @@ async fn what_is_in_force_is_the_organizations_own_and_stays_there() {
     let own = stored.version(1, ours, 1, FORBID).await;
     let foreign = stored.version(2, theirs, 2, FORBID).await;
     let mut tx = stored.store.begin().await.unwrap();
-    assert!(policies::put_in_force(&mut tx, acme(), Some(foreign)).await.is_err(), "another tenant's");
+    assert!(policies::put_in_force(&mut tx, acme(), Some(foreign), now()).await.is_err(), "another tenant's");
     drop(tx);
     let mut tx = stored.store.begin().await.unwrap();
-    policies::put_in_force(&mut tx, acme(), Some(own)).await.unwrap();
+    policies::put_in_force(&mut tx, acme(), Some(own), now()).await.unwrap();
     tx.commit().await.unwrap();
     let mut conn = stored.store.read().await.unwrap();
     let set = policies::get(&mut conn, acme(), ours).await.unwrap().unwrap();
@@ -142,7 +143,70 @@ async fn what_is_in_force_is_the_organizations_own_and_stays_there() {
     drop(tx);
     let mut tx = stored.store.begin().await.unwrap();
     assert_eq!(policies::in_force(&mut tx, acme()).await.unwrap(), Some(own));
-    policies::put_in_force(&mut tx, acme(), None).await.unwrap();
+    policies::put_in_force(&mut tx, acme(), None, now()).await.unwrap();
+    assert!(matches!(policies::delete(&mut tx, &set).await, Err(StoreError::Stale)), "what is in force is part of it");
+    let set = policies::get(&mut tx, acme(), ours).await.unwrap().unwrap();
     policies::delete(&mut tx, &set).await.unwrap();
     tx.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_machine_without_threads_denies_nobody_for_good() {
+    let stored = Stored::new().await;
+    let set = stored.set(1, 1).await;
+    let open = stored.version(1, set, 1, "permit (principal, action, resource);").await;
+    let who = Principal { policy_version: Some(open), ..person(&[(Role::Developer, None)]) };
+    let context = Context::default();
+    stored.authz.0.workers.exhaust(true);
+    for _ in 0..2 {
+        let decision = stored.authz.check(&stored.store, &who, Action::AgentRead, &agent(), &context).await;
+        assert!(matches!(decision, Err(StoreError::Unavailable(_))), "{decision:?}");
+    }
+    let validated = stored.authz.validate(acme(), "permit (principal, action, resource);".into()).await;
+    assert!(matches!(validated, Err(super::super::Invalid::Unavailable(_))), "{validated:?}");
+    stored.authz.0.workers.exhaust(false);
+    assert_eq!(stored.reason(Some(open)).await, Reason::Allowed);
+}
+
+#[tokio::test]
+async fn of_an_organization_the_last_version_is_kept() {
+    let stored = Stored::new().await;
+    let set = stored.set(1, 1).await;
+    for n in 1..6 {
+        let version = stored.version(1, set, n, FORBID).await;
+        assert_eq!(stored.reason(Some(version)).await, Reason::Forbidden);
+    }
+    assert_eq!(stored.authz.0.tenants.kept().await, 1);
+}
+
+#[tokio::test]
+async fn what_errs_is_kept_for_the_version_in_force_within_bounds() {
+    let stored = Stored::new().await;
+    let set = stored.set(1, 1).await;
+    let text: String = (0..150)
+        .map(|n| {
+            format!(
+                "@id(\"e{n}\") permit (principal, action, resource) when {{ principal.attributes.level >= {n} }};\n"
+            )
+        })
+        .collect();
+    let version = stored.version(1, set, 1, &text).await;
+    let mut tx = stored.store.begin().await.unwrap();
+    policies::put_in_force(&mut tx, acme(), Some(version), now()).await.unwrap();
+    tx.commit().await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(stored.reason(Some(version)).await, Reason::Error);
+    }
+    stored.authz.write_errors(&stored.store, acme()).await.unwrap();
+    let errors = policies::errors(&mut stored.store.read().await.unwrap(), acme(), set, 1000).await.unwrap();
+    assert_eq!(errors.len(), 100, "of 150 policies");
+    // A check, and a list of things that no policy tells apart, twice.
+    assert!(errors.iter().all(|row| row.count == 4 && row.line == row.place + 1 && row.column == 1), "{errors:?}");
+    assert!(errors[0].message.contains("level"), "{errors:?}");
+    assert_eq!(stored.reason(Some(version)).await, Reason::Error);
+    let mut tx = stored.store.begin().await.unwrap();
+    policies::put_in_force(&mut tx, acme(), None, now()).await.unwrap();
+    tx.commit().await.unwrap();
+    stored.authz.write_errors(&stored.store, acme()).await.unwrap();
+    assert!(policies::errors(&mut stored.store.read().await.unwrap(), acme(), set, 1000).await.unwrap().is_empty());
 }
