@@ -259,9 +259,10 @@ async fn what_is_in_force_is_part_of_every_set(backend: Backend) {
     // Once more the same: nothing changes.
     activate(path.clone(), seen[2].clone()).await.ok(200);
     activate(path.clone(), seen[2].clone()).await.ok(200);
-    let deactivate = |etag: String| async move {
+    let deactivation = format!("/api/v1/policies/{set}/deactivate");
+    let deactivate = async |etag: String| {
         let headers = [("if-match", etag.as_str())];
-        owner.request(Method::POST, &format!("/api/v1/policies/{set}/deactivate"), Some(json!({})), &headers).await
+        owner.request(Method::POST, &deactivation, Some(json!({})), &headers).await
     };
     deactivate(seen[1].clone()).await.problem(412, "precondition_failed");
     let answer = deactivate(seen[2].clone()).await;
