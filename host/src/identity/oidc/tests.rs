@@ -207,6 +207,7 @@ async fn an_issuer_that_failed_is_left_alone_for_a_while() {
     let policy = egress::Policy {
         allow: vec![crate::sandbox::pattern::Pattern::everything()],
         allow_private: vec!["127.0.0.0/8".parse().unwrap()],
+        ..egress::Policy::default()
     };
     let providers = Providers::new(egress::Client::new(policy, Arc::new(egress::SystemResolver)), COOLED);
     let all = futures::future::join_all((0..20).map(|_| providers.provider(&issuer))).await;
