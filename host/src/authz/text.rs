@@ -79,7 +79,6 @@ pub(super) struct Source {
     pub(super) name: String,
     pub(super) description: Option<String>,
     pub(super) effect: Effect,
-    pub(super) policy: Policy,
     /// The same as a syntax tree.
     pub(super) tree: Template,
     /// Where it is in the text, bytes.
@@ -292,7 +291,6 @@ pub(super) fn read(text: &str, bounds: Option<&Bounds>) -> Result<Parsed, Vec<Po
             name,
             description: annotation("description"),
             effect: policy.effect(),
-            policy,
             tree,
             part,
             checks: measure.checks.saturating_add(1),

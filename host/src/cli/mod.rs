@@ -139,8 +139,8 @@ pub fn run() -> anyhow::Result<()> {
     crate::telemetry::logs(&config)?;
     runtime()?.block_on(async {
         match cli.command {
-            Command::Serve(serve) => serve.run(config).await,
-            Command::Demo(demo) => demo.run(config).await,
+            Command::Serve(serve) => Box::pin(serve.run(config)).await,
+            Command::Demo(demo) => Box::pin(demo.run(config)).await,
             Command::Admin(admin) => admin.run(&config).await,
             Command::Audit(audit) => audit.run(&config).await,
             Command::Migrate => migrate(&config).await,

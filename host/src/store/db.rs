@@ -158,7 +158,8 @@ impl Tx {
 }
 
 /// What each session with PostgreSQL begins with: nobody waits for a statement, a lock or a silent peer without end. A host that is
-/// cut off within a transaction would otherwise keep its locks until TCP gives up, hours later.
+/// cut off within a transaction would otherwise keep its locks until TCP gives up, hours later. What is acknowledged is on disk, also where
+/// the operator's default is not to wait for that; a stricter default, such as `remote_apply`, stays.
 ///
 /// By `SET` and not in the start-up packet, which connection poolers refuse.
 /// Source: <https://www.postgresql.org/docs/current/runtime-config-client.html> and `runtime-config-connection.html`.
@@ -166,7 +167,7 @@ fn session(limits: &ServerLimits) -> String {
     let ServerLimits { database_statement_seconds, database_lock_seconds, database_idle_transaction_seconds, .. } =
         limits;
     format!(
-        "SET synchronous_commit = on;
+        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
          SET statement_timeout = '{database_statement_seconds}s';
          SET lock_timeout = '{database_lock_seconds}s';
          SET idle_in_transaction_session_timeout = '{database_idle_transaction_seconds}s';
