@@ -9,7 +9,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use kaizen::{
     app::App,
     clock::Clock,
-    domain::{connection::Kind, id::OrganizationId},
+    domain::connection::Kind,
     plugins::{Attempt, Binding, IdentityGrant, Plugins, Wanted, bundled},
     sandbox::{
         Sandbox,

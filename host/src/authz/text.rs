@@ -79,7 +79,10 @@ pub(super) struct Source {
     pub(super) name: String,
     pub(super) description: Option<String>,
     pub(super) effect: Effect,
-    /// The same as a syntax tree.
+    /// As Cedar holds it: what tests compare the index with.
+    #[cfg(test)]
+    pub(super) policy: Policy,
+    /// As a syntax tree.
     pub(super) tree: Template,
     /// Where it is in the text, bytes.
     pub(super) part: Range<usize>,
@@ -291,6 +294,8 @@ pub(super) fn read(text: &str, bounds: Option<&Bounds>) -> Result<Parsed, Vec<Po
             name,
             description: annotation("description"),
             effect: policy.effect(),
+            #[cfg(test)]
+            policy,
             tree,
             part,
             checks: measure.checks.saturating_add(1),
