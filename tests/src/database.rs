@@ -92,7 +92,7 @@ async fn a_database_that_says_nothing_is_answered_for_with_503() {
     let setup = Setup::new(Backend::Postgres).await;
     let through = setup.database.url_through(proxy.port);
     let setup = setup.with("KAIZEN_DATABASE_URL", through);
-    let setup = setup.with("KAIZEN_CALLER_LOOKUP_SECONDS", "1").with("KAIZEN_DATABASE_ANSWER_SECONDS", "1");
+    let setup = setup.with("KAIZEN_CALLER_LOOKUP_SECONDS", "1").with("KAIZEN_DATABASE_ANSWER_SECONDS", "5");
     let world = World::with(setup).await;
     let tenant = world.tenant("acme").await;
     let ops = Client::new(&world.server.ops);
