@@ -201,7 +201,7 @@ limits! {
         plugin_descriptors: usize = 16, 1..=1000, "sockets and files that one call may open, and its requests under way at once";
         plugin_descriptors_total: usize = 1024, 1..=1_000_000, "sockets and files of all plugin calls together";
         plugin_refusals: u32 = 100, 1..=100_000, "refusals after which a call is stopped";
-        plugin_compile_memory_mib: u64 = 4096, 512..=1_048_576, "address space of the process that compiles one plugin, MiB";
+        plugin_compile_memory_mib: u64 = 4096, 2_048..=1_048_576, "address space of the process that compiles one plugin, MiB";
         plugin_compile_cpu_seconds: u64 = 300, 1..=36_000, "processor time to compile one plugin, seconds";
         plugin_compile_seconds: u64 = 240, 1..=36_000, "time to compile one plugin, seconds";
         plugin_schema_patterns: usize = 64, 1..=10_000, "patterns of a plugin's configuration schema, with every `$ref` followed";

@@ -75,6 +75,8 @@ impl Apart {
             .args(["--memory-bytes", &self.memory_bytes.to_string()])
             .args(["--cpu-seconds", &self.cpu.as_secs().max(1).to_string()])
             .env_clear()
+            // Threads need address space, and one component must not have all processors.
+            .env("RAYON_NUM_THREADS", "2")
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
