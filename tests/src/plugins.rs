@@ -258,9 +258,15 @@ async fn versions_are_swapped_under_load_and_no_call_fails(backend: Backend) {
     let under_way = tokio::spawn(async move { runs(&client, &held).await });
     far.held(1).await;
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let callers: Vec<_> = (0..6)
-        .map(|_| {
-            let (client, quick, stop) = (owner.client.clone(), quick.clone(), stop.clone());
+    // A sink each: one connection is checked once at a time.
+    let mut sinks = Vec::new();
+    for number in 0..6 {
+        sinks.push(sink(owner, &format!("quick {number}"), None, json!({})).await);
+    }
+    let callers: Vec<_> = sinks
+        .into_iter()
+        .map(|quick| {
+            let (client, stop) = (owner.client.clone(), stop.clone());
             tokio::spawn(async move {
                 let mut seen = Vec::new();
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {

@@ -4,7 +4,11 @@
 //! Checking a signature is a pure function, so what was verified once is remembered by the token's digest, and only the
 //! times are looked at again.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -46,6 +50,12 @@ const STALE: TimeDelta = TimeDelta::minutes(5);
 /// And for an unknown key at most this often, whoever sends tokens that name one.
 const COOL_DOWN: TimeDelta = TimeDelta::seconds(5);
 
+/// How the last look for signing keys ended, and when.
+enum Asked {
+    Answered(DateTime<Utc>),
+    Failed(DateTime<Utc>),
+}
+
 /// What an access token says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
@@ -81,8 +91,8 @@ pub struct Tokens {
     key: SigningKey,
     issuer: String,
     keys: ArcSwap<Keys>,
-    /// When the table was last asked; held while asking, so that one asks for all.
-    asked: tokio::sync::Mutex<DateTime<Utc>>,
+    /// When the table was last asked, and how that ended; held while asking, so that one asks for all.
+    asked: tokio::sync::Mutex<Asked>,
     published_until: parking_lot::Mutex<DateTime<Utc>>,
     verified: Cache<[u8; 32], Arc<Claims>>,
     validation: Validation,
@@ -102,7 +112,7 @@ impl Tokens {
             key,
             issuer,
             keys: ArcSwap::from_pointee(Keys { by_kid: HashMap::new(), jwks: Vec::new(), read_at: never }),
-            asked: tokio::sync::Mutex::new(never),
+            asked: tokio::sync::Mutex::new(Asked::Answered(never)),
             published_until: parking_lot::Mutex::new(never),
             verified: Cache::builder().max_capacity(REMEMBERED).time_to_live(REMEMBERED_FOR).build(),
             validation,
@@ -219,11 +229,20 @@ impl Tokens {
         }
         let mut asked = self.asked.lock().await;
         let keys = self.keys.load_full();
-        if fresh(&keys) || now - *asked < COOL_DOWN {
+        if fresh(&keys) {
             return Ok(keys);
         }
-        let live = signing_keys::live(&mut store.read().await?, now).await?;
-        *asked = now;
+        match *asked {
+            Asked::Answered(at) if now - at < COOL_DOWN => return Ok(keys),
+            // Who waited while another was refused is refused with it, and need not wait for the same.
+            Asked::Failed(at) if now < at => return Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
+            _ => {}
+        }
+        let begun = Instant::now();
+        let live = async { signing_keys::live(&mut store.read().await?, now).await }.await;
+        let waited = TimeDelta::from_std(begun.elapsed()).unwrap_or_default();
+        *asked = if live.is_ok() { Asked::Answered(now) } else { Asked::Failed(now + waited) };
+        let live = live?;
         let mut read = Keys { by_kid: HashMap::with_capacity(live.len()), jwks: Vec::new(), read_at: now };
         for (jwk, expires_at) in live {
             match DecodingKey::from_rsa_components(&jwk.n, &jwk.e) {

@@ -28,6 +28,7 @@ use std::{panic::AssertUnwindSafe, time::Duration};
 
 use apalis::prelude::{Monitor, WorkerBuilder, WorkerBuilderExt};
 use futures::FutureExt;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 pub use self::streams::{Stream, Streams};
@@ -132,7 +133,17 @@ fn monitor(app: &App, owner: &str) -> Monitor {
         .register(move |restarts| {
             let handler = {
                 let app = app.clone();
-                move |claimed: Claimed| attempt(app.clone(), claimed)
+                // On a task of its own: apalis polls all attempts and the next claim on one, where each may hold a connection.
+                move |claimed: Claimed| {
+                    let attempt = AbortOnDropHandle::new(tokio::spawn(attempt(app.clone(), claimed)));
+                    async move {
+                        if let Err(error) = attempt.await
+                            && error.is_panic()
+                        {
+                            tracing::error!(%error, "a job's attempt panicked; its lease ends, and another begins");
+                        }
+                    }
+                }
             };
             WorkerBuilder::new(format!("{owner}-{restarts}"))
                 .backend(Claims::new(app.clone(), owner.clone()))

@@ -58,7 +58,7 @@ def post(call: Call, events: list[Event]) -> None:
         "authorization": f"Bearer {secret('token')}",
         "idempotency-key": call.idempotency_key,
     }
-    body = f'{{"events": [{", ".join(to_json(event) for event in events)}]}}'.encode()
+    body = ('{"events": [' + ", ".join(to_json(event) for event in events) + "]}").encode()
     send("POST", json.loads(call.config)["url"], headers, body).success()
 
 
