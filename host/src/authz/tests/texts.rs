@@ -168,7 +168,7 @@ fn a_deeply_nested_text_ends_in_a_fault_and_not_in_a_crash() {
     // Brackets in strings and comments do not count.
     let quoted = format!(
         "// {0}\npermit (principal, action, resource) when {{ principal.name == \"\\\"{0}\" }};",
-        "(".repeat(3000)
+        "(".repeat(2000)
     );
     assert_eq!(check(&quoted).map(|validated| validated.policies), Ok(1));
 }
