@@ -30,6 +30,8 @@ const WEIGHT: usize = 2000;
 const DEPTH: usize = 32;
 /// What changes where a `$ref` leads.
 const MOVES: [&str; 5] = ["$id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveRef"];
+/// What holds subschemas by names that authors choose (`patternProperties` does, too).
+const NAMED: [&str; 5] = ["properties", "$defs", "definitions", "dependentSchemas", "dependencies"];
 /// Not schemas, whatever is in them.
 const PLAIN: [&str; 4] = ["const", "default", "enum", "examples"];
 
@@ -189,9 +191,9 @@ impl<'a> Weighing<'a> {
                         ("$ref", Value::String(to)) => self.behind(to)?,
                         ("pattern", Value::String(_)) => Weight::PATTERN,
                         ("patternProperties", Value::Object(of)) => {
-                            let patterns = Weight { subschemas: 0, patterns: of.len() };
-                            patterns.and(self.weigh(value)?)
+                            Weight { subschemas: 0, patterns: of.len() }.and(self.weigh_named(of)?)
                         }
+                        (key, Value::Object(of)) if NAMED.contains(&key) => self.weigh_named(of)?,
                         (key, Value::String(_))
                             if MOVES.contains(&key) && !(key == "$id" && std::ptr::eq(part, self.root)) =>
                         {
@@ -208,6 +210,11 @@ impl<'a> Weighing<'a> {
             Value::Bool(_) => Ok(Weight::SUBSCHEMA),
             _ => Ok(Weight::default()),
         }
+    }
+
+    /// What subschemas by name hold: a property may be called `default` or `enum`, too.
+    fn weigh_named(&mut self, of: &'a serde_json::Map<String, Value>) -> Result<Weight, String> {
+        of.values().try_fold(Weight::SUBSCHEMA, |sum, part| Ok(sum.and(self.weigh(part)?)))
     }
 
     fn behind(&mut self, to: &'a str) -> Result<Weight, String> {
@@ -249,6 +256,7 @@ mod tests {
             "properties": (0..65).map(|n| (format!("p{n}"), json!({ "$ref": "#/$defs/name" }))).collect::<serde_json::Map<_, _>>() });
         let large = (0..40).map(|n| (format!("^\\p{{L}}{{30}}{n}$"), json!({}))).collect::<serde_json::Map<_, _>>();
         for (schema, why) in [
+            (json!({ "properties": { "default": { "patternProperties": many } } }), "subschemas"),
             (json!({ "patternProperties": many }), "subschemas"),
             (json!({ "allOf": booleans }), "subschemas"),
             (behind, "at most 64 patterns"),
