@@ -452,6 +452,12 @@ impl Plugins {
         }
         let ready = self.load_row(library, kind, name, &row).await?;
         let _turn = library.turn.lock().await;
+        // It may have gone into quarantine while it was compiled, and this host may have looked since: it would not look
+        // again. What comes later waits for the turn.
+        let quarantined = rows::quarantine(&mut library.store.read().await?, &row.digest).await?;
+        if let Some(found) = quarantined {
+            return Err(kept(registry::quarantined(name, version, &found.reason)));
+        }
         let mut registry = Registry::clone(&self.0.registry.load());
         registry.bring(ready);
         self.0.registry.store(Arc::new(registry));
