@@ -146,6 +146,13 @@ impl FromStr for DenyRule {
         if let Ok(place) = text.parse() {
             return Ok(DenyRule::Address(place));
         }
+        // Taken for names, they would be compared with what requests say and with no address that a name resolves to.
+        if text.starts_with('[') || text.split([':', '/']).next().is_some_and(|host| host.parse::<IpAddr>().is_ok()) {
+            return Err(format!(
+                "`{text}` is not a network, e.g. 203.0.113.0/24 or 2001:db8::1, with a port if only that is meant, e.g. \
+                 203.0.113.7:22 or [2001:db8::/32]:443"
+            ));
+        }
         let parse = |text: &str| text.parse::<Pattern>().map_err(|error| error.to_string());
         if text.contains("://") || text == "*" {
             return Ok(DenyRule::Names(vec![parse(text)?]));
@@ -216,6 +223,9 @@ mod tests {
         assert!(rule("https://corp.example").covers(&target("https://corp.example")));
         assert!(!rule("https://corp.example").covers(&target("http://corp.example")));
         assert!(rule("corp.example:8443").covers(&target("https://corp.example:8443")));
+        for network in ["[2001:db8::1]", "[2001:db8::1]:*", "203.0.113.7:*", "203.0.113.0/33", "203.0.113.7:0"] {
+            assert!(network.parse::<DenyRule>().is_err(), "{network}");
+        }
         assert!("https://a b".parse::<DenyRule>().is_err() && "https://x/path".parse::<DenyRule>().is_err());
     }
 }
