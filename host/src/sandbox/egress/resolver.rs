@@ -55,11 +55,17 @@ impl Default for Lookups {
     }
 }
 
+/// What comes before a country's code where names are registered below both. Going by its length, `x.abc.de` would be a
+/// domain for each `x`, and whoever has `abc.de` would have as many lookups as there are.
+const SECOND_LEVEL: [&str; 17] =
+    ["ac", "co", "com", "edu", "gob", "gov", "go", "gv", "ltd", "mil", "ne", "net", "nom", "or", "org", "plc", "sch"];
+
 /// The domain that somebody registered, as far as the name's shape tells: `example.com` of `a.b.example.com`, and
 /// `example.co.uk` of `a.example.co.uk`.
 fn domain(name: &str) -> String {
     let labels: Vec<&str> = name.trim_end_matches('.').rsplit('.').collect();
-    let public = matches!(labels.as_slice(), [top, second, ..] if top.len() == 2 && second.len() <= 3);
+    let public = matches!(labels.as_slice(), [top, second, ..]
+        if top.len() == 2 && SECOND_LEVEL.iter().any(|known| second.eq_ignore_ascii_case(known)));
     let mut kept: Vec<&str> = labels.into_iter().take(if public { 3 } else { 2 }).collect();
     kept.reverse();
     kept.join(".").to_ascii_lowercase()
@@ -133,6 +139,7 @@ mod tests {
             ("x.example.co.uk", "example.co.uk"),
             ("localhost", "localhost"),
             ("a.io", "a.io"),
+            ("x.abc.io", "abc.io"),
         ] {
             assert_eq!(domain(name), expected, "{name}");
         }
