@@ -5,11 +5,13 @@
 //! | `name` | `audit` | The start of the files' names, `{name}-{connection id}.jsonl`. |
 //! | `rotate_megabytes` | `100` | The size from which on a new file is begun. |
 //!
-//! The operator offers the folder under the name `audit` (the server's setting `audit_dir`; by default there is none); each connection writes files of its own in it, named by its
-//! id, so that connections can't write over each other. A batch counts as stored once it is on the disk (`fsync`). A
-//! file that has grown to `rotate_megabytes` is renamed (`….before-SEQUENCE.jsonl`) and a new one begun; nothing is ever
-//! deleted, which is the operator's to do. Delivery is at least once: after a crash or a full disk a line may be cut short
-//! and some events come again, with the same `id`; readers skip lines that are no JSON.
+//! The operator offers the folder under the name `audit` (the server's setting `audit_dir`; by default there is none). Each
+//! connection has a folder of its own in it, named by its id: `AUDIT_DIR/CONNECTION/NAME-CONNECTION.jsonl`. A batch counts as
+//! stored once it is on the disk (`fsync`). A file that has grown to `rotate_megabytes` is renamed
+//! (`….before-SEQUENCE.jsonl`) and a new one begun. The plugin deletes nothing: once the connection's folder holds
+//! `plugin_folder_mib` (1024) or `plugin_folder_files` (1000), delivery stops until the operator moves files away. Deleting
+//! the connection removes its folder on the host that is asked. Delivery is at least once: after a crash or a full disk a
+//! line may be cut short and some events come again, with the same `id`; readers skip lines that are no JSON.
 
 mod journal;
 
