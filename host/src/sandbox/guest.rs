@@ -63,8 +63,11 @@ pub enum Fault {
     /// Too many calls at once.
     #[error("too many calls of plugins at once")]
     Busy,
-    /// The other calls have the memory.
-    #[error("the memory of all plugin calls together (`plugin_memory_total_mib`) is in use")]
+    /// Other calls have the memory: all together, or those of the same organization.
+    #[error(
+        "the memory of all plugin calls together (`plugin_memory_total_mib`), or of this organization's \
+         (`plugin_memory_per_organization_mib`), is in use"
+    )]
     MemoryInUse,
 }
 
