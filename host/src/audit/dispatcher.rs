@@ -54,6 +54,8 @@ const TURN: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How long a stopping host waits for batches that are under way.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long a stopping host tries to give its sinks back: a database that hangs must not hold it up.
+const RELEASE: Duration = Duration::from_secs(4);
 /// Characters of an error that are kept.
 const ERROR_LENGTH: usize = 2000;
 
@@ -70,7 +72,8 @@ async fn dispatch(app: App) {
     let ended = Arc::new(Notify::new());
     let mut hints = app.bus.subscribe();
     while !app.stopping.is_cancelled() {
-        if let Err(error) = round(&app, &owner, &slots, &deliveries, &ended).await {
+        let round = round(&app, &owner, &slots, &deliveries, &ended);
+        if let Some(Err(error)) = app.stopping.run_until_cancelled(round).await {
             tracing::warn!(%error, "could not look for audit events to deliver; trying again");
             app.stopping.run_until_cancelled(tokio::time::sleep(POLL)).await;
         }
@@ -85,8 +88,16 @@ async fn dispatch(app: App) {
         store::delivery::release_all(&mut tx, &owner).await?;
         tx.commit().await
     };
-    if let Err(error) = released.await {
-        tracing::warn!(%error, "could not give back audit sinks; another host takes them over when their leases end");
+    match tokio::time::timeout(RELEASE, released).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "could not give back audit sinks; another host takes them over when their leases end");
+        }
+        Err(_) => {
+            tracing::warn!(
+                "could not give back audit sinks in time; another host takes them over when their leases end"
+            );
+        }
     }
 }
 

@@ -137,7 +137,8 @@ pub fn run() -> anyhow::Result<()> {
         config.log = "warn".to_owned();
     }
     crate::telemetry::logs(&config)?;
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
         match cli.command {
             Command::Serve(serve) => Box::pin(serve.run(config)).await,
             Command::Demo(demo) => Box::pin(demo.run(config)).await,
@@ -146,7 +147,10 @@ pub fn run() -> anyhow::Result<()> {
             Command::Migrate => migrate(&config).await,
             Command::Policy(_) | Command::Plugin(_) | Command::Openapi | Command::DemoGateway(_) => Ok(()),
         }
-    })
+    });
+    // Dropped, it would wait for blocking work without bound: a look-up of a name, or a plugin that is being compiled.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
 }
 
 /// The command line, in which the help of what has no use for a server's settings does not list them.

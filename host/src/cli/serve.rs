@@ -1,6 +1,6 @@
 //! `kaizen serve`.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::{Args, ValueEnum};
 use tokio::{
@@ -17,9 +17,14 @@ use crate::{
     },
     app::App,
     clock::Clock,
-    config::{Config, proxies::Proxies},
-    telemetry,
+    config::{Config, limits::ServerLimits, proxies::Proxies},
+    jobs, telemetry,
 };
+
+/// What is left to write down once requests, canvases and jobs have had their time to end.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+/// For questions to the operators' listener that are under way at the very end, seconds.
+const OPS_STOP_SECONDS: u64 = 2;
 
 /// Which part of the work this host does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -82,7 +87,7 @@ impl Running {
             // Everybody who asks may be behind one address.
             connections_per_client: limits.ops_connections as usize,
             clients: ClientAddresses::new(Proxies::default()),
-            limits: limits.clone(),
+            limits: ServerLimits { stop_seconds: OPS_STOP_SECONDS, ..limits.clone() },
             draining: CancellationToken::new(),
             stopping: ops_stopping.clone(),
         };
@@ -115,12 +120,17 @@ impl Running {
     }
 
     /// Stops taking requests and jobs, lets what is under way finish, and returns. Health and metrics are answered to the
-    /// end.
+    /// end. What does not end in time, such as a statement that a silent database never answers, is cut off: it holds
+    /// nothing that was acknowledged and not committed, and what it has claimed is another host's once its lease ends.
     pub async fn stop(self) {
         self.app.draining.cancel();
         self.app.stopping.cancel();
         self.app.tasks.close();
-        self.app.tasks.wait().await;
+        let limits = &self.app.config.limits;
+        let under_way = Duration::from_secs(limits.stop_seconds.max(limits.canvas_stop_seconds)).max(jobs::DRAIN);
+        if tokio::time::timeout(under_way + LAST_WRITES, self.app.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = self.app.tasks.len(), "stopping while background work waits for the database");
+        }
         let (ops, stopping) = self.ops;
         stopping.cancel();
         drop(ops.await);
@@ -140,7 +150,8 @@ fn connections(config: &Config, descriptors: u64) -> usize {
     if connections < most as usize {
         tracing::warn!(
             file_descriptors = descriptors,
-            "the limit of open files leaves room for {connections} of {most} `connections`: raise it (`ulimit -n`,              `LimitNOFILE=` of systemd) or lower the setting"
+            "the limit of open files leaves room for {connections} of {most} `connections`: raise it (`ulimit -n`, \
+             `LimitNOFILE=` of systemd) or lower the setting"
         );
     }
     connections

@@ -47,6 +47,8 @@ use crate::{
 const SLOTS: usize = 16;
 /// How long a stopping host waits for the jobs it runs.
 pub const DRAIN: Duration = Duration::from_secs(20);
+/// How long a stopping host tries to give its jobs back: a database that hangs must not hold it up.
+const RELEASE: Duration = Duration::from_secs(4);
 /// How often what is old is removed.
 const PRUNING: Duration = Duration::from_secs(600);
 
@@ -166,14 +168,17 @@ async fn release(app: &App, owner: &str) {
         tx.commit().await?;
         Ok::<_, StoreError>(released)
     };
-    match released.await {
-        Ok(0) => {}
-        Ok(count) => {
+    match tokio::time::timeout(RELEASE, released).await {
+        Ok(Ok(0)) => {}
+        Ok(Ok(count)) => {
             tracing::info!(count, "gave back jobs that were still running");
             app.bus.publish(crate::bus::Hint::Job);
         }
-        Err(error) => {
+        Ok(Err(error)) => {
             tracing::warn!(%error, "could not give back jobs; another host takes them over when their leases end")
+        }
+        Err(_) => {
+            tracing::warn!("could not give back jobs in time; another host takes them over when their leases end")
         }
     }
 }
