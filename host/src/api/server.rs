@@ -85,6 +85,8 @@ struct Shared {
     builder: Builder<TokioExecutor>,
     times: TimeLimits,
     ceilings: Arc<Ceilings>,
+    /// Connections that are being turned away.
+    shedding: Arc<Semaphore>,
 }
 
 impl Server {
@@ -105,8 +107,9 @@ impl Server {
         let gauge = metrics::gauge!("kaizen_connections", "listener" => self.name);
         let ceilings = Ceilings::new(self.connections, self.connections_per_client, gauge);
         let stopping = self.stopping.clone();
-        let shared = Arc::new(Shared { server: self, builder, times, ceilings });
-        let (connections, shedding) = (TaskTracker::new(), Arc::new(Semaphore::new(SHEDDING)));
+        let shared =
+            Arc::new(Shared { server: self, builder, times, ceilings, shedding: Arc::new(Semaphore::new(SHEDDING)) });
+        let connections = TaskTracker::new();
         let mut failing = false;
         while let Some(accepted) = stopping.run_until_cancelled(listener.accept()).await {
             let (stream, peer) = match accepted {
@@ -132,7 +135,7 @@ impl Server {
                 }
                 None => {
                     shared.count("turned_away");
-                    if let Ok(turn) = shedding.clone().try_acquire_owned() {
+                    if let Ok(turn) = shared.shedding.clone().try_acquire_owned() {
                         connections.spawn(async move {
                             turn_away(stream).await;
                             drop(turn);
@@ -172,7 +175,11 @@ impl Shared {
         if client.source == AddressSource::ProxyProtocol && !place.belongs_to(client.network()) {
             self.count("turned_away");
             drop(place);
-            return turn_away(stream).await;
+            // Those that a proxy brings take descriptors as well: no more of them at once than of the others.
+            if let Ok(_turn) = self.shedding.try_acquire() {
+                turn_away(stream).await;
+            }
+            return;
         }
         self.serve(stream, client, activity, place).await;
     }
