@@ -2,7 +2,9 @@
 
 use axum::{
     Router,
+    body::Bytes,
     http::{HeaderValue, header},
+    routing::get,
 };
 use tower_http::set_header::SetResponseHeaderLayer;
 use utoipa::{
@@ -78,13 +80,21 @@ fn problems(operation: &mut Operation) {
 const PAGE_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; \
                            form-action 'self'; frame-ancestors 'none'";
 
+/// Where the document is.
+const DOCUMENT: &str = "/api/openapi.json";
+
 /// The document and the page.
 pub fn pages(document: Document) -> Router<App> {
     // Unless told otherwise, the page has the document validated by validator.swagger.io wherever it is not on localhost.
-    let config = Config::default().validator_url("none");
-    let page = SwaggerUi::new("/api/docs").url("/api/openapi.json", document).config(config);
+    let config = Config::new([DOCUMENT]).validator_url("none");
+    let page = SwaggerUi::new("/api/docs").config(config);
     let policy = HeaderValue::from_static(PAGE_POLICY);
-    Router::from(page).layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, policy))
+    // Written once, and shared by all answers: anybody may ask for it, and take as long as they like to read it.
+    let json = Bytes::from(document.to_json().unwrap_or_default());
+    let json = get(move || async move { ([(header::CONTENT_TYPE, "application/json")], json) });
+    Router::from(page)
+        .route(DOCUMENT, json)
+        .layer(SetResponseHeaderLayer::overriding(header::CONTENT_SECURITY_POLICY, policy))
 }
 
 /// The finished document, for `kaizen openapi`.
