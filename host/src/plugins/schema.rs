@@ -261,7 +261,7 @@ mod tests {
             (json!({ "allOf": booleans }), "subschemas"),
             (behind, "at most 64 patterns"),
             (json!({ "patternProperties": large }), "pattern"),
-            (json!({ "properties": { "a": { "pattern": "^\\p{L}{900}$" } } }), "pattern"),
+            (json!({ "properties": { "a": { "pattern": "(\\p{L}x|y){900}" } } }), "pattern"),
         ] {
             let begun = std::time::Instant::now();
             let error = parse(&schema.to_string()).map(drop).unwrap_err();
