@@ -181,7 +181,10 @@ async fn a_folder_is_read_at_the_start_and_what_is_bad_in_it_stops_nothing(backe
 /// The compiled components in a server's data folder.
 pub fn compiled(setup: &Setup) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(setup.data_dir().join("compiled")).expect("a folder").filter_map(Result::ok);
-    entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "compiled")).collect()
+    let paths = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "compiled"));
+    let mut paths: Vec<_> = paths.collect();
+    paths.sort();
+    paths
 }
 
 #[tokio::test]

@@ -279,6 +279,9 @@ impl Writer {
 
     /// A slow reader gets time to take what is on its way already: the close frame comes last.
     async fn close(&mut self, close: Close) {
+        // A room that did not come to its end before the server's says nothing itself.
+        let restarts = close == Close::DEFECT && self.stopping.is_cancelled();
+        let close = if restarts { Close::RESTART } else { close };
         let patience = async {
             tokio::select! {
                 () = sleep(STALL) => {}
