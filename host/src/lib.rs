@@ -15,6 +15,7 @@ pub mod config;
 pub mod domain;
 pub mod identity;
 pub mod jobs;
+pub mod lease;
 pub mod plugins;
 pub mod sandbox;
 pub mod secrets;

@@ -13,10 +13,7 @@ use tokio::{
     },
     time::Instant,
 };
-use tokio_util::{
-    sync::CancellationToken,
-    task::{AbortOnDropHandle, TaskTracker},
-};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::{
@@ -28,6 +25,7 @@ use crate::{
         id::{AuditSinkId, OrganizationId},
         job::backoff,
     },
+    lease::{Lease, Lost, while_held},
     plugins::{self, Attempt, PluginError},
     store::{self, StoreError, delivery::Cursor},
 };
@@ -120,7 +118,9 @@ async fn round(
         deliveries.spawn(async move {
             match deliver(&app, &owner, organization, sink).await {
                 Ok(()) => {}
-                Err(StoreError::Stale) => tracing::info!(%sink, "another host delivers to this sink now"),
+                Err(StoreError::Stale) => {
+                    tracing::info!(%sink, "the lease of an audit sink has ended, or another host delivers to it now")
+                }
                 Err(error) => tracing::warn!(%sink, %error, "delivering audit events was cut short by the database"),
             }
             drop(permit);
@@ -153,7 +153,7 @@ async fn wait(hints: &mut Receiver<Hint>, ended: &Notify) {
 
 /// Sends batch after batch to one sink, while it holds the sink's lease.
 async fn deliver(app: &App, owner: &str, organization: OrganizationId, sink: AuditSinkId) -> Result<(), StoreError> {
-    let now = app.clock.now();
+    let (mut asked, now) = (Instant::now(), app.clock.now());
     let mut tx = app.store.begin().await?;
     let claimed =
         store::delivery::claim(&mut tx, organization, sink, owner, now, now + app.config.limits.job_lease()).await?;
@@ -167,12 +167,13 @@ async fn deliver(app: &App, owner: &str, organization: OrganizationId, sink: Aud
         let batch = batch(app, &cursor).await?;
         let (Some(first), Some(last)) = (batch.first(), batch.last()) else { break };
         let (first, last) = (first.sequence, last.sequence);
-        match while_renewing(app, &cursor, send(app, &cursor, (first, last), &batch)).await? {
+        match while_renewing(app, &cursor, asked, Box::pin(send(app, &cursor, (first, last), &batch))).await? {
             Ok(stored) => {
                 // A far side that claims more than it was sent is not believed.
                 let sequence = (cursor.sequence + i64::from(stored)).min(last);
                 let stored = sequence.abs_diff(cursor.sequence);
                 let now = app.clock.now();
+                asked = Instant::now();
                 let mut tx = app.store.begin().await?;
                 store::delivery::delivered(&mut tx, &cursor, sequence, now, now + app.config.limits.job_lease())
                     .await?;
@@ -235,42 +236,25 @@ async fn send(app: &App, cursor: &Cursor, (first, last): (i64, i64), batch: &[Ev
     }
 }
 
-/// Awaits `call` and keeps the sink's lease meanwhile: in a task of its own, so that a database that is slow to renew does not hold the
-/// call up. A renewal that fails is tried again as long as the lease lasts.
-async fn while_renewing<T>(app: &App, cursor: &Cursor, call: impl Future<Output = T>) -> Result<T, StoreError> {
-    let lost = CancellationToken::new();
-    let keeping = tokio::spawn(keep(app.clone(), cursor.clone(), lost.clone()));
-    let _ends_with_this = AbortOnDropHandle::new(keeping);
-    tokio::select! {
-        biased;
-        result = call => Ok(result),
-        () = lost.cancelled() => Err(StoreError::Stale),
-    }
-}
-
-/// Renews the lease three times in its length, and says when it is lost.
-async fn keep(app: App, cursor: Cursor, lost: CancellationToken) {
-    let lease = app.config.limits.job_lease();
-    let mut until = Instant::now() + lease;
-    let mut pause = lease / 3;
-    loop {
-        tokio::time::sleep_until(until.min(Instant::now() + pause)).await;
-        let begun = Instant::now();
-        let renewed = async {
+/// Awaits `call` while the sink's lease is held; it was last asked for at `asked`.
+async fn while_renewing<T>(
+    app: &App,
+    cursor: &Cursor,
+    asked: Instant,
+    call: impl Future<Output = T>,
+) -> Result<T, StoreError> {
+    let length = app.config.limits.job_lease();
+    let lease = Lease { of: format!("audit sink {}", cursor.sink_id), length, until: asked + length };
+    let (app, cursor) = (app.clone(), cursor.clone());
+    let renew = move || {
+        let (app, cursor) = (app.clone(), cursor.clone());
+        async move {
             let mut tx = app.store.begin().await?;
-            store::delivery::renew(&mut tx, &cursor, app.clock.now() + lease).await?;
+            store::delivery::renew(&mut tx, &cursor, app.clock.now() + length).await?;
             tx.commit().await
-        };
-        match tokio::time::timeout_at(until, renewed).await {
-            Ok(Ok(())) => (until, pause) = (begun + lease, lease / 3),
-            Ok(Err(StoreError::Stale)) => return lost.cancel(),
-            Ok(Err(error)) if Instant::now() < until => {
-                tracing::debug!(sink = %cursor.sink_id, %error, "the lease of an audit sink was not renewed; trying again");
-                pause = lease / 10;
-            }
-            Ok(Err(_)) | Err(_) => return lost.cancel(),
         }
-    }
+    };
+    while_held(lease, renew, call).await.map_err(|Lost| StoreError::Stale)
 }
 
 /// A refusal of events says which ones, by id and sequence, whatever the plugin says: with them somebody finds what to mend. Those
@@ -346,7 +330,38 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use crate::domain::{audit::Outcome, id::AuditEventId};
+    use crate::{
+        domain::{audit::Outcome, id::AuditEventId},
+        jobs::fixture::{Fixture, eventually},
+        on,
+    };
+
+    #[tokio::test]
+    async fn a_sink_is_kept_for_as_long_as_its_batch_takes_and_let_go_where_another_has_it() {
+        for fixture in Fixture::each().await {
+            let app = fixture.app().await;
+            let tenant = fixture.tenant().await;
+            let sink = fixture.sink(&tenant).await;
+            let until = app.clock.now() + app.config.limits.job_lease();
+            let soon = app.clock.now() + chrono::TimeDelta::seconds(1);
+            let mut tx = app.store.begin().await.unwrap();
+            let claimed = store::delivery::claim(&mut tx, tenant.organization, sink, "d", soon, until).await.unwrap();
+            tx.commit().await.unwrap();
+            let cursor = claimed.unwrap();
+            let call = eventually("the lease is renewed", || async {
+                let sql = "SELECT COUNT(*) FROM audit_deliveries WHERE lease_until > $1";
+                let mut conn = fixture.store.read().await.unwrap();
+                on!(&mut conn, |c| sqlx::query_scalar::<_, i64>(sql).bind(until).fetch_one(c).await).unwrap() == 1
+            });
+            while_renewing(&app, &cursor, Instant::now(), call).await.unwrap();
+            let mut tx = app.store.begin().await.unwrap();
+            store::delivery::release_all(&mut tx, "d").await.unwrap();
+            tx.commit().await.unwrap();
+            let endless = std::future::pending::<()>();
+            let lost = while_renewing(&app, &cursor, Instant::now(), endless).await;
+            assert!(matches!(lost, Err(StoreError::Stale)));
+        }
+    }
 
     fn event(details: usize) -> Event {
         Event {

@@ -1,17 +1,16 @@
 //! One attempt at a job: its lease is renewed while it runs, and its end is written under its fence.
 
-use std::{
-    future::Future,
-    time::{Duration, Instant},
-};
+use std::{future::Future, time::Duration};
 
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{deploy, undeploy};
 use crate::{
     app::App,
     bus::Hint,
     domain::job::{Job, JobKind, JobState, backoff},
+    lease::{Lease, Lost, while_held},
     plugins::PluginError,
     store::{self, StoreError, Tx, jobs::Claimed},
 };
@@ -46,7 +45,7 @@ pub(super) enum Failure {
     #[error("{0}")]
     Fatal(String),
     /// The job is no longer this worker's.
-    #[error("another worker has taken the job over")]
+    #[error("the lease has ended, or another worker has the job")]
     Lost,
 }
 
@@ -108,23 +107,29 @@ async fn work(app: &App, claimed: &Claimed) -> Result<JobState, Failure> {
     }
 }
 
-/// Runs `work` on a task of its own while its lease is renewed; ends it where the lease is lost.
+/// Runs `work` on a task of its own while its lease is held, and drops it where it is not any more.
 async fn guarded<T: Send + 'static>(
     app: &App,
     job: &Job,
     work: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> Result<T, Failure> {
-    let lost = CancellationToken::new();
-    let keeper = AbortOnDropHandle::new(tokio::spawn(keep(app.clone(), job.clone(), lost.clone())));
-    let work = AbortOnDropHandle::new(tokio::spawn(work));
-    let result = tokio::select! {
-        biased;
-        result = work => result,
-        () = lost.cancelled() => return Err(Failure::Lost),
+    let length = app.config.limits.job_lease();
+    let left = job.lease_until.and_then(|until| (until - app.clock.now()).to_std().ok()).unwrap_or_default();
+    let lease = Lease { of: format!("job {}", job.id), length, until: Instant::now() + left };
+    let renew = {
+        let (app, job) = (app.clone(), job.clone());
+        move || {
+            let (app, job) = (app.clone(), job.clone());
+            async move {
+                let mut tx = app.store.begin().await?;
+                store::jobs::renew(&mut tx, &job, app.clock.now() + length).await?;
+                tx.commit().await
+            }
+        }
     };
-    drop(keeper);
-    match result {
-        Ok(result) => result,
+    match AbortOnDropHandle::new(tokio::spawn(while_held(lease, renew, work))).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(Lost)) => Err(Failure::Lost),
         Err(error) if error.is_panic() => {
             let panic = error.into_panic();
             let text = panic.downcast_ref::<&str>().copied();
@@ -134,36 +139,6 @@ async fn guarded<T: Send + 'static>(
             Err(Failure::Retry { message, after: None, uncertain: true })
         }
         Err(_) => Err(Failure::Lost),
-    }
-}
-
-/// Renews the lease three times in its length; gives up when it is somebody else's, or when it has ended meanwhile.
-async fn keep(app: App, job: Job, lost: CancellationToken) {
-    let lease = app.config.limits.job_lease();
-    let mut until = Instant::now() + lease;
-    loop {
-        tokio::time::sleep(lease / 3).await;
-        let asked = Instant::now();
-        let renewed = async {
-            let mut tx = app.store.begin().await?;
-            store::jobs::renew(&mut tx, &job, app.clock.now() + lease).await?;
-            tx.commit().await
-        };
-        match renewed.await {
-            Ok(()) => until = asked + lease,
-            Err(StoreError::Stale) => {
-                // Also the end of an attempt that has just finished its job.
-                tracing::debug!(job = %job.id, "the lease is not held any more");
-                return lost.cancel();
-            }
-            Err(error) if Instant::now() < until => {
-                tracing::warn!(job = %job.id, %error, "could not renew a lease; trying again")
-            }
-            Err(error) => {
-                tracing::warn!(job = %job.id, %error, "lost a lease: it could not be renewed in time");
-                return lost.cancel();
-            }
-        }
     }
 }
 
@@ -226,7 +201,8 @@ async fn put_back(app: &App, job: &Job, message: &str, again: Again) -> Result<(
     Ok(())
 }
 
-/// Tells the deployment's watchers why nothing seems to happen.
+/// Tells the deployment's watchers why nothing seems to happen. What waits for a long time is put back each second, perhaps: then they
+/// are told when it waits for something else.
 async fn note(
     tx: &mut Tx,
     job: &Job,
@@ -245,7 +221,8 @@ async fn note(
         None => format!("Waiting: {message}; trying in {seconds:.1} s"),
     };
     let progress = crate::domain::deployment::Progress { percent: deployment.progress.percent, message: Some(told) };
-    store::deployments::progress(tx, &deployment, &progress, Some(message), true, now).await
+    let event = attempt.is_some() || job.last_error.as_deref() != Some(message);
+    store::deployments::progress(tx, &deployment, &progress, Some(message), event, now).await
 }
 
 async fn give_up(app: &App, job: &Job, message: &str) -> Result<(), StoreError> {

@@ -9,10 +9,11 @@
 //! | what happens | what follows |
 //! |---|---|
 //! | a host dies | its lease ends (`job_lease_seconds`), another host takes the job over: an attempt more |
-//! | a host stalls and comes back | its writes are refused: the fence has moved |
+//! | a lease cannot be renewed | the attempt is dropped before another host may take the job over |
+//! | a host stalls and comes back | it asks for its leases before it goes on; where the fence has moved, its writes are refused |
 //! | every attempt kills its host | attempts are counted when claiming: the job is given up |
 //! | an attempt fails | put back with `run_at` in the future: back-off with jitter, or as the far side asks |
-//! | the plugin's calls are suspended, or too many are under way | put back until then; it was no attempt |
+//! | the plugin's calls are suspended, or too many are under way | put back until then; it was no attempt, and watchers are told once for each reason |
 //! | an attempt panics | as a failed attempt |
 //! | the host is asked to stop | nothing more is claimed; what runs may end within [`DRAIN`], the rest is given back |
 

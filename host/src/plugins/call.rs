@@ -139,12 +139,8 @@ impl Plugins {
             Ok(pass) => pass,
             Err(suspended) => {
                 labels("suspended").increment(1);
-                let message = format!(
-                    "calls are suspended until {} after {} failures in a row; the last: {}",
-                    suspended.until.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
-                    suspended.failures,
-                    suspended.reason
-                );
+                // Without what changes while the reason stays: whoever is put off again and again is told of it once.
+                let message = format!("calls are suspended after failures in a row; the last: {}", suspended.reason);
                 return Err(PluginError::Postponed { message, after: lanes.wait(suspended.until) });
             }
         };

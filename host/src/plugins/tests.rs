@@ -294,7 +294,7 @@ async fn a_connection_that_keeps_failing_is_suspended_and_tried_again() {
     let so_far = asked.load(Ordering::SeqCst);
     let error = deliver().await.unwrap_err();
     let PluginError::Postponed { message, after } = &error else { panic!("{error:?}") };
-    assert!(message.contains("suspended until 2026-01-02T03:04:15Z after 2 failures in a row"), "{message}");
+    assert!(message.contains("suspended after failures in a row; the last: "), "{message}");
     assert_eq!(*after, std::time::Duration::from_secs(10));
     assert_eq!(asked.load(Ordering::SeqCst), so_far, "nobody is asked");
     let other = Binding { connection_id: uuid::Uuid::from_u128(8), ..sink.clone() };

@@ -88,6 +88,31 @@ async fn work_ends_soon_after_its_lease_is_somebody_else_s() {
 }
 
 #[tokio::test]
+async fn work_ends_before_another_host_may_take_it_where_the_database_is_silent() {
+    for fixture in Fixture::each().await {
+        let app = fixture.app().await;
+        let (_, _, job) = begun(&fixture, &app).await;
+        // Every renewal waits for this transaction.
+        let mut silent = fixture.store.begin().await.unwrap();
+        store::jobs::hold(&mut silent, &job, app.clock.now()).await.unwrap();
+        let (working, dropped) = tokio::sync::oneshot::channel::<()>();
+        let clock = app.clock.clone();
+        let ended = tokio::spawn(async move {
+            dropped.await.unwrap_err();
+            clock.now()
+        });
+        let work = async move {
+            let _working = working;
+            std::future::pending::<Result<(), Failure>>().await
+        };
+        assert!(matches!(guarded(&app, &job, work).await, Err(Failure::Lost)));
+        let (ended, until) = (ended.await.unwrap(), job.lease_until.unwrap());
+        assert!(ended < until, "it ended at {ended}, its lease at {until}");
+        silent.rollback().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_panic_is_a_failed_attempt_and_says_nothing_of_the_inside() {
     let fixture = Fixture::sqlite().await;
     let app = fixture.app().await;
@@ -134,6 +159,29 @@ async fn what_did_not_begin_is_no_attempt() {
         let seen = fixture.seen(&deployment).await;
         assert_eq!(seen.status, DeploymentState::Running);
         assert!(seen.progress.message.unwrap().starts_with("Waiting: calls are suspended"));
+    }
+}
+
+#[tokio::test]
+async fn what_is_postponed_again_and_again_is_told_once_for_each_reason() {
+    for fixture in Fixture::each().await {
+        let app = fixture.app().await;
+        let (tenant, deployment, mut job) = begun(&fixture, &app).await;
+        let mut told = Vec::new();
+        for reason in ["busy", "busy", "busy", "suspended", "suspended", "busy"] {
+            let failure = Failure::Postponed { message: reason.to_owned(), after: Duration::from_secs(1) };
+            assert_eq!(settle(&app, &job, failure).await, "postponed");
+            let mut tx = fixture.store.begin().await.unwrap();
+            let at = app.clock.now() + TimeDelta::hours(1);
+            job = store::jobs::claim(&mut tx, "w", at, at).await.unwrap().unwrap().job;
+            let (organization, id) = (tenant.organization, deployment.id);
+            told = store::deployments::events(&mut tx, organization, id, 0, 100).await.unwrap();
+            tx.commit().await.unwrap();
+            assert!(fixture.seen(&deployment).await.progress.message.unwrap().contains(reason));
+        }
+        let told: Vec<String> = told.into_iter().filter_map(|event| event.message).collect();
+        let told: Vec<&str> = told.iter().filter_map(|text| text.split(';').next()).collect();
+        assert_eq!(told, ["Waiting: busy", "Waiting: suspended", "Waiting: busy"]);
     }
 }
 
