@@ -11,6 +11,7 @@
 //! | a host dies | its lease ends (`job_lease_seconds`), another host takes the job over: an attempt more |
 //! | a lease cannot be renewed | the attempt is dropped before another host may take the job over |
 //! | a host stalls and comes back | it asks for its leases before it goes on; where the fence has moved, its writes are refused |
+//! | a kind is not known to this version | the job waits for a host that knows it; the log and `kaizen_jobs_of_unknown_kinds` tell of it |
 //! | every attempt kills its host | attempts are counted when claiming: the job is given up |
 //! | an attempt fails | put back with `run_at` in the future: back-off with jitter, or as the far side asks |
 //! | the plugin's calls are suspended, or too many are under way | put back until then; it was no attempt, and watchers are told once for each reason |
@@ -184,8 +185,24 @@ async fn release(app: &App, owner: &str) {
     }
 }
 
+/// Tells of jobs that wait for a host of another version: nobody else would notice that there is none.
+async fn tell_unknown(app: &App) {
+    let unknown = async { store::jobs::unknown(&mut app.store.read().await?).await };
+    match unknown.await {
+        Ok(unknown) => {
+            let count: i64 = unknown.iter().map(|(_, count)| count).sum();
+            metrics::gauge!("kaizen_jobs_of_unknown_kinds").set(count as f64);
+            if count > 0 {
+                tracing::warn!(?unknown, "jobs of kinds that this version does not know wait for a host that does");
+            }
+        }
+        Err(error) => tracing::debug!(%error, "could not look for jobs of unknown kinds"),
+    }
+}
+
 /// Removes jobs that were over long ago, and events of deployments that were.
 async fn prune(app: App) {
+    app.stopping.run_until_cancelled(tell_unknown(&app)).await;
     while app.stopping.run_until_cancelled(tokio::time::sleep(PRUNING)).await.is_some() {
         let days =
             |days: u64| app.clock.now() - chrono::TimeDelta::days(i64::try_from(days).unwrap_or(i64::MAX / 1000));
@@ -201,5 +218,6 @@ async fn prune(app: App) {
             Ok((jobs, events)) => tracing::debug!(jobs, events, "removed old jobs and events of deployments"),
             Err(error) => tracing::warn!(%error, "could not remove old jobs; trying again later"),
         }
+        app.stopping.run_until_cancelled(tell_unknown(&app)).await;
     }
 }

@@ -17,12 +17,12 @@ use crate::{
 };
 
 macro_rules! columns {
-    ($before:literal, $after:literal) => {
+    ($before:literal, $($after:tt)*) => {
         concat!(
             $before,
             " id, organization_id, kind, payload, state, run_at, attempts, max_attempts, cancel_requested, uncertain,
               lease_owner, lease_until, fence, last_error, created_at, updated_at, finished_at ",
-            $after
+            $($after)*
         )
     };
 }
@@ -82,7 +82,7 @@ pub async fn insert(tx: &mut Tx, job: &NewJob) -> Result<(), StoreError> {
 /// # Errors
 /// As the database says.
 pub async fn get(c: &mut impl Connection, organization: OrganizationId, id: JobId) -> Result<Option<Job>, StoreError> {
-    let sql = columns!("SELECT", "FROM jobs WHERE organization_id = $1 AND id = $2");
+    let sql = columns!("SELECT", "FROM jobs WHERE organization_id = $1 AND id = $2 AND kind IN ", known_kinds!());
     Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(id).fetch_optional(c).await)?)
 }
 
@@ -91,9 +91,14 @@ pub async fn get(c: &mut impl Connection, organization: OrganizationId, id: JobI
 /// # Errors
 /// As the database says.
 pub async fn lock(tx: &mut Tx, organization: OrganizationId, id: JobId) -> Result<Option<Job>, StoreError> {
+    macro_rules! sql {
+        ($lock:literal) => {
+            columns!("SELECT", "FROM jobs WHERE organization_id = $1 AND id = $2 AND kind IN ", known_kinds!(), $lock)
+        };
+    }
     let sql = match tx {
-        Tx::Sqlite(_) => columns!("SELECT", "FROM jobs WHERE organization_id = $1 AND id = $2"),
-        Tx::Postgres(_) => columns!("SELECT", "FROM jobs WHERE organization_id = $1 AND id = $2 FOR UPDATE"),
+        Tx::Sqlite(_) => sql!(""),
+        Tx::Postgres(_) => sql!(" FOR UPDATE"),
     };
     Ok(on!(tx, |c| sqlx::query_as(sql).bind(organization).bind(id).fetch_optional(c).await)?)
 }
@@ -120,7 +125,7 @@ pub struct Shown {
 }
 
 macro_rules! shown {
-    ($after:literal) => {
+    ($($after:tt)*) => {
         concat!(
             "SELECT j.id, j.organization_id, j.kind, j.payload, j.state, j.run_at, j.attempts, j.max_attempts,
                     j.cancel_requested, j.uncertain, j.lease_owner, j.lease_until, j.fence, j.last_error, j.created_at, j.updated_at,
@@ -128,7 +133,7 @@ macro_rules! shown {
              FROM jobs AS j
              JOIN deployments AS d ON d.organization_id = j.organization_id AND d.id = j.subject_id
              JOIN agents AS a ON a.organization_id = d.organization_id AND a.id = d.agent_id ",
-            $after
+            $($after)*
         )
     };
 }
@@ -142,7 +147,7 @@ pub async fn show(
     organization: OrganizationId,
     id: JobId,
 ) -> Result<Option<Shown>, StoreError> {
-    let sql = shown!("WHERE j.organization_id = $1 AND j.id = $2");
+    let sql = shown!("WHERE j.organization_id = $1 AND j.id = $2 AND j.kind IN ", known_kinds!());
     Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(id).fetch_optional(c).await)?)
 }
 
@@ -160,8 +165,9 @@ pub async fn list(
 ) -> Result<Vec<Shown>, StoreError> {
     let sql = shown!(
         "WHERE j.organization_id = $1 AND ($2 = '' OR j.state = $2) AND ($3 = '' OR j.kind = $3) AND j.id > $4
-           AND j.kind IN ('deployment.deploy', 'deployment.undeploy')
-         ORDER BY j.id LIMIT $5"
+           AND j.kind IN ",
+        known_kinds!(),
+        " ORDER BY j.id LIMIT $5"
     );
     let (state, kind) = (state.map_or("", JobState::as_str), kind.map_or("", JobKind::as_str));
     Ok(on!(c, |c| {
@@ -183,6 +189,19 @@ pub async fn due(c: &mut impl Connection, now: DateTime<Utc>) -> Result<bool, St
     );
     let (due,) = on!(c, |c| sqlx::query_as::<_, (bool,)>(sql).bind(now).fetch_one(c).await)?;
     Ok(due)
+}
+
+/// Jobs of kinds that this binary does not know, by kind: they wait for a host that does.
+///
+/// # Errors
+/// As the database says.
+pub async fn unknown(c: &mut impl Connection) -> Result<Vec<(String, i64)>, StoreError> {
+    let sql = concat!(
+        "SELECT kind, COUNT(*) FROM jobs WHERE state IN ('queued', 'running') AND kind NOT IN ",
+        known_kinds!(),
+        " GROUP BY kind ORDER BY kind LIMIT 20"
+    );
+    Ok(on!(c, |c| sqlx::query_as(sql).fetch_all(c).await)?)
 }
 
 /// A job that this worker now holds.

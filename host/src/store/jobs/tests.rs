@@ -227,6 +227,35 @@ async fn a_failed_job_begins_again_and_a_done_one_does_not() {
 }
 
 #[tokio::test]
+async fn a_job_of_a_kind_that_is_not_known_here_stays_for_a_host_that_knows_it() {
+    for fixture in Fixture::each().await {
+        let tenant = fixture.tenant().await;
+        let (newer, own) = (queued(&fixture, &tenant).await, queued(&fixture, &tenant).await);
+        let mut tx = fixture.store.begin().await.unwrap();
+        let sql = "UPDATE jobs SET kind = 'deployment.scale' WHERE id = $1";
+        on!(&mut tx, |c| sqlx::query(sql).bind(newer).execute(c).await.map(drop)).unwrap();
+        tx.commit().await.unwrap();
+        let now = Clock::system().now();
+        let held = claim_at(&fixture, "a", now).await.unwrap().job;
+        assert_eq!(held.id, own, "the older one is in nobody's way");
+        assert!(claim_at(&fixture, "a", now).await.is_none());
+        let mut tx = fixture.store.begin().await.unwrap();
+        finish(&mut tx, &held, JobState::Succeeded, None, now).await.unwrap();
+        assert!(!due(&mut tx, now).await.unwrap());
+        assert_eq!(unknown(&mut tx).await.unwrap(), [("deployment.scale".to_owned(), 1)]);
+        assert!(get(&mut tx, tenant.organization, newer).await.unwrap().is_none());
+        assert!(lock(&mut tx, tenant.organization, newer).await.unwrap().is_none());
+        assert!(show(&mut tx, tenant.organization, newer).await.unwrap().is_none());
+        assert_eq!(list(&mut tx, tenant.organization, None, None, Uuid::nil(), 10).await.unwrap().len(), 1);
+        // A host that knows it takes it, with all its attempts.
+        let sql = "UPDATE jobs SET kind = 'deployment.deploy' WHERE id = $1 AND state = 'queued' AND attempts = 0";
+        on!(&mut tx, |c| sqlx::query(sql).bind(newer).execute(c).await.map(drop)).unwrap();
+        assert!(unknown(&mut tx).await.unwrap().is_empty());
+        assert_eq!(claim(&mut tx, "b", now, now + LEASE).await.unwrap().unwrap().job.id, newer);
+    }
+}
+
+#[tokio::test]
 async fn another_tenant_s_job_is_not_there() {
     for fixture in Fixture::each().await {
         let (owner, other) = (fixture.tenant().await, fixture.tenant().await);
