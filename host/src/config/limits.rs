@@ -189,6 +189,7 @@ limits! {
         plugin_calls_per_organization: u32 = 16, 1..=1000, "calls at once of one organization";
         plugin_calls_per_connection: u32 = 8, 1..=1000, "calls at once of one connection";
         plugin_calls_for_sign_in: u32 = 8, 0..=1000, "of all calls at once, the places that only sign-in may take";
+        plugin_calls_for_newcomers_percent: u32 = 25, 0..=90, "of the places of one plugin, and of those of all plugins that are not kept for sign-in, the share that only organizations may take which have no call there, percent";
         plugin_waiting: u32 = 1024, 0..=100_000, "calls of all plugins together that may wait for a place";
         plugin_waiting_per_organization: u32 = 128, 0..=100_000, "calls of one organization that may wait for a place";
         plugin_queue_seconds: u64 = 10, 1..=600, "how long a call waits for its place, seconds";

@@ -49,6 +49,7 @@ pub(super) fn bounds(layers: &Layers, set: &ServerLimits) -> Result<Bounds, Conf
         calls_per_organization,
         calls_per_connection,
         calls_for_sign_in,
+        calls_for_newcomers_percent: set.plugin_calls_for_newcomers_percent,
         waiting: set.plugin_waiting,
         waiting_per_organization: set.plugin_waiting_per_organization,
         queue: Duration::from_secs(set.plugin_queue_seconds),

@@ -132,6 +132,8 @@ pub struct Bounds {
     pub calls_per_connection: u32,
     /// Of all calls at once, the places that only sign-in may take.
     pub calls_for_sign_in: u32,
+    /// Of the places of one plugin, and of the others of all, the share that only organizations may take which have no call there.
+    pub calls_for_newcomers_percent: u32,
     /// Calls of all plugins together that may wait for a place.
     pub waiting: u32,
     /// Calls of one organization that may wait for a place.
@@ -184,6 +186,7 @@ impl Default for Bounds {
             calls_per_organization: 16,
             calls_per_connection: 8,
             calls_for_sign_in: 8,
+            calls_for_newcomers_percent: 25,
             waiting: 1024,
             waiting_per_organization: 128,
             queue: Duration::from_secs(10),

@@ -9,6 +9,9 @@
 //! | one organization | `plugin_calls_per_organization` |
 //! | one connection | `plugin_calls_per_connection` |
 //!
+//! Of the places of one plugin, and of those of all plugins that do not serve sign-in only, `plugin_calls_for_newcomers_percent`
+//! go only to organizations that have no call there: however few others have taken all they may, one more gets in at once.
+//!
 //! Of those that wait and could run, the next is of the organization with the fewest calls running (max-min fairness),
 //! then sign-in before others, then the oldest. Anybody may begin to sign in, so one organization's sign-ins take no more
 //! than half of the places that are kept for them.
@@ -45,13 +48,19 @@ enum Key {
     Plugin(String),
     Connection(Uuid),
     Organization(Uuid),
+    PluginOf(String, Uuid),
     SignInOf(Uuid),
 }
 
 impl Caller {
+    fn plugin_of(&self) -> Option<Key> {
+        self.organization.map(|organization| Key::PluginOf(self.plugin.clone(), organization))
+    }
+
     fn keys(&self) -> impl Iterator<Item = Key> {
         let sign_in = self.organization.filter(|_| self.signs_in).map(Key::SignInOf);
-        let others = [self.connection.map(Key::Connection), self.organization.map(Key::Organization), sign_in];
+        let others =
+            [self.connection.map(Key::Connection), self.organization.map(Key::Organization), self.plugin_of(), sign_in];
         std::iter::once(Key::Plugin(self.plugin.clone())).chain(others.into_iter().flatten())
     }
 }
@@ -201,12 +210,20 @@ impl Scheduler {
             let share = (kept / 2).max(1);
             state.running < bounds.calls && (!crowded || room(caller.organization.map(Key::SignInOf), share))
         } else {
-            state.running < bounds.calls && state.ordinary < bounds.calls.saturating_sub(kept)
+            let own = caller.organization.map(Key::Organization);
+            state.running < bounds.calls && self.leaves(bounds.calls.saturating_sub(kept), state.ordinary, room(own, 1))
         };
+        let of_plugin = running(Key::Plugin(caller.plugin.clone()));
         in_all
-            && room(Some(Key::Plugin(caller.plugin.clone())), bounds.calls_per_plugin)
+            && self.leaves(bounds.calls_per_plugin, of_plugin, room(caller.plugin_of(), 1))
             && room(caller.organization.map(Key::Organization), bounds.calls_per_organization)
             && room(caller.connection.map(Key::Connection), bounds.calls_per_connection)
+    }
+
+    /// Whether one of these places may be taken: the last ones only by who has none.
+    fn leaves(&self, places: u32, taken: u32, newcomer: bool) -> bool {
+        let kept = places.saturating_mul(self.bounds.calls_for_newcomers_percent) / 100;
+        taken < if newcomer { places } else { places.saturating_sub(kept) }
     }
 
     /// Starts what waits and fits.
@@ -282,7 +299,7 @@ mod tests {
     fn one_organization_cannot_keep_others_from_signing_in() {
         let scheduler = scheduler(Bounds::default());
         // Many organizations take what they get, with connections of many plugins.
-        let taken: Vec<_> = (0..400).filter_map(|n| place(&scheduler, of(n / 50, n))).collect();
+        let taken: Vec<_> = (0..400).filter_map(|n| place(&scheduler, of(n / 20, n))).collect();
         assert_eq!(taken.len(), 56, "the rest is kept for sign-in");
         // An anonymous visitor begins many sign-ins of one organization.
         let flood: Vec<_> = (0..50).filter_map(|_| place(&scheduler, sign_in(100))).collect();
@@ -290,6 +307,29 @@ mod tests {
         assert!(place(&scheduler, sign_in(101)).is_some());
         drop((taken, flood));
         assert_eq!(scheduler.present(), (0, 0));
+    }
+
+    #[test]
+    fn two_organizations_cannot_keep_a_third_from_a_plugin() {
+        let scheduler = scheduler(Bounds::default());
+        let one = |organization, n| Caller { plugin: "webhook".into(), ..of(organization, organization * 100 + n) };
+        let busy: Vec<_> = (0..32).flat_map(|n| [place(&scheduler, one(1, n)), place(&scheduler, one(2, n))]).collect();
+        let had = busy.iter().flatten().count();
+        assert_eq!(had, 24, "the rest of the plugin's places is for others");
+        let mut newcomers: Vec<_> = (3..11).map(|organization| place(&scheduler, one(organization, 0))).collect();
+        assert!(newcomers.iter().all(Option::is_some));
+        assert!(place(&scheduler, of(3, 999)).is_some(), "another plugin has places of its own");
+        newcomers.pop();
+        assert!(place(&scheduler, one(3, 1)).is_none(), "who has one is no newcomer any more");
+        assert!(place(&scheduler, one(12, 0)).is_some());
+    }
+
+    #[test]
+    fn a_few_organizations_cannot_keep_another_from_all_plugins() {
+        let scheduler = scheduler(Bounds::default());
+        let busy: Vec<_> = (0..400).filter_map(|n| place(&scheduler, of(n % 4, n))).collect();
+        let newcomers: Vec<_> = (4..30).filter_map(|n| place(&scheduler, of(n, n * 1000))).collect();
+        assert_eq!((busy.len(), newcomers.len()), (42, 14), "all but what is kept for sign-in");
     }
 
     #[test]
