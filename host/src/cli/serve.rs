@@ -157,7 +157,8 @@ fn connections(config: &Config, descriptors: u64) -> usize {
     connections
 }
 
-/// Keeps what grows from growing: metrics are folded together, old answers to Idempotency-Keys are forgotten.
+/// Keeps what grows from growing: metrics are folded together, old answers to Idempotency-Keys are forgotten. And notices when a
+/// database that took no changes does again.
 async fn upkeep(app: App, handle: metrics_exporter_prometheus::PrometheusHandle) {
     let mut tick = tokio::time::interval(std::time::Duration::from_secs(5));
     let mut hourly = app.clock.now();
@@ -166,6 +167,7 @@ async fn upkeep(app: App, handle: metrics_exporter_prometheus::PrometheusHandle)
             () = app.stopping.cancelled() => return,
             _ = tick.tick() => handle.run_upkeep(),
         }
+        app.store.look_again().await;
         let now = app.clock.now();
         if now >= hourly {
             hourly = now + chrono::TimeDelta::hours(1);

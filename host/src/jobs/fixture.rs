@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tenant {
     pub(crate) organization: OrganizationId,
-    user: UserId,
+    pub(crate) user: UserId,
     workspace: WorkspaceId,
     agent: AgentId,
     version: VersionId,

@@ -55,7 +55,7 @@ pub(super) fn failed(why: Unwritable, error: &sqlx::Error) {
     }
 }
 
-/// A change was committed.
+/// A change was made that the database has on its disk. That a transaction ended well does not tell that: it may have changed nothing.
 pub(super) fn wrote() {
     if STATE.load(Ordering::Relaxed) != 0 && STATE.swap(0, Ordering::Relaxed) != 0 {
         tracing::info!("the database can be written again");

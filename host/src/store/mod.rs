@@ -259,13 +259,24 @@ impl Store {
         tokio::time::timeout(pool::ACQUIRE, self.probe()).await.unwrap_or_else(late)
     }
 
+    /// Where a change failed lately because the database took none: looks whether it takes changes again, and writes down if so.
+    pub async fn look_again(&self) {
+        if health::unwritable().is_some()
+            && let Err(error) = self.ping().await
+        {
+            tracing::debug!(%error, "the database takes no changes yet");
+        }
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         if health::unwritable().is_some() {
             let mut tx = self.begin().await?;
             let sql = "INSERT INTO write_probe (id, tries) VALUES (1, 1)
                        ON CONFLICT (id) DO UPDATE SET tries = write_probe.tries + 1";
             crate::on!(&mut tx, |c| sqlx::query(sql).execute(c).await.map(drop))?;
-            return tx.commit().await;
+            tx.commit().await?;
+            health::wrote();
+            return Ok(());
         }
         let mut conn = self.read().await?;
         crate::on!(&mut conn, |c| sqlx::query("SELECT 1").execute(c).await.map(drop))?;
@@ -278,3 +289,6 @@ fn migrator(of: &Migrator) -> Migrator {
     migrator.dangerous_set_table_name(MIGRATIONS);
     migrator
 }
+
+#[cfg(test)]
+mod tests;

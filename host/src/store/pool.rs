@@ -19,7 +19,7 @@ use deadpool::{
 use sqlx::{AssertSqlSafe, Connection as _, Database, PgConnection, Postgres, Sqlite, SqliteConnection};
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{StoreError, answer::Patient, audit::Heads, health, held::Held};
+use super::{StoreError, answer::Patient, audit::Heads, held::Held};
 
 /// How long a statement waits for a free connection, or for a new one, before the request fails with 503.
 pub(super) const ACQUIRE: Duration = Duration::from_secs(5);
@@ -294,7 +294,6 @@ impl<D: Dialect> Open<D> {
         D::run(self.lent.connection(), "COMMIT").await?;
         self.ended = true;
         self.lent.settled();
-        health::wrote();
         Ok(())
     }
 }

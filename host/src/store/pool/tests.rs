@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt as _;
 use crate::{
     jobs::fixture::Fixture,
     on,
-    store::{Connection, Handle, Store, StoreError, Unwritable},
+    store::{Connection, Handle, Store, StoreError, Unwritable, health},
 };
 
 async fn number(store: &Store, sql: &'static str) -> Result<i64, StoreError> {
@@ -175,9 +175,28 @@ async fn what_may_be_over_at_the_next_try_is_no_defect() {
     }
 }
 
+/// What is known of whether the database can be written is of the whole process: tests that change it take turns.
+static HEALTH: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+#[tokio::test]
+async fn a_transaction_that_changed_nothing_does_not_tell_that_the_database_can_be_written() {
+    let _turn = HEALTH.lock().await;
+    for fixture in Fixture::each().await {
+        let store = &fixture.store;
+        health::failed(Unwritable::DiskFull, &sqlx::Error::PoolClosed);
+        store.begin().await.unwrap().commit().await.unwrap();
+        let nothing = store.sweep(&Default::default(), |_, _| Box::pin(async { Ok(0) })).await;
+        assert_eq!(nothing.unwrap(), 0);
+        assert_eq!(health::unwritable(), Some(Unwritable::DiskFull));
+        store.look_again().await;
+        assert_eq!(health::unwritable(), None, "it was written to");
+    }
+}
+
 // The black-box tests do the same to PostgreSQL; there a pool has connections that such a setting does not reach.
 #[tokio::test]
 async fn a_database_that_takes_no_changes_says_so_until_it_does_again() {
+    let _turn = HEALTH.lock().await;
     let fixture = Fixture::sqlite().await;
     let store = &fixture.store;
     fixture.tenant().await;
@@ -205,6 +224,7 @@ async fn a_database_that_takes_no_changes_says_so_until_it_does_again() {
 
 #[tokio::test]
 async fn a_full_disk_is_told_until_there_is_room_again() {
+    let _turn = HEALTH.lock().await;
     let fixture = Fixture::sqlite().await;
     let store = &fixture.store;
     let say = async |sql: &'static str| {
