@@ -338,7 +338,6 @@ async fn remove(app: App, caller: Principal, (kind, id): (Kind, Uuid), if_match:
     }
     connections::delete(&mut tx, &connection).await?;
     change(&app, tx, &caller, action, target(&connection), json!({ "before": Shown::of(&connection) })).await?;
-    app.plugins.forget(connection.id).await;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -20,7 +20,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Changes, InstallError, ManifestView, Plugin, PluginError, Plugins, Wanted, bundled, check,
+    Changes, InstallError, ManifestView, Plugin, PluginError, Plugins, Wanted, audit_dir, bundled, check,
     health::Kept,
     install,
     loads::{Key, Loads},
@@ -91,6 +91,11 @@ impl Plugins {
             None => cache,
         };
         let folders = config.audit_dir.iter().map(|folder| ("audit".to_owned(), folder.clone())).collect();
+        let (folder, data_dir) = (config.audit_dir.clone(), config.data_dir.clone());
+        let looked = tokio::task::spawn_blocking(move || audit_dir::earlier_layout(folder.as_deref(), &data_dir));
+        if let Ok(Some(told)) = looked.await {
+            tracing::warn!("{told} (host/docs/operations.md has more)");
+        }
         let library = Library {
             store: from.store.clone(),
             bus: from.bus.clone(),

@@ -6,6 +6,7 @@
 //! as a whole when something changes ([`install`]).
 
 mod arrivals;
+mod audit_dir;
 mod call;
 mod calls;
 pub mod changes;
@@ -321,20 +322,6 @@ impl Plugins {
         }
         let own = binding.connection_id.to_string();
         self.0.folders.iter().map(|(name, path)| (name.clone(), path.join(&own))).collect()
-    }
-
-    /// Removes what a connection that is gone left in its folders on this host.
-    pub async fn forget(&self, connection: uuid::Uuid) {
-        for folder in self.0.folders.values() {
-            let own = folder.join(connection.to_string());
-            let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&own) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err((own, error)),
-                _ => Ok(()),
-            });
-            if let Ok(Err((own, error))) = removed.await {
-                tracing::warn!(folder = %own.display(), %error, "the folder of a connection that is gone was not removed");
-            }
-        }
     }
 }
 

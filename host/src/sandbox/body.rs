@@ -29,6 +29,11 @@ impl Budget {
         Self(AtomicU64::new(bytes))
     }
 
+    /// What is left of it.
+    pub fn left(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Takes from the budget; false, and nothing taken, where it does not suffice.
     pub fn take(&self, bytes: u64) -> bool {
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).is_ok()

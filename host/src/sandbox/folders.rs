@@ -1,15 +1,19 @@
 //! The folders that guests are given: each belongs to one connection, holds so many bytes and files, and has no links.
 //!
-//! What lies in a folder is counted when the call begins; from then on the call has what is left. Bytes count as they are
-//! written, also where they replace others, so a call may end before the folder is full but not after. A link could lead
-//! whoever reads the folder from outside, e.g. a log shipper, to any other file of the server, so none can be made.
+//! What lies in a folder is counted when a call begins, and again after [`FRESH`] or where little is left; in between all calls of
+//! the connection share what was left. Bytes count as they are written, also where they replace others, so a call may end before
+//! the folder is full but not after. A link could lead whoever reads the folder from outside, e.g. a log shipper, to any other file
+//! of the server, so none can be made.
 
 use std::{
+    collections::HashMap,
     fmt::Display,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use wasmtime::{
     StoreContextMut,
     component::{Linker, Resource},
@@ -31,7 +35,12 @@ use super::{
     state::{State, WASI},
 };
 
-/// What may still be put into the folders of one call.
+/// How long what was counted is good for.
+const FRESH: Duration = Duration::from_secs(60);
+/// Where less than this part of what a folder may hold is left, it is counted for each call.
+const LITTLE: u64 = 8;
+
+/// What may still be put into the folders of one connection.
 #[derive(Clone)]
 pub(super) struct Room {
     bytes: Arc<Budget>,
@@ -49,40 +58,85 @@ impl Room {
     }
 }
 
-/// Makes the folders, if missing, for this server's user only, and offers them to the guest. Each may hold `most` bytes
-/// and files.
-///
-/// # Errors
-/// Where a folder cannot be made or read, or holds more than it may.
-pub(super) async fn prepare(
-    mut wasi: WasiCtxBuilder,
-    folders: &[(String, PathBuf)],
+type Offered = Vec<(String, PathBuf)>;
+
+/// The folders of all calls.
+pub(super) struct Folders {
+    /// Bytes and files that each may hold.
     most: (u64, u64),
-) -> Result<(WasiCtxBuilder, Room), Fault> {
-    let folders = folders.to_vec();
-    // The file system may be another machine's, and slow.
-    let prepared = tokio::task::spawn_blocking(move || {
-        let mut left = most;
-        for (name, path) in folders {
-            let refused =
-                |error: &dyn Display| Fault::Setup(format!("the folder `{name}` ({}): {error}", path.display()));
-            make_private(&path).map_err(|error| refused(&error))?;
-            let (bytes, files) = holds(&path, most.1).map_err(|error| refused(&error))?;
-            let rest = most.0.checked_sub(bytes).zip(most.1.checked_sub(files));
-            let Some((bytes, files)) = rest else {
-                let why = format!(
-                    "it holds more than {} MiB or {} files (`plugin_folder_mib`, `plugin_folder_files`): move some away",
-                    most.0 >> 20,
-                    most.1
-                );
-                return Err(Fault::Setup(format!("the folder `{name}`: {why}")));
-            };
-            left = (left.0.min(bytes), left.1.min(files));
-            wasi.preopened_dir(&path, format!("/{name}"), FsPerms::ReadWrite).map_err(|error| refused(&error))?;
+    /// What was left in the folders of a connection, and when that was counted.
+    counted: Mutex<HashMap<Offered, (Instant, Room)>>,
+}
+
+impl Folders {
+    pub(super) fn new(most: (u64, u64)) -> Self {
+        Self { most, counted: Mutex::default() }
+    }
+
+    /// Makes the folders, if missing, for this server's user only, and offers them to the guest.
+    ///
+    /// # Errors
+    /// Where a folder cannot be made or read, or holds more than it may.
+    pub(super) async fn prepare(
+        self: &Arc<Self>,
+        mut wasi: WasiCtxBuilder,
+        folders: &[(String, PathBuf)],
+    ) -> Result<(WasiCtxBuilder, Room), Fault> {
+        let (this, folders) = (self.clone(), folders.to_vec());
+        // The file system may be another machine's, and slow.
+        let prepared = tokio::task::spawn_blocking(move || {
+            for (name, path) in &folders {
+                make_private(path).map_err(|error| refused(name, path, &error))?;
+                let offered = wasi.preopened_dir(path, format!("/{name}"), FsPerms::ReadWrite);
+                offered.map_err(|error| refused(name, path, &error))?;
+            }
+            let room = this.room(folders)?;
+            Ok((wasi, room))
+        });
+        prepared.await.map_err(|error| Fault::Setup(error.to_string()))?
+    }
+
+    /// What is left, counted anew where that is due.
+    fn room(&self, folders: Offered) -> Result<Room, Fault> {
+        let (most_bytes, most_files) = self.most;
+        let known = self.counted.lock().get(&folders).cloned();
+        if let Some((at, room)) = known
+            && at.elapsed() < FRESH
+            && room.bytes.left() >= most_bytes / LITTLE
+            && room.files.left() >= most_files / LITTLE
+        {
+            return Ok(room);
         }
-        Ok((wasi, Room::of(left.0, left.1)))
-    });
-    prepared.await.map_err(|error| Fault::Setup(error.to_string()))?
+        let (bytes, files) = left(&folders, self.most)?;
+        let room = Room::of(bytes, files);
+        let mut counted = self.counted.lock();
+        counted.retain(|_, (at, _)| at.elapsed() < FRESH);
+        counted.insert(folders, (Instant::now(), room.clone()));
+        Ok(room)
+    }
+}
+
+fn refused(name: &str, path: &Path, error: &dyn Display) -> Fault {
+    Fault::Setup(format!("the folder `{name}` ({}): {error}", path.display()))
+}
+
+/// What is left in the fullest of these folders.
+fn left(folders: &[(String, PathBuf)], most: (u64, u64)) -> Result<(u64, u64), Fault> {
+    let mut left = most;
+    for (name, path) in folders {
+        let (bytes, files) = holds(path, most.1).map_err(|error| refused(name, path, &error))?;
+        let rest = most.0.checked_sub(bytes).zip(most.1.checked_sub(files));
+        let Some((bytes, files)) = rest else {
+            let why = format!(
+                "it holds more than {} MiB or {} files (`plugin_folder_mib`, `plugin_folder_files`): move some away",
+                most.0 >> 20,
+                most.1
+            );
+            return Err(Fault::Setup(format!("the folder `{name}`: {why}")));
+        };
+        left = (left.0.min(bytes), left.1.min(files));
+    }
+    Ok(left)
 }
 
 fn make_private(path: &Path) -> std::io::Result<()> {
@@ -255,6 +309,25 @@ async fn exists(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_is_counted_once_in_a_while_and_for_each_call_where_little_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let folders = || vec![("audit".to_owned(), folder.path().to_owned())];
+        let all = Folders::new((8000, 100));
+        let of = |left: u64| all.room(folders()).unwrap().bytes.left() == left;
+        std::fs::write(folder.path().join("a"), [0; 1000]).unwrap();
+        assert!(of(7000));
+        // All calls share what is left: what one writes, the next has not.
+        assert!(all.room(folders()).unwrap().bytes.take(500) && of(6500));
+        std::fs::write(folder.path().join("a"), [0; 3000]).unwrap();
+        assert!(of(6500), "it was counted just now");
+        assert!(all.room(folders()).unwrap().bytes.take(6000) && of(5000), "little was left: it is counted");
+        std::fs::write(folder.path().join("a"), [0; 7500]).unwrap();
+        assert!(all.room(folders()).unwrap().bytes.take(4500) && of(500));
+        std::fs::write(folder.path().join("a"), [0; 9000]).unwrap();
+        assert!(all.room(folders()).is_err(), "and it is full at once");
+    }
 
     #[test]
     fn what_a_folder_holds_is_counted_and_links_are_not_followed() {

@@ -14,6 +14,7 @@ use super::{
     cache::Cache,
     context::Context,
     egress, engine,
+    folders::Folders,
     grants::Grants,
     limits::{Bounds, Exceeded, Limits, LogRate, MemoryAccount},
     scheduler::{Caller, Scheduler},
@@ -131,7 +132,7 @@ impl Sandbox {
             shared: Shared {
                 memory: MemoryAccount::new(bounds.memory_total_bytes, bounds.memory_per_organization_bytes),
                 descriptors: Arc::new(Semaphore::new(bounds.descriptors_total.min(Semaphore::MAX_PERMITS))),
-                folder: (bounds.folder_bytes, bounds.folder_files),
+                folders: Arc::new(Folders::new((bounds.folder_bytes, bounds.folder_files))),
             },
             bounds,
             aside: Arc::new(Aside::new()?),

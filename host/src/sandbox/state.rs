@@ -66,8 +66,7 @@ pub struct State {
 pub(super) struct Shared {
     pub(super) memory: MemoryAccount,
     pub(super) descriptors: Arc<Semaphore>,
-    /// Bytes, files.
-    pub(super) folder: (u64, u64),
+    pub(super) folders: Arc<folders::Folders>,
 }
 
 impl State {
@@ -89,7 +88,7 @@ impl State {
         wasi.allow_udp(false);
         let mut room = folders::Room::none();
         if !context.grants.directories().is_empty() {
-            (wasi, room) = folders::prepare(wasi, context.grants.directories(), shared.folder).await?;
+            (wasi, room) = shared.folders.prepare(wasi, context.grants.directories()).await?;
         }
         let tcp = Arc::new(resolve_tcp(&context).await?);
         if tcp.is_empty() {

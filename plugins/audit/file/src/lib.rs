@@ -9,9 +9,10 @@
 //! connection has a folder of its own in it, named by its id: `AUDIT_DIR/CONNECTION/NAME-CONNECTION.jsonl`. A batch counts as
 //! stored once it is on the disk (`fsync`). A file that has grown to `rotate_megabytes` is renamed
 //! (`….before-SEQUENCE.jsonl`) and a new one begun. The plugin deletes nothing: once the connection's folder holds
-//! `plugin_folder_mib` (1024) or `plugin_folder_files` (1000), delivery stops until the operator moves files away. Deleting
-//! the connection removes its folder on the host that is asked. Delivery is at least once: after a crash or a full disk a
-//! line may be cut short and some events come again, with the same `id`; readers skip lines that are no JSON.
+//! `plugin_folder_mib` (1024) or `plugin_folder_files` (1000), delivery stops until the operator moves files away. What is
+//! written stays when the connection or its organization is deleted: it is the operator's to remove. Delivery is at least
+//! once: after a crash or a full disk a line may be cut short and some events come again, with the same `id`; readers skip
+//! lines that are no JSON.
 
 mod journal;
 
