@@ -488,3 +488,6 @@ impl From<install::ChangeError> for InstallError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
