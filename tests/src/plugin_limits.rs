@@ -104,7 +104,9 @@ async fn one_organization_does_not_check_all_the_time() {
         }
     }
     let first = refused.first().expect("two a minute");
-    assert!(first.status == 502 && first.text.contains("checked too often"), "{first:?}");
+    assert!(first.status == 429 && first.text.contains("checked too often"), "{first:?}");
+    let after: u64 = first.header("retry-after").parse().expect("seconds");
+    assert!((1..=60).contains(&after), "{after}");
 }
 
 #[tokio::test]

@@ -136,7 +136,7 @@ async fn try_out(app: &App, connection: &Connection, secrets: &BTreeMap<String, 
     let (kind, config) = (connection.kind, &connection.config.0);
     let wanted = plugins::wanted(connection);
     let validated = app.plugins.validate_as(kind, &connection.plugin, &wanted, config, secrets).await;
-    let version = validated.map_err(Problem::invalid)?;
+    let version = validated?;
     let issuer = match kind {
         Kind::IdentityProvider => issuer(app, connection, secrets).await?,
         Kind::DeploymentTarget | Kind::AuditSink => None,
@@ -179,7 +179,7 @@ async fn is_another(app: &App, before: &Connection, secrets: &BTreeMap<String, S
 
 /// Decides which version the connection is to run; it is loaded then.
 async fn settle(app: &App, connection: &mut Connection, pin: Option<&str>) -> Result<()> {
-    let wanted = app.plugins.settle(connection.kind, &connection.plugin, pin).await.map_err(Problem::invalid)?;
+    let wanted = app.plugins.settle(connection.kind, &connection.plugin, pin).await?;
     (connection.plugin_version, connection.plugin_line) = (wanted.pin, wanted.line);
     Ok(())
 }

@@ -25,7 +25,11 @@ use crate::{
     authz::{self, Action},
     bus::Hint,
     domain::{audit::Outcome, connection::Kind, id::OrganizationId, plugin, principal::Principal},
-    plugins::{InstallError, Plugin, fit::Misfits, install},
+    plugins::{
+        InstallError, Plugin,
+        fit::{Examined, Misfits, TRIES},
+        install::{self, ChangeError},
+    },
     store::{Tx, plugins as rows},
 };
 
@@ -67,7 +71,7 @@ pub(super) async fn begin(app: &App, id: Uuid, if_match: &IfMatch) -> Result<(Tx
 async fn loads(app: &App, plugin: &rows::Plugin, row: &rows::Version) -> Result<Arc<Plugin>> {
     match app.plugins.try_row(plugin, row).await {
         Ok(ready) => Ok(ready),
-        Err(InstallError::Store(error)) => Err(error.into()),
+        Err(error @ (InstallError::Store(_) | InstallError::Busy(_))) => Err(error.into()),
         Err(error) => Err(Problem::conflict(format!("version {} does not load: {}", row.version, error.why()))),
     }
 }
@@ -118,11 +122,19 @@ async fn activate(
     let row = rows::version(&mut conn, id, &asked.version).await?.ok_or_else(none)?;
     drop(conn);
     let ready = loads(&app, &plugin, &row).await?;
-    let (mut tx, mut plugin) = begin(&app, id, &if_match).await?;
-    let mut version = rows::version(&mut tx, id, &asked.version).await?.ok_or_else(none)?;
-    let before = plugin.active_version.clone();
     let accepted = install::Accepted { capabilities: asked.accept_capabilities, pins: asked.pin_misfits };
-    let done = install::activate(&mut tx, &app.clock, &mut plugin, &mut version, &ready, accepted).await?;
+    let (mut examined, mut tries) = (Examined::default(), TRIES);
+    let (mut tx, plugin, version, before, done) = loop {
+        examined.look(&app.store, &ready, (plugin.kind, &plugin.name), &row.line).await?;
+        let (mut tx, mut plugin) = begin(&app, id, &if_match).await?;
+        let mut version = rows::version(&mut tx, id, &asked.version).await?.ok_or_else(none)?;
+        let before = plugin.active_version.clone();
+        let looked_at = (&*ready, &examined);
+        match install::activate(&mut tx, &app.clock, &mut plugin, &mut version, looked_at, accepted).await {
+            Err(ChangeError::Moved) if tries > 0 => tries -= 1,
+            done => break (tx, plugin, version, before, done?),
+        }
+    };
     let Some(install::Activated { changes, pinned }) = done else {
         let view = PluginView::read(&app, &mut tx, &plugin).await?;
         return Ok(([etag(plugin.revision)], Json(view)).into_response());
@@ -189,14 +201,32 @@ async fn rollback(
     for version in versions {
         found.extend(rows::version(&mut conn, id, version).await?);
     }
+    let left = match &last {
+        Some(last) => rows::version(&mut conn, id, &last.version).await?,
+        None => None,
+    };
     drop(conn);
     let mut ready = Vec::new();
     for row in &found {
         ready.push(loads(&app, &plugin, row).await?);
     }
-    let (mut tx, mut plugin) = begin(&app, id, &if_match).await?;
-    let before = plugin.active_version.clone();
-    let done = install::rollback(&mut tx, &app.clock, &mut plugin, last.as_ref(), &ready).await?;
+    let mut lines: BTreeSet<&str> = found.iter().map(|row| row.line.as_str()).collect();
+    lines.extend(left.as_ref().map(|left| left.line.as_str()));
+    let (mut examined, mut tries) = (Examined::default(), TRIES);
+    let (mut tx, plugin, before, done) = loop {
+        for ready in &ready {
+            for line in &lines {
+                examined.look(&app.store, ready, (plugin.kind, &plugin.name), line).await?;
+            }
+        }
+        let (mut tx, mut plugin) = begin(&app, id, &if_match).await?;
+        let before = plugin.active_version.clone();
+        let looked_at = (ready.as_slice(), &examined);
+        match install::rollback(&mut tx, &app.clock, &mut plugin, last.as_ref(), looked_at).await {
+            Err(ChangeError::Moved) if tries > 0 => tries -= 1,
+            done => break (tx, plugin, before, done?),
+        }
+    };
     let misfits: Vec<String> = done.misfits.iter().map(Misfits::summary).collect();
     for summary in &misfits {
         tracing::warn!(plugin = plugin.name, after = plugin.active_version, "rolled back although {summary}");

@@ -1,6 +1,6 @@
 //! `/api/v1/plugins`: what is installed, and what a plugin's error is to a caller.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, fmt::Display, time::Duration};
 
 use axum::{
     Json,
@@ -22,7 +22,10 @@ use crate::{
     app::App,
     authz::{Action, Context, Resource},
     domain::{connection::Kind, plugin::Origin, principal::Principal},
-    plugins::{CapabilityView, Changes, InstallError, ManifestView, PluginError, SecretView, health, install},
+    plugins::{
+        CapabilityView, Changes, CheckError, InstallError, ManifestView, PluginError, Refused, SecretView, health,
+        install,
+    },
     store::{Connection, StoreError, connections, plugins as rows},
 };
 
@@ -250,11 +253,40 @@ impl From<PluginError> for Problem {
     fn from(error: PluginError) -> Self {
         match &error {
             PluginError::Config(message) => Self::invalid(vec![Fault::new("/config", message)]),
-            PluginError::Unavailable { retry_after: Some(wait), .. } | PluginError::Postponed { after: wait, .. } => {
-                Self::new(ProblemType::Upstream, error.to_string())
-                    .with_header(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)))
-            }
+            // It is this server that has no room for the call, or does not make it.
+            PluginError::Postponed { after, .. } => later(ProblemType::Unavailable, &error, *after),
+            PluginError::Unavailable { retry_after: Some(wait), .. } => later(ProblemType::Upstream, &error, *wait),
             _ => Self::new(ProblemType::Upstream, error.to_string()),
+        }
+    }
+}
+
+impl From<CheckError> for Problem {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::TooOften { after } => later(ProblemType::RateLimited, &error, after),
+            CheckError::UnderWay => later(ProblemType::Conflict, &error, Duration::from_secs(1)),
+            CheckError::Plugin(error) => error.into(),
+        }
+    }
+}
+
+/// With the time after which the same may succeed.
+fn later(kind: ProblemType, why: &impl Display, after: Duration) -> Problem {
+    Problem::new(kind, why.to_string()).with_header(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)))
+}
+
+/// The server has too much to do: the same may succeed in a moment.
+fn busy(why: &impl Display) -> Problem {
+    later(ProblemType::Unavailable, why, Duration::from_secs(1))
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Faults(faults) => Self::invalid(faults),
+            Refused::Busy(why) => busy(&why),
+            Refused::Store(error) => error.into(),
         }
     }
 }
@@ -263,6 +295,7 @@ impl From<InstallError> for Problem {
     fn from(error: InstallError) -> Self {
         match error {
             InstallError::Store(error) => error.into(),
+            InstallError::Busy(why) => busy(&why),
             InstallError::Signature { error, .. } => Self::invalid(vec![Fault::new("/signature", error.to_string())]),
             InstallError::Engine(_) => Self::internal(error),
             _ => Self::invalid(vec![Fault::new("/component", error.why())]),
@@ -275,6 +308,8 @@ impl From<install::ChangeError> for Problem {
         match error {
             install::ChangeError::Store(error) => error.into(),
             install::ChangeError::Conflict(detail) => Self::conflict(detail),
+            install::ChangeError::Busy(why) => busy(&why),
+            moved @ install::ChangeError::Moved => Self::conflict(moved.to_string()),
             install::ChangeError::Misfits(misfits) => {
                 let errors = misfits.faults();
                 Self { errors, ..Self::conflict(install::ChangeError::Misfits(misfits).to_string()) }
@@ -285,5 +320,32 @@ impl From<install::ChangeError> for Problem {
                 Self { errors: grown, ..Self::conflict(detail) }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plugins::Busy;
+
+    #[test]
+    fn who_has_to_wait_is_told_why_and_how_long() {
+        let shown = |problem: Problem| {
+            let after = problem.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+            (problem.kind.parts().0.as_u16(), after.map(str::to_owned))
+        };
+        let seconds = |count: u64| Some(count.to_string());
+        let busy = || "busy".to_owned();
+        assert_eq!(shown(CheckError::TooOften { after: Duration::from_secs(40) }.into()), (429, seconds(40)));
+        assert_eq!(shown(CheckError::UnderWay.into()), (409, seconds(1)));
+        let postponed = PluginError::Postponed { message: busy(), after: Duration::from_secs(7) };
+        assert_eq!(shown(CheckError::Plugin(postponed).into()), (503, seconds(7)));
+        let away = PluginError::Unavailable { message: busy(), retry_after: None };
+        assert_eq!(shown(CheckError::Plugin(away).into()), (502, None));
+        // What says nothing of a configuration is none of its faults.
+        assert_eq!(shown(Refused::Busy(busy()).into()), (503, seconds(1)));
+        assert_eq!(shown(InstallError::Busy(Busy).into()), (503, seconds(1)));
+        assert_eq!(shown(install::ChangeError::Busy(Busy).into()), (503, seconds(1)));
+        assert_eq!(shown(Refused::Faults(vec![Fault::new("/config", "is wrong")]).into()).0, 422);
     }
 }

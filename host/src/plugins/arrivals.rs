@@ -18,7 +18,8 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::{
-    InstallError, ManifestView, Plugin, Plugins, bundled_by_digest, check, fit,
+    InstallError, ManifestView, Plugin, Plugins, bundled_by_digest, check,
+    fit::{self, Examined, TRIES},
     install::{self, ChangeError, Registered},
     library::Library,
     signature::{Signature, SignatureError},
@@ -29,7 +30,7 @@ use crate::{
     bus::Hint,
     clock::Clock,
     domain::plugin::{self, Origin},
-    store::{StoreError, Tx, plugins as rows},
+    store::{Store, StoreError, Tx, plugins as rows},
 };
 
 /// Bytes of a signature's text at the most.
@@ -54,6 +55,13 @@ impl Candidate {
     /// SHA-256 of the component, hexadecimal.
     pub fn digest(&self) -> &str {
         &self.plugin.digest
+    }
+
+    /// Looks at the connections that would run it.
+    async fn look(&self, store: &Store, examined: &mut Examined) -> Result<(), ChangeError> {
+        let manifest = &self.plugin.manifest;
+        let line = semver::Version::parse(&manifest.version).as_ref().map(plugin::line).unwrap_or_default();
+        examined.look(store, &self.plugin, (self.plugin.kind, &manifest.name), &line).await
     }
 }
 
@@ -132,24 +140,46 @@ impl Plugins {
         if new.is_empty() {
             return Ok(());
         }
-        let mut tx = library.store.begin().await?;
-        rows::lock(&mut tx).await?;
-        let mut taken = Vec::new();
+        let mut candidates = Vec::new();
         for plugin in new {
             let Some(wasm) = bytes.get(&plugin.digest) else { continue };
             let seal = vouch::seal(&library.secrets, &self.0.clock, &plugin.digest);
             let seal = seal
                 .map_err(|error| InstallError::Kept { name: plugin.manifest.name.clone(), why: error.to_string() })?;
             let (wasm, origin) = (Bytes::from_static(wasm), Origin::Bundled);
-            let candidate = Candidate { plugin, wasm, origin, signature: None, seal: Some(seal) };
-            taken.extend(bundled_one(&mut tx, &self.0.clock, &candidate).await?);
+            candidates.push(Candidate { plugin, wasm, origin, signature: None, seal: Some(seal) });
+        }
+        let (mut examined, mut tries) = (Examined::default(), TRIES);
+        loop {
+            for candidate in &candidates {
+                candidate.look(&library.store, &mut examined).await?;
+            }
+            match self.put_bundled(library, &candidates, &examined).await {
+                Err(ChangeError::Moved) if tries > 0 => tries -= 1,
+                done => return Ok(done?),
+            }
+        }
+    }
+
+    /// Takes these in, in one transaction.
+    async fn put_bundled(
+        &self,
+        library: &Library,
+        candidates: &[Candidate],
+        examined: &Examined,
+    ) -> Result<(), ChangeError> {
+        let mut tx = library.store.begin().await?;
+        rows::lock(&mut tx).await?;
+        let mut taken = Vec::new();
+        for candidate in candidates {
+            taken.extend(bundled_one(&mut tx, &self.0.clock, candidate, examined).await?);
         }
         rows::sweep_artifacts(&mut tx).await?;
-        self.tell(library, tx, &taken).await
+        Ok(self.tell(library, tx, &taken).await?)
     }
 
     /// Commits it, with what the organizations of platform administrators are told.
-    async fn tell(&self, library: &Library, mut tx: Tx, taken: &[Taken]) -> Result<(), InstallError> {
+    async fn tell(&self, library: &Library, mut tx: Tx, taken: &[Taken]) -> Result<(), StoreError> {
         let mut told = Vec::new();
         for Taken { version, name, activated } in taken {
             let details = json!({ "changes": {
@@ -199,17 +229,32 @@ impl Plugins {
         let signature =
             signature.map_err(|error: SignatureError| InstallError::Signature { name: name.clone(), error })?;
         let candidate = self.inspect(&name, Origin::Folder, wasm, signature).await?;
+        let (mut examined, mut tries) = (Examined::default(), TRIES);
+        loop {
+            candidate.look(&library.store, &mut examined).await?;
+            match self.put_file(library, &candidate, &examined).await {
+                Ok(said) => return Ok(said),
+                Err(ChangeError::Moved) if tries > 0 => tries -= 1,
+                Err(ChangeError::Store(error)) => return Err(error.into()),
+                Err(error) => return Err(kept(error.to_string())),
+            }
+        }
+    }
+
+    /// Takes one in; what was done, in words, if it was new.
+    async fn put_file(
+        &self,
+        library: &Library,
+        candidate: &Candidate,
+        examined: &Examined,
+    ) -> Result<Option<String>, ChangeError> {
         let mut tx = library.store.begin().await?;
         rows::lock(&mut tx).await?;
-        let registered = match install::register(&mut tx, &self.0.clock, &candidate, None).await {
-            Ok(registered) => registered,
-            Err(ChangeError::Store(error)) => return Err(error.into()),
-            Err(error) => return Err(kept(error.to_string())),
-        };
+        let registered = install::register(&mut tx, &self.0.clock, candidate, None).await?;
         if let Registered { fresh: false, renewed: false, .. } = registered {
             return Ok(None);
         }
-        let (taken, said) = from_folder(&mut tx, &self.0.clock, &candidate, registered).await?;
+        let (taken, said) = from_folder(&mut tx, &self.0.clock, (candidate, examined), registered).await?;
         self.tell(library, tx, &[taken]).await?;
         Ok(Some(said))
     }
@@ -224,14 +269,19 @@ struct Taken {
 }
 
 /// Takes in what is part of the server; nothing if it was here before, or if something else has its place.
-async fn bundled_one(tx: &mut Tx, clock: &Clock, candidate: &Candidate) -> Result<Option<Taken>, StoreError> {
+async fn bundled_one(
+    tx: &mut Tx,
+    clock: &Clock,
+    candidate: &Candidate,
+    examined: &Examined,
+) -> Result<Option<Taken>, ChangeError> {
     let registered = match install::register(tx, clock, candidate, None).await {
         Ok(registered) => registered,
-        Err(ChangeError::Store(error)) => return Err(error),
-        Err(error) => {
-            tracing::warn!(%error, "a bundled plugin is not used");
+        Err(ChangeError::Conflict(why)) => {
+            tracing::warn!(why, "a bundled plugin is not used");
             return Ok(None);
         }
+        Err(error) => return Err(error),
     };
     let Registered { mut plugin, mut version, fresh, .. } = registered;
     if !fresh {
@@ -247,7 +297,8 @@ async fn bundled_one(tx: &mut Tx, clock: &Clock, candidate: &Candidate) -> Resul
         active.origin == Origin::Bundled && plugin::is_newer(&version.version, &active.version)
     };
     let goes = active.as_ref().is_none_or(older);
-    let misfits = if goes { fit::misfits(tx, &candidate.plugin, &plugin, &version).await? } else { None };
+    let looked_at = (&*candidate.plugin, examined);
+    let misfits = if goes { fit::misfits(tx, looked_at, &plugin, &version).await? } else { None };
     if let Some(misfits) = &misfits {
         let (name, version) = (&plugin.name, &version.version);
         tracing::warn!(plugin = name, version, "a bundled plugin is not activated: {}", misfits.summary());
@@ -266,9 +317,9 @@ async fn bundled_one(tx: &mut Tx, clock: &Clock, candidate: &Candidate) -> Resul
 async fn from_folder(
     tx: &mut Tx,
     clock: &Clock,
-    candidate: &Candidate,
+    (candidate, examined): (&Candidate, &Examined),
     registered: Registered,
-) -> Result<(Taken, String), StoreError> {
+) -> Result<(Taken, String), ChangeError> {
     let Registered { mut plugin, mut version, fresh, .. } = registered;
     let name = format!("{}/{}", plugin.kind.as_str(), plugin.name);
     let what = format!("{name} {}", version.version);
@@ -280,7 +331,8 @@ async fn from_folder(
     let later = install::active(tx, &plugin).await?.is_none_or(|active| {
         active.line == version.line && plugin::is_newer(&version.version, &active.version) && !changes.grows
     });
-    let misfits = if later { fit::misfits(tx, &candidate.plugin, &plugin, &version).await? } else { None };
+    let looked_at = (&*candidate.plugin, examined);
+    let misfits = if later { fit::misfits(tx, looked_at, &plugin, &version).await? } else { None };
     if later && misfits.is_none() {
         install::set(tx, clock, &mut plugin, &mut version).await?;
         let said = format!("{what} installed and activated");

@@ -1,14 +1,12 @@
 //! The typed calls: each export of each kind, in the host's own terms.
 
-use std::time::Duration;
-
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 use super::{
-    ACCESS_TOKEN, Attempt, Binding, Exports, IdentityGrant, PluginError, Plugins, Progress, Protocol, ProviderIdentity,
-    Registration, Release, Suspended, TargetState,
+    ACCESS_TOKEN, Attempt, Binding, CheckError, Exports, IdentityGrant, PluginError, Plugins, Progress, Protocol,
+    ProviderIdentity, Registration, Release, Suspended, TargetState,
     call::{Call, unsuitable},
 };
 use crate::{
@@ -48,17 +46,13 @@ impl Plugins {
     ///
     /// # Errors
     /// Why it does not.
-    pub async fn check(&self, kind: Kind, binding: &Binding, attempt: &Attempt) -> Result<String, PluginError> {
-        let postponed = |message: &str, after| PluginError::Postponed { message: message.to_owned(), after };
-        self.0.shares.count_check(binding.organization_id).map_err(|wait| {
-            postponed("this organization's connections were checked too often in this minute: check again later", wait)
-        })?;
+    pub async fn check(&self, kind: Kind, binding: &Binding, attempt: &Attempt) -> Result<String, CheckError> {
+        let counted = self.0.shares.count_check(binding.organization_id);
+        counted.map_err(|after| CheckError::TooOften { after })?;
         // The plugin may be unknown; only those that are there have shares.
         self.running(kind, &binding.plugin, &binding.wanted).await?;
         let lanes = self.0.shares.of(kind, &binding.plugin);
-        let _checking = lanes.check(binding.connection_id).ok_or_else(|| {
-            postponed("this connection is being checked already: wait for that check to end", Duration::from_secs(1))
-        })?;
+        let _checking = lanes.check(binding.connection_id).ok_or(CheckError::UnderWay)?;
         let before = self.suspension(kind, binding);
         let call = |export| Call::new(kind, binding, attempt, export).forced();
         let checked = match kind {
@@ -76,7 +70,7 @@ impl Plugins {
             }
         };
         let after = self.suspension(kind, binding);
-        match (before, after) {
+        Ok(match (before, after) {
             (Some(before), None) => checked.map(|said| {
                 let since = before.since.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
                 format!("{said} Calls were suspended since {since} ({}); they go on now.", before.reason)
@@ -86,7 +80,7 @@ impl Plugins {
                 error.with(&format!("calls are suspended until {until}, after {} failures in a row", after.failures))
             }),
             (None, None) => checked,
-        }
+        }?)
     }
 
     /// Why a connection's calls are suspended on this host, where they are.

@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use wasmtime::component::Component;
 
-use super::{Exports, InstallError, Manifest, Plugin};
+use super::{Exports, InstallError, Manifest, ManifestError, Plugin};
 use crate::{
     domain::{connection::Kind, plugin},
     sandbox::{
@@ -70,7 +70,10 @@ pub(super) async fn load(
     }
     let guest = sandbox.load(name, &component).await.map_err(failed)?;
     let manifest = Manifest::check(&guest.manifest, sandbox.bounds()).await;
-    let manifest = manifest.map_err(|error| InstallError::Manifest { name: name.to_owned(), error })?;
+    let manifest = manifest.map_err(|error| match error {
+        ManifestError::Busy(busy) => InstallError::Busy(busy),
+        error => InstallError::Manifest { name: name.to_owned(), error },
+    })?;
     let pre = guest.pre.clone();
     let exports = match found {
         Kind::IdentityProvider => IdentityProviderPre::new(pre).map(Exports::IdentityProvider),

@@ -2,7 +2,10 @@
 //! organizations. A schema may become stricter and a secret may be added within what semantic versions call compatible;
 //! a connection that does not fit would fail at its next call, in another organization than that of whoever activates.
 //!
-//! Nothing can begin to follow the plugin meanwhile, nor change how it does: see [`rows::hold`].
+//! That is looked at before the transaction of the change ([`Examined`]). Within it nothing can begin to follow the plugin, nor change
+//! how it does (see [`rows::hold`]); a connection that did so in between is looked at once more, before another try.
+
+use std::collections::HashMap;
 
 use uuid::Uuid;
 
@@ -11,13 +14,16 @@ use crate::{
     clock::Clock,
     domain::{connection::Kind, fault::Fault, id::OrganizationId},
     store::{
-        Connection, StoreError, Tx,
-        plugins::{self as rows, Follower},
+        Connection, Store, Tx,
+        plugins::{self as rows, Follower, Following},
     },
 };
 
-/// Connections read at once.
+/// Connections read at once, with their configurations and without.
 const BATCH: i64 = 200;
+const FOLLOWING: i64 = 5000;
+/// How often connections that changed meanwhile are looked at again.
+pub const TRIES: u32 = 5;
 /// Connections that are named in a refusal, and faults that are named of each.
 const NAMED: usize = 20;
 const FAULTS: usize = 5;
@@ -72,61 +78,102 @@ impl Misfits {
     }
 }
 
+/// What versions make of connections, looked at before the transaction in which it matters: it may take long, and must keep nobody from
+/// the database.
+#[derive(Default)]
+pub struct Examined(HashMap<(String, Uuid), (i64, Vec<Fault>)>);
+
+impl Examined {
+    /// Looks at the connections that follow a line, or whatever is active, with a version; not again at those which are as they were.
+    ///
+    /// # Errors
+    /// [`ChangeError::Busy`], and as the database says.
+    pub async fn look(
+        &mut self,
+        store: &Store,
+        ready: &Plugin,
+        plugin: (Kind, &str),
+        line: &str,
+    ) -> Result<(), ChangeError> {
+        let mut after = Uuid::nil();
+        loop {
+            let batch = rows::followers_after(&mut store.read().await?, plugin, line, after, BATCH).await?;
+            let Some(last) = batch.last() else { return Ok(()) };
+            after = last.id;
+            for Follower { id, revision, config, secret_names, .. } in batch {
+                let known = self.0.entry((ready.digest.clone(), id)).or_insert((0, Vec::new()));
+                if known.0 != revision {
+                    let mut faults = ready.manifest.misfits(plugin.0, &config.0, &secret_names.0).await?;
+                    faults.truncate(FAULTS);
+                    *known = (revision, faults);
+                }
+            }
+        }
+    }
+
+    /// What a version makes of a connection as it is now.
+    fn of(&self, ready: &Plugin, follower: &Following) -> Result<&[Fault], ChangeError> {
+        match self.0.get(&(ready.digest.clone(), follower.id)) {
+            Some((revision, faults)) if *revision == follower.revision => Ok(faults),
+            _ => Err(ChangeError::Moved),
+        }
+    }
+}
+
 /// Which of the connections that would run this version, if it were active, it does not fit.
 ///
 /// # Errors
-/// As the database says.
+/// [`ChangeError::Moved`] where one was not looked at as it is now.
 pub(super) async fn misfits(
     c: &mut impl Connection,
-    ready: &Plugin,
+    (ready, examined): (&Plugin, &Examined),
     plugin: &rows::Plugin,
     version: &rows::Version,
-) -> Result<Option<Misfits>, StoreError> {
+) -> Result<Option<Misfits>, ChangeError> {
     let of_line = rows::line(c, plugin.id, &version.line).await?;
     // What runs nothing now cannot become worse.
-    let runs = |follower: &Follower| {
+    let runs = |follower: &Following| {
         let runs = if follower.plugin_line.is_some() { &of_line } else { &plugin.active_version };
         runs.clone().filter(|runs| *runs != version.version)
     };
-    among(c, ready, plugin, (&version.line, &version.version), runs).await
+    among(c, (ready, examined), plugin, (&version.line, &version.version), runs).await
 }
 
 /// Which of the connections that follow the line of one version another one does not fit.
 ///
 /// # Errors
-/// As the database says.
+/// As [`misfits`].
 pub(super) async fn misfits_of_line(
     c: &mut impl Connection,
-    ready: &Plugin,
+    (ready, examined): (&Plugin, &Examined),
     plugin: &rows::Plugin,
     followed: &rows::Version,
     version: &rows::Version,
-) -> Result<Option<Misfits>, StoreError> {
-    let runs = |follower: &Follower| follower.plugin_line.as_ref().map(|_| followed.version.clone());
-    among(c, ready, plugin, (&followed.line, &version.version), runs).await
+) -> Result<Option<Misfits>, ChangeError> {
+    let runs = |follower: &Following| follower.plugin_line.as_ref().map(|_| followed.version.clone());
+    among(c, (ready, examined), plugin, (&followed.line, &version.version), runs).await
 }
 
 /// Of the connections that follow a line, or whatever is active, those which a version does not fit; `runs` says what each
 /// of them runs, nothing for those that do not matter.
 async fn among(
     c: &mut impl Connection,
-    ready: &Plugin,
+    (ready, examined): (&Plugin, &Examined),
     plugin: &rows::Plugin,
     (line, version): (&str, &str),
-    runs: impl Fn(&Follower) -> Option<String>,
-) -> Result<Option<Misfits>, StoreError> {
+    runs: impl Fn(&Following) -> Option<String>,
+) -> Result<Option<Misfits>, ChangeError> {
     let mut connections = Vec::new();
     let mut after = Uuid::nil();
     loop {
-        let batch = rows::followers_after(c, plugin, line, after, BATCH).await?;
+        let batch = rows::following_after(c, (plugin.kind, &plugin.name), line, after, FOLLOWING).await?;
         let Some(last) = batch.last() else { break };
         after = last.id;
         for follower in batch {
             let Some(runs) = runs(&follower) else { continue };
-            let Follower { id, organization_id, config, secret_names, .. } = follower;
-            let mut faults = ready.manifest.misfits(plugin.kind, &config.0, &secret_names.0).await;
-            faults.truncate(FAULTS);
+            let faults = examined.of(ready, &follower)?.to_vec();
             if !faults.is_empty() {
+                let Following { id, organization_id, .. } = follower;
                 connections.push(Misfit { id, organization_id, runs, faults });
             }
         }

@@ -9,8 +9,8 @@
 use serde_json::json;
 
 use super::{
-    Candidate, Changes, ManifestView, Plugin as Ready,
-    fit::{self, Misfits},
+    Busy, Candidate, Changes, ManifestView, Plugin as Ready,
+    fit::{self, Examined, Misfits},
     registry,
 };
 use crate::{
@@ -50,6 +50,12 @@ pub enum ChangeError {
         .0.connections.len()
     )]
     Misfits(Misfits),
+    /// A connection was changed while it was looked at whether a version fits it.
+    #[error("connections that would run it were changed just now: send it again")]
+    Moved,
+    /// The server has too much to do to look at that.
+    #[error(transparent)]
+    Busy(#[from] Busy),
 }
 
 fn conflict<T>(message: impl Into<String>) -> Result<T, ChangeError> {
@@ -223,16 +229,17 @@ pub struct Activated {
     pub pinned: Option<Misfits>,
 }
 
-/// Activates a version, which is loaded as `ready`. Returns nothing if it was active already.
+/// Activates a version, which is loaded as `ready` and whose followers-to-be were looked at. Returns nothing if it was active already.
 ///
 /// # Errors
-/// [`ChangeError::Growth`] and [`ChangeError::Misfits`] where that is not accepted.
+/// [`ChangeError::Growth`] and [`ChangeError::Misfits`] where that is not accepted; [`ChangeError::Moved`] where they have to be looked at
+/// again.
 pub async fn activate(
     tx: &mut Tx,
     clock: &Clock,
     plugin: &mut Plugin,
     version: &mut Version,
-    ready: &Ready,
+    (ready, examined): (&Ready, &Examined),
     accepted: Accepted,
 ) -> Result<Option<Activated>, ChangeError> {
     let of_line = rows::line(tx, plugin.id, &version.line).await?;
@@ -247,7 +254,7 @@ pub async fn activate(
     if changes.grows && !accepted.capabilities {
         return Err(ChangeError::Growth(Box::new(changes)));
     }
-    let pinned = match fit::misfits(tx, ready, plugin, version).await? {
+    let pinned = match fit::misfits(tx, (ready, examined), plugin, version).await? {
         Some(misfits) if !accepted.pins => return Err(ChangeError::Misfits(misfits)),
         Some(misfits) => {
             fit::pin(tx, clock, &misfits).await?;
@@ -275,13 +282,13 @@ pub struct RolledBack {
 /// accepted then, so it needs no acceptance now.
 ///
 /// # Errors
-/// [`ChangeError::Conflict`] if there is nothing to go back to, or `last` is no longer the last one.
+/// [`ChangeError::Conflict`] if there is nothing to go back to, or `last` is no longer the last one; [`ChangeError::Moved`].
 pub async fn rollback(
     tx: &mut Tx,
     clock: &Clock,
     plugin: &mut Plugin,
     last: Option<&Activation>,
-    ready: &[std::sync::Arc<Ready>],
+    (ready, examined): (&[std::sync::Arc<Ready>], &Examined),
 ) -> Result<RolledBack, ChangeError> {
     let Some(popped) = rows::pop_activation(tx, plugin.id).await? else {
         return conflict("there is no earlier version to go back to");
@@ -292,7 +299,7 @@ pub async fn rollback(
     let mut misfits = Vec::new();
     for ready in ready {
         if let Some(row) = rows::version(tx, plugin.id, &ready.manifest.version).await? {
-            misfits.extend(fit::misfits(tx, ready, plugin, &row).await?);
+            misfits.extend(fit::misfits(tx, (ready, examined), plugin, &row).await?);
         }
     }
     let mut moved = Vec::new();
@@ -308,7 +315,7 @@ pub async fn rollback(
             if let (Some(left), Some(previous)) = (left, previous) {
                 let ready = ready.iter().find(|ready| ready.manifest.version == previous.version);
                 if let Some(ready) = ready {
-                    misfits.extend(fit::misfits_of_line(tx, ready, plugin, &left, &previous).await?);
+                    misfits.extend(fit::misfits_of_line(tx, (ready, examined), plugin, &left, &previous).await?);
                 }
                 rows::clear_line(tx, plugin.id, &left.line).await?;
                 moved = rows::follow_instead(tx, plugin, &left.line, &previous.line, clock.now()).await?;

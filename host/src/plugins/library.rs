@@ -20,7 +20,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Changes, InstallError, ManifestView, Plugin, PluginError, Plugins, Wanted, audit_dir, bundled, check,
+    Changes, InstallError, ManifestView, Plugin, PluginError, Plugins, Refused, Wanted, audit_dir, bundled, check,
     health::Kept,
     install,
     loads::{Key, Loads},
@@ -420,26 +420,31 @@ impl Plugins {
     /// compatible with that. It is ready to be called afterwards.
     ///
     /// # Errors
-    /// A fault at `/plugin` or `/plugin_version`.
-    pub async fn settle(&self, kind: Kind, name: &str, pin: Option<&str>) -> Result<Wanted, Vec<Fault>> {
+    /// A fault at `/plugin` or `/plugin_version`; [`Refused::Busy`].
+    pub async fn settle(&self, kind: Kind, name: &str, pin: Option<&str>) -> Result<Wanted, Refused> {
         let Some(pin) = pin else {
-            let fault = |error: PluginError| vec![Fault::new("/plugin", error.to_string())];
-            let plugin = self.running(kind, name, &Wanted::default()).await.map_err(fault)?;
+            let refused = |error: PluginError| match error {
+                PluginError::Postponed { message, .. } => Refused::Busy(message),
+                error => Refused::Faults(vec![Fault::new("/plugin", error.to_string())]),
+            };
+            let plugin = self.running(kind, name, &Wanted::default()).await.map_err(refused)?;
             let line = semver::Version::parse(&plugin.manifest.version).as_ref().map(plugin::line).ok();
             return Ok(Wanted { pin: None, line });
         };
         let wanted = Wanted { pin: Some(pin.to_owned()), line: None };
-        let fault = |why: String| vec![Fault::new("/plugin_version", why)];
+        let refused = |error: InstallError| match error {
+            InstallError::Store(error) => Refused::Store(error),
+            InstallError::Busy(busy) => Refused::Busy(busy.to_string()),
+            error => Refused::Faults(vec![Fault::new("/plugin_version", error.why())]),
+        };
         let found = match &self.0.library {
             Some(library) => self.loaded(library, kind, name, &wanted).await,
             None => self.0.registry.load().find(kind, name, &wanted),
         };
         match found {
             Ok(_) => Ok(wanted),
-            Err(Missing::Unknown(_)) => {
-                self.bring(kind, name, pin).await.map(|()| wanted).map_err(|error| fault(error.why()))
-            }
-            Err(missing) => Err(fault(missing.to_string())),
+            Err(Missing::Unknown(_)) => self.bring(kind, name, pin).await.map(|()| wanted).map_err(refused),
+            Err(missing) => Err(missing.at("/plugin_version")),
         }
     }
 
@@ -484,6 +489,7 @@ impl From<install::ChangeError> for InstallError {
     fn from(error: install::ChangeError) -> Self {
         match error {
             install::ChangeError::Store(error) => InstallError::Store(error),
+            install::ChangeError::Busy(busy) => InstallError::Busy(busy),
             other => InstallError::Kept { name: "plugin".into(), why: other.to_string() },
         }
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::schema::{Cost, Mistake, Schema};
+use super::schema::{Cost, Mistake, Schema, Undone};
 use crate::{
     domain::{connection::Kind, fault::Fault},
     sandbox::{
@@ -15,10 +15,21 @@ use crate::{
     },
 };
 
-/// What a manifest gets wrong.
+/// Why a manifest was not taken.
 #[derive(Debug, thiserror::Error)]
-#[error("manifest: {0}")]
-pub struct ManifestError(String);
+pub enum ManifestError {
+    /// What it gets wrong.
+    #[error("manifest: {0}")]
+    Wrong(String),
+    /// The server has too much to do to look at it.
+    #[error(transparent)]
+    Busy(#[from] Busy),
+}
+
+/// The threads that apply schemas are busy with others: it says nothing of a configuration, and the same may succeed a moment later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the server is busy checking other configurations: try again in a moment")]
+pub struct Busy;
 
 /// A checked manifest.
 pub struct Manifest {
@@ -53,7 +64,7 @@ const CAPABILITIES: usize = 64;
 const TEXT: usize = 1000;
 
 fn wrong<T>(message: impl Into<String>) -> Result<T, ManifestError> {
-    Err(ManifestError(message.into()))
+    Err(ManifestError::Wrong(message.into()))
 }
 
 /// Lower-case words joined by hyphens.
@@ -82,7 +93,10 @@ impl Manifest {
         let slots = slots(&said.secrets)?;
         let capabilities = capabilities(&said.capabilities, &slots)?;
         let schema = Schema::parse(said.config_schema.clone(), Cost::from(bounds)).await;
-        let schema = schema.map_err(|error| ManifestError(format!("config-schema: {error}")))?;
+        let schema = schema.map_err(|undone| match undone {
+            Undone::Busy => ManifestError::Busy(Busy),
+            Undone::Schema(why) => ManifestError::Wrong(format!("config-schema: {why}")),
+        })?;
         let manifest = Self {
             name: said.name.clone(),
             version: said.version.clone(),
@@ -123,26 +137,32 @@ impl Manifest {
     }
 
     /// What a configuration gets wrong by the schema; where that takes too long, this is what it gets wrong.
-    async fn mistakes(&self, config: &Value) -> Vec<Mistake> {
-        self.schema.mistakes(config).await.unwrap_or_else(|why| {
-            let message = format!("it cannot be checked against the plugin's schema: {why}");
-            vec![Mistake { pointer: String::new(), masked: message.clone(), message }]
+    async fn mistakes(&self, config: &Value) -> Result<Vec<Mistake>, Busy> {
+        self.schema.mistakes(config).await.or_else(|undone| match undone {
+            Undone::Busy => Err(Busy),
+            Undone::Schema(why) => {
+                let message = format!("it cannot be checked against the plugin's schema: {why}");
+                Ok(vec![Mistake { pointer: String::new(), masked: message.clone(), message }])
+            }
         })
     }
 
     /// What a connection of this plugin gets wrong, each fault by its place in the body of the request.
+    ///
+    /// # Errors
+    /// [`Busy`].
     pub async fn validate<'a>(
         &self,
         kind: Kind,
         config: &Value,
         secrets: impl Fn(&str) -> Option<&'a str>,
         names: &[&str],
-    ) -> Vec<Fault> {
+    ) -> Result<Vec<Fault>, Busy> {
         let mut faults = Vec::new();
         if config.to_string().len() > CONFIG_BYTES {
-            return vec![Fault::new("/config", format!("at most {} KiB", CONFIG_BYTES >> 10))];
+            return Ok(vec![Fault::new("/config", format!("at most {} KiB", CONFIG_BYTES >> 10))]);
         }
-        for mistake in self.mistakes(config).await {
+        for mistake in self.mistakes(config).await? {
             faults.push(Fault::new(format!("/config{}", mistake.pointer), mistake.message));
         }
         for slot in &self.slots {
@@ -177,13 +197,16 @@ impl Manifest {
                 ));
             }
         }
-        faults
+        Ok(faults)
     }
 
     /// What a stored connection would get wrong, were it to run this version; of its secrets, only the names are known. No
     /// value is in it: who reads this may be of another organization.
-    pub async fn misfits(&self, kind: Kind, config: &Value, secrets: &[String]) -> Vec<Fault> {
-        let mistakes = self.mistakes(config).await.into_iter();
+    ///
+    /// # Errors
+    /// [`Busy`].
+    pub async fn misfits(&self, kind: Kind, config: &Value, secrets: &[String]) -> Result<Vec<Fault>, Busy> {
+        let mistakes = self.mistakes(config).await?.into_iter();
         let mut faults: Vec<Fault> =
             mistakes.map(|mistake| Fault::new(format!("/config{}", mistake.pointer), mistake.masked)).collect();
         for slot in self.slots.iter().filter(|slot| !secrets.contains(&slot.name)) {
@@ -198,7 +221,7 @@ impl Manifest {
                 faults.push(Fault::new(pointer, "no address can be made of it"));
             }
         }
-        faults
+        Ok(faults)
     }
 
     /// As the API shows it.
@@ -241,7 +264,7 @@ fn slots(said: &[guest::SecretSlot]) -> Result<Vec<SecretSlot>, ManifestError> {
             return wrong(format!("secret `{}`: lower-case words joined by hyphens, each once", slot.name));
         }
         let hosts = slot.hosts.iter().map(|host| Template::http(host)).collect::<Result<_, _>>();
-        let hosts = hosts.map_err(|error| ManifestError(format!("secret `{}`: {error}", slot.name)))?;
+        let hosts = hosts.map_err(|error| ManifestError::Wrong(format!("secret `{}`: {error}", slot.name)))?;
         slots.push(SecretSlot { name: slot.name.clone(), description: slot.description.clone(), hosts });
     }
     Ok(slots)
@@ -256,12 +279,12 @@ fn capabilities(said: &[guest::Capability], slots: &[SecretSlot]) -> Result<Vec<
             guest::Capability::Http(source) | guest::Capability::Tcp(source) if source.len() > TEXT => {
                 wrong(format!("a capability has {} bytes; at most {TEXT} are allowed", source.len()))
             }
-            guest::Capability::Http(source) => {
-                Template::http(source).map(Capability::Http).map_err(|error| ManifestError(format!("http: {error}")))
-            }
-            guest::Capability::Tcp(source) => {
-                Template::tcp(source).map(Capability::Tcp).map_err(|error| ManifestError(format!("tcp: {error}")))
-            }
+            guest::Capability::Http(source) => Template::http(source)
+                .map(Capability::Http)
+                .map_err(|error| ManifestError::Wrong(format!("http: {error}"))),
+            guest::Capability::Tcp(source) => Template::tcp(source)
+                .map(Capability::Tcp)
+                .map_err(|error| ManifestError::Wrong(format!("tcp: {error}"))),
             guest::Capability::Directory(name) if is_name(name) => Ok(Capability::Directory(name.clone())),
             guest::Capability::Directory(name) => {
                 wrong(format!("directory `{name}`: lower-case words joined by hyphens"))
@@ -401,7 +424,7 @@ mod tests {
         let pointers = async |config: Value, token: Option<&str>, names: &[&str]| -> Vec<String> {
             let token = token.map(str::to_owned);
             let token = |name: &str| token.as_deref().filter(|_| name == "token");
-            let faults = manifest.validate(Kind::AuditSink, &config, token, names).await;
+            let faults = manifest.validate(Kind::AuditSink, &config, token, names).await.unwrap();
             faults.into_iter().map(|fault| fault.pointer).collect()
         };
         let good = json!({"url": "https://a.example"});

@@ -43,13 +43,13 @@ use serde_json::Value;
 pub use arrivals::{Candidate, SIGNATURE};
 pub use changes::Changes;
 pub use library::Ingredients;
-pub use manifest::{ACCESS_TOKEN, CapabilityView, Manifest, ManifestError, ManifestView, SecretView};
+pub use manifest::{ACCESS_TOKEN, Busy, CapabilityView, Manifest, ManifestError, ManifestView, SecretView};
 pub use registry::Wanted;
 pub use reseal::{ResealError, Resealed, reseal};
 pub use suspension::{Standing, Suspended};
 pub use types::{
-    Attempt, Binding, IdentityGrant, PluginError, Progress, Protocol, ProviderIdentity, Registration, Release,
-    TargetState,
+    Attempt, Binding, CheckError, IdentityGrant, PluginError, Progress, Protocol, ProviderIdentity, Refused,
+    Registration, Release, TargetState,
 };
 
 use self::{health::Health, library::Library, registry::Registry, suspension::Shares};
@@ -147,6 +147,9 @@ pub enum InstallError {
         /// What is wrong.
         why: String,
     },
+    /// The server has too much to do to look at it.
+    #[error(transparent)]
+    Busy(#[from] Busy),
     /// Two of one name.
     #[error("plugin {0}: there is one of this kind and name already")]
     Twice(String),
@@ -282,7 +285,7 @@ impl Plugins {
         plugin: &str,
         config: &Value,
         secrets: &BTreeMap<String, SecretString>,
-    ) -> Result<String, Vec<Fault>> {
+    ) -> Result<String, Refused> {
         self.validate_as(kind, plugin, &Wanted::default(), config, secrets).await
     }
 
@@ -290,7 +293,7 @@ impl Plugins {
     /// takes them.
     ///
     /// # Errors
-    /// Each fault, by JSON pointer into the body of a request: `/plugin`, `/config/…`, `/secrets/…`.
+    /// Each fault, at `/plugin`, `/config/…` or `/secrets/…`; [`Refused::Busy`].
     pub async fn validate_as(
         &self,
         kind: Kind,
@@ -298,12 +301,13 @@ impl Plugins {
         wanted: &Wanted,
         config: &Value,
         secrets: &BTreeMap<String, SecretString>,
-    ) -> Result<String, Vec<Fault>> {
+    ) -> Result<String, Refused> {
         let found = self.0.registry.load().find(kind, plugin, wanted);
-        let plugin = found.map_err(|missing| vec![Fault::new("/plugin", missing.to_string())])?;
+        let plugin = found.map_err(|missing| missing.at("/plugin"))?;
         let names: Vec<&str> = secrets.keys().map(String::as_str).collect();
         let value = |name: &str| secrets.get(name).map(|value| value.expose_secret());
-        let mut faults = plugin.manifest.validate(kind, config, value, &names).await;
+        let faults = plugin.manifest.validate(kind, config, value, &names).await;
+        let mut faults = faults.map_err(|busy| Refused::Busy(busy.to_string()))?;
         let grants = Grants::resolve(&plugin.manifest.capabilities, &plugin.manifest.slots, config, &BTreeMap::new());
         for fault in grants.err().unwrap_or_default() {
             let pointer = format!("/config/{}", fault.property);
@@ -311,7 +315,7 @@ impl Plugins {
                 faults.push(Fault::new(pointer, fault.message));
             }
         }
-        if faults.is_empty() { Ok(plugin.manifest.version.clone()) } else { Err(faults) }
+        if faults.is_empty() { Ok(plugin.manifest.version.clone()) } else { Err(Refused::Faults(faults)) }
     }
 
     /// The folders that a connection may be given, each its own and nobody else's.

@@ -11,8 +11,8 @@ use std::{
 
 use semver::Version;
 
-use super::{Plugin, PluginError, health};
-use crate::domain::{connection::Kind, plugin};
+use super::{Plugin, PluginError, Refused, health};
+use crate::domain::{connection::Kind, fault::Fault, plugin};
 
 /// Which version a connection runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,6 +42,16 @@ pub(super) enum Missing {
 
 /// When to come back where a version is still being loaded.
 const LOADING: Duration = Duration::from_secs(1);
+
+impl Missing {
+    /// What is said to whoever asks for it there in the body of a request.
+    pub(super) fn at(self, pointer: &str) -> Refused {
+        match self {
+            Missing::Loading(message) => Refused::Busy(message),
+            missing => Refused::Faults(vec![Fault::new(pointer, missing.to_string())]),
+        }
+    }
+}
 
 impl From<Missing> for PluginError {
     fn from(missing: Missing) -> Self {

@@ -1,4 +1,5 @@
 mod as_built;
+mod versions;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -113,6 +114,7 @@ async fn every_bundled_plugin_loads_and_is_listed() {
         assert!(plugins.find(kind, name).is_ok(), "{name}");
     }
     let error = plugins.validate(Kind::AuditSink, "nexus", &json!({}), &BTreeMap::new()).await.unwrap_err();
+    let Refused::Faults(error) = error else { panic!("{error:?}") };
     assert_eq!(error[0].pointer, "/plugin");
     assert!(error[0].message.contains("file, splunk-hec, syslog, webhook"), "{}", error[0].message);
 }

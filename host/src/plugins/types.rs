@@ -8,8 +8,11 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::Wanted;
-use crate::domain::id::OrganizationId;
 pub use crate::sandbox::context::Progress;
+use crate::{
+    domain::{fault::Fault, id::OrganizationId},
+    store::StoreError,
+};
 
 /// A connection, ready to be called: its configuration and its secrets in the clear.
 #[derive(Clone)]
@@ -103,6 +106,37 @@ impl PluginError {
             PluginError::Fault(_) => "fault",
         }
     }
+}
+
+/// Why a check of a connection tells nothing of it.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum CheckError {
+    /// Its organization checks too often.
+    #[error("this organization's connections were checked too often in this minute: check again later")]
+    TooOften {
+        /// When the next minute begins.
+        after: Duration,
+    },
+    /// One is enough.
+    #[error("this connection is being checked already: wait for that check to end")]
+    UnderWay,
+    /// It was checked, or could not be; see [`PluginError`].
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
+}
+
+/// Why a connection is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// What it gets wrong, each fault by JSON pointer into the body of a request.
+    #[error("{} faults", .0.len())]
+    Faults(Vec<Fault>),
+    /// It says nothing of the connection: the same may be taken a moment later.
+    #[error("{0}")]
+    Busy(String),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// The sign-in protocol to run.

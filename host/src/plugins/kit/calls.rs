@@ -1,5 +1,7 @@
 //! The calls: each export, with arguments as a server gives them.
 
+use std::time::Duration;
+
 use secrecy::SecretString;
 use serde_json::{Map, Value, json};
 
@@ -10,7 +12,7 @@ use crate::{
         audit::{self, GENESIS},
         connection::Kind,
     },
-    plugins::{Attempt, IdentityGrant, PluginError, Plugins, Protocol, Registration, Release, TargetState},
+    plugins::{Attempt, CheckError, IdentityGrant, PluginError, Plugins, Protocol, Registration, Release, TargetState},
 };
 
 impl Kit {
@@ -60,7 +62,11 @@ impl Kit {
                 let stored = plugins.deliver(binding, &attempt, &events).await?;
                 Ok((format!("{stored} of {} events stored", events.len()), Some(Detail::Stored(stored))))
             }
-            _ => Ok((plugins.check(self.kind, binding, &attempt).await?, None)),
+            _ => match plugins.check(self.kind, binding, &attempt).await {
+                Ok(said) => Ok((said, None)),
+                Err(CheckError::Plugin(error)) => Err(error),
+                Err(error) => Err(PluginError::Postponed { message: error.to_string(), after: Duration::ZERO }),
+            },
         }
     }
 

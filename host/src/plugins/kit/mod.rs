@@ -38,7 +38,7 @@ use self::{
     tcp::Ports,
     verdict::{Outcome, Seen, Verdict},
 };
-use super::{Artifact, Binding, InstallError, Manifest, Plugins, Protocol, Registration, Wanted};
+use super::{Artifact, Binding, InstallError, Manifest, Plugins, Protocol, Refused, Registration, Wanted};
 use crate::{
     clock::Clock,
     domain::connection::Kind,
@@ -153,13 +153,16 @@ pub async fn run(
     let secrets: BTreeMap<String, SecretString> =
         secrets.into_iter().map(|(name, value)| (name, SecretString::from(value))).collect();
     let valid = async |config: &Value| {
-        plugins.validate(kind, &manifest.name, config, &secrets).await.map_err(|faults| KitError::Config {
-            whose: if made_up && faults.iter().any(|fault| fault.pointer.starts_with("/config")) {
+        plugins.validate(kind, &manifest.name, config, &secrets).await.map_err(|refused| {
+            let Refused::Faults(faults) = refused else { return std::io::Error::other(refused).into() };
+            let whose = if made_up && faults.iter().any(|fault| fault.pointer.starts_with("/config")) {
                 "no configuration could be made up from the manifest's schema (give one with --config, or `examples` in the schema)"
             } else {
                 "what --config gives does not suit the plugin"
-            },
-            faults: faults.iter().map(|fault| format!("{}: {}", fault.pointer, fault.message)).collect::<Vec<_>>().join("; "),
+            };
+            let faults: Vec<String> =
+                faults.iter().map(|fault| format!("{}: {}", fault.pointer, fault.message)).collect();
+            KitError::Config { whose, faults: faults.join("; ") }
         })
     };
     valid(&config).await?;

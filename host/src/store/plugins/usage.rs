@@ -81,41 +81,69 @@ pub async fn seize(tx: &mut Tx, id: Uuid) -> Result<Option<Plugin>, StoreError> 
 
 /// A connection that follows, of any organization.
 #[derive(sqlx::FromRow)]
-pub struct Follower {
+pub struct Following {
     /// Which.
     pub id: Uuid,
     /// Whose.
     pub organization_id: OrganizationId,
     /// What it follows; nothing: whatever is active.
     pub plugin_line: Option<String>,
+    /// Counts its changes.
+    pub revision: i64,
+}
+
+/// What a version has to fit of a connection that follows.
+#[derive(sqlx::FromRow)]
+pub struct Follower {
+    /// Which.
+    pub id: Uuid,
+    /// Counts its changes.
+    pub revision: i64,
     /// Its configuration.
     pub config: Json<Value>,
     /// The names of its secrets.
     pub secret_names: Json<Vec<String>>,
 }
 
+macro_rules! following {
+    ($columns:literal) => {
+        concat!(
+            "SELECT ",
+            $columns,
+            " FROM connections WHERE kind = $1 AND plugin = $2 AND plugin_version IS NULL
+                  AND (plugin_line = $3 OR plugin_line IS NULL) AND id > $4 ORDER BY id LIMIT $5"
+        )
+    };
+}
+
 /// The connections after `after`, of all organizations, that follow this line or whatever is active.
+///
+/// # Errors
+/// As the database says.
+pub async fn following_after(
+    c: &mut impl Connection,
+    (kind, name): (Kind, &str),
+    line: &str,
+    after: Uuid,
+    limit: i64,
+) -> Result<Vec<Following>, StoreError> {
+    let sql = following!("id, organization_id, plugin_line, revision");
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(kind).bind(name).bind(line).bind(after).bind(limit).fetch_all(c).await)?)
+}
+
+/// The same with their configurations.
 ///
 /// # Errors
 /// As the database says.
 pub async fn followers_after(
     c: &mut impl Connection,
-    plugin: &Plugin,
+    (kind, name): (Kind, &str),
     line: &str,
     after: Uuid,
     limit: i64,
 ) -> Result<Vec<Follower>, StoreError> {
-    let sql = "SELECT id, organization_id, plugin_line, config, secret_names FROM connections
-               WHERE kind = $1 AND plugin = $2 AND plugin_version IS NULL
-                   AND (plugin_line = $3 OR plugin_line IS NULL) AND id > $4 ORDER BY id LIMIT $5";
-    Ok(on!(c, |c| sqlx::query_as(sql)
-        .bind(plugin.kind)
-        .bind(&plugin.name)
-        .bind(line)
-        .bind(after)
-        .bind(limit)
-        .fetch_all(c)
-        .await)?)
+    let sql = following!("id, revision, config, secret_names");
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(kind).bind(name).bind(line).bind(after).bind(limit).fetch_all(c).await)?)
 }
 
 /// Lets a connection that follows name a version from now on; it is a change of the connection.
