@@ -1,4 +1,4 @@
-//! A version of a plugin that must not run any more: quarantined at once, for all tenants and on every host, by the digest
+//! A version of a plugin that must not run any more: quarantined at once, for all tenants and on every host, with the digest
 //! of its component. For platform administrators.
 
 use std::collections::BTreeSet;
@@ -70,10 +70,11 @@ impl Order {
 /// Put a version into quarantine
 ///
 /// At once, on every host (within a second where hosts share no Redis): calls of the connections that run it are refused,
-/// with the reason, and so are activating it, naming it and uploading it again. Calls under way end. It goes by the
-/// component's digest, so the same bytes are refused however they come. The audit trail of each organization with such a
-/// connection says so. Connections keep what they name or follow: activate another version, go back to an earlier one, or
-/// release it.
+/// with the reason, and so are activating it, naming it and uploading it again. Calls under way run to their end, which
+/// `plugin_call_seconds` and `plugin_deploy_seconds` bound. The component is refused by its digest, however it comes; and where
+/// an upgrade of the server brings other bytes of the same version, these are in quarantine too, until the version is released.
+/// The audit trail of each organization with such a connection says so. Connections keep what they name or follow: activate
+/// another version, go back to an earlier one, or release it.
 #[utoipa::path(post, path = "/api/v1/plugins/{id}/versions/{version}/quarantine", tag = "Plugins",
     params(("id" = Uuid, Path), ("version" = String, Path)), request_body = Order,
     responses((status = OK, body = PluginView)))]

@@ -283,9 +283,25 @@ async fn bundled_one(
         }
         Err(error) => return Err(error),
     };
-    let Registered { mut plugin, mut version, fresh, .. } = registered;
+    let Registered { mut plugin, mut version, fresh, quarantined, .. } = registered;
+    if let Some(quarantine) = quarantined {
+        let (name, version, reason) =
+            (format!("{}/{}", plugin.kind.as_str(), plugin.name), &version, quarantine.reason);
+        tracing::warn!(
+            plugin = name,
+            version = version.version,
+            digest = version.digest,
+            reason,
+            "a bundled plugin came with other bytes of a version in quarantine: they are in quarantine too"
+        );
+        let details = json!({ "changes": {
+            "name": name, "version": version.version, "digest": version.digest, "reason": reason, "origin": version.origin,
+        }});
+        let target = format!("plugin/{}", plugin.id);
+        audit::record_for_operators(tx, clock, "plugin.quarantine", &target, &details).await?;
+    }
     if !fresh {
-        // It was here before; only its seal is new.
+        // It was here before; only its seal or its bytes are new.
         return Ok(None);
     }
     let active = install::active(tx, &plugin).await?;

@@ -72,6 +72,8 @@ pub struct Registered {
     pub fresh: bool,
     /// It was there, and only its signature is new.
     pub renewed: bool,
+    /// It was there with other bytes, which were in quarantine: so are the new ones.
+    pub quarantined: Option<Quarantine>,
 }
 
 /// Keeps a version and activates nothing.
@@ -120,19 +122,25 @@ pub async fn register(
         created_at: now,
     };
     let found = rows::version(tx, plugin.id, &version.version).await?;
-    let (fresh, mut renewed) = (found.is_none(), false);
+    let (fresh, mut renewed, mut quarantined) = (found.is_none(), false, None);
     if let Some(found) = found {
         let same = found.digest == version.digest;
         // A seal takes only a seal's place: what a signature vouches for needs none.
         let kept = version.origin == Origin::Bundled && (found.origin != Origin::Bundled || found.signer.is_some());
         if same && (kept || version.signature.is_none() || version.signature == found.signature) {
-            return Ok(Registered { plugin, version: found, fresh: false, renewed: false });
+            return Ok(Registered { plugin, version: found, fresh: false, renewed: false, quarantined });
         }
         if !same && (found.origin, version.origin) != (Origin::Bundled, Origin::Bundled) {
             return conflict(format!(
                 "version {} of the plugin `{}` is installed already, with another component (SHA-256 {}): give yours another version",
                 found.version, plugin.name, found.digest
             ));
+        }
+        if !same && let Some(found) = rows::quarantine(tx, &found.digest).await? {
+            // Other bytes do not make it another version: only who put it there, or may, releases it.
+            let now_too = Quarantine { digest: version.digest.clone(), ..found };
+            rows::put_quarantine(tx, &now_too).await?;
+            quarantined = Some(now_too);
         }
         renewed = same;
         version = Version {
@@ -146,7 +154,7 @@ pub async fn register(
     rows::put_artifact(tx, &version.digest, &candidate.wasm, now).await?;
     rows::put_version(tx, &version).await?;
     rows::touch(tx, &mut plugin, now).await?;
-    Ok(Registered { plugin, version, fresh, renewed })
+    Ok(Registered { plugin, version, fresh, renewed, quarantined })
 }
 
 /// Refuses a component that is in quarantine.

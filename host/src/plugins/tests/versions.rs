@@ -7,8 +7,9 @@ use crate::{
     on,
     plugins::{
         fit::{Examined, misfits},
-        install::{ChangeError, register},
+        install::{ChangeError, quarantine, register, release},
     },
+    store::plugins as rows,
 };
 
 /// The bundled sink for files, as a build of the server that makes other bytes of it would have it.
@@ -20,6 +21,32 @@ async fn candidate(digit: &str) -> Candidate {
     let plugin = check::load(&sandbox, name, None, wasm.clone()).await.unwrap();
     let plugin = Arc::new(Plugin { digest: digit.repeat(64), ..plugin });
     Candidate { plugin, wasm, origin: Origin::Bundled, signature: None, seal: Some("seal".into()) }
+}
+
+#[tokio::test]
+async fn a_version_stays_in_quarantine_when_the_server_brings_other_bytes_of_it() {
+    let [first, second, third] = [candidate("a").await, candidate("b").await, candidate("c").await];
+    let clock = Clock::system();
+    for fixture in Fixture::each().await {
+        let mut tx = fixture.store.begin().await.unwrap();
+        let mut bad = register(&mut tx, &clock, &first, None).await.unwrap();
+        let why = ("it sends events elsewhere", clock.id());
+        quarantine(&mut tx, &clock, &mut bad.plugin, &bad.version, why).await.unwrap();
+
+        let mut upgraded = register(&mut tx, &clock, &second, None).await.unwrap();
+        assert_eq!((upgraded.fresh, upgraded.version.digest.as_str()), (false, second.digest()));
+        let kept = rows::quarantine(&mut tx, second.digest()).await.unwrap().expect("it is in quarantine");
+        assert_eq!(kept.reason, "it sends events elsewhere");
+        assert_eq!(upgraded.quarantined.map(|kept| kept.digest).as_deref(), Some(second.digest()));
+        // The bytes of before do not come back either.
+        assert!(matches!(register(&mut tx, &clock, &first, None).await, Err(ChangeError::Conflict(_))));
+
+        release(&mut tx, &clock, &mut upgraded.plugin, &upgraded.version).await.unwrap();
+        let released = register(&mut tx, &clock, &third, None).await.unwrap();
+        assert!(released.quarantined.is_none());
+        assert!(rows::quarantine(&mut tx, third.digest()).await.unwrap().is_none());
+        tx.commit().await.unwrap();
+    }
 }
 
 #[tokio::test]
