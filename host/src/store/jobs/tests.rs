@@ -275,6 +275,43 @@ async fn another_tenant_s_job_is_not_there() {
 }
 
 #[tokio::test]
+async fn a_job_that_cannot_be_read_is_set_aside_and_stops_no_other() {
+    for fixture in Fixture::each().await {
+        let tenant = fixture.tenant().await;
+        let (bad, good) = (queued(&fixture, &tenant).await, queued(&fixture, &tenant).await);
+        let mut tx = fixture.store.begin().await.unwrap();
+        let sql = "UPDATE jobs SET payload = '{}' WHERE id = $1";
+        on!(&mut tx, |c| sqlx::query(sql).bind(bad).execute(c).await.map(drop)).unwrap();
+        tx.commit().await.unwrap();
+        let now = Clock::system().now();
+        assert!(claim_at(&fixture, "a", now).await.is_none());
+        assert_eq!(claim_at(&fixture, "a", now).await.unwrap().job.id, good);
+        let mut conn = fixture.store.read().await.unwrap();
+        let sql = "SELECT state, last_error FROM jobs WHERE id = $1";
+        let kept: (String, String) = on!(&mut conn, |c| sqlx::query_as(sql).bind(bad).fetch_one(c).await).unwrap();
+        assert_eq!(kept, ("failed".to_owned(), "this version of the server cannot read the job".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn a_failed_job_stays_until_its_deployment_is_over() {
+    for fixture in Fixture::each().await {
+        let tenant = fixture.tenant().await;
+        let (deployment, _) = fixture.deployment(&tenant, DeploymentState::Stopping, JobKind::Undeploy).await;
+        let now = Clock::system().now();
+        let held = claim_at(&fixture, "a", now).await.unwrap().job;
+        let later = now + TimeDelta::days(999);
+        let mut tx = fixture.store.begin().await.unwrap();
+        finish(&mut tx, &held, JobState::Failed, Some("away"), now).await.unwrap();
+        assert_eq!(prune(&mut tx, later, 10).await.unwrap(), 0, "somebody may have to repeat it");
+        let sql = "UPDATE deployments SET finished_at = $2 WHERE id = $1";
+        on!(&mut tx, |c| sqlx::query(sql).bind(deployment.id).bind(now).execute(c).await.map(drop)).unwrap();
+        assert_eq!(prune(&mut tx, later, 10).await.unwrap(), 1);
+        tx.commit().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn old_jobs_are_removed_and_unfinished_ones_never() {
     for fixture in Fixture::each().await {
         let tenant = fixture.tenant().await;
