@@ -119,7 +119,7 @@ async fn round(
             match deliver(&app, &owner, organization, sink).await {
                 Ok(()) => {}
                 Err(StoreError::Stale) => {
-                    tracing::info!(%sink, "the lease of an audit sink has ended, or another host delivers to it now")
+                    tracing::info!(%sink, "an audit sink is not this host's any more: it was deleted, its lease has ended, or another host has it")
                 }
                 Err(error) => tracing::warn!(%sink, %error, "delivering audit events was cut short by the database"),
             }
