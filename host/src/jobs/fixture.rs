@@ -59,6 +59,7 @@ impl Fixture {
             set("database_url", &self.database.url),
             set("data_dir", self.database.folder.path().to_str().unwrap()),
             set("job_lease_seconds", "1"),
+            set("jobs_waiting_per_organization", "2"),
         ];
         let config = Config::load(None::<&Path>, [], settings).unwrap();
         let plugins = async |from: Ingredients<'_>| {
