@@ -8,7 +8,8 @@
 //! | somebody else has it | the work is dropped |
 //! | this host stalled for longer than that | the work stands still, the database is asked once, and it goes on or is dropped |
 //!
-//! Only what a plugin computes on the threads for long calls does not stand still while the database is asked; it ends with the work.
+//! What a plugin computes on the threads for long calls, and a request that it sent already, do not stand still while the database is
+//! asked; they end with the work.
 
 use std::{
     future::{Future, poll_fn},
