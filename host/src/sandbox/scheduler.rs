@@ -210,20 +210,22 @@ impl Scheduler {
             let share = (kept / 2).max(1);
             state.running < bounds.calls && (!crowded || room(caller.organization.map(Key::SignInOf), share))
         } else {
-            let own = caller.organization.map(Key::Organization);
-            state.running < bounds.calls && self.leaves(bounds.calls.saturating_sub(kept), state.ordinary, room(own, 1))
+            let none = || room(caller.organization.map(Key::Organization), 1);
+            state.running < bounds.calls && self.leaves(bounds.calls.saturating_sub(kept), state.ordinary, none)
         };
-        let of_plugin = running(Key::Plugin(caller.plugin.clone()));
+        // The plugin last: its name is copied to look for it, and this is asked for each call that waits.
         in_all
-            && self.leaves(bounds.calls_per_plugin, of_plugin, room(caller.plugin_of(), 1))
             && room(caller.organization.map(Key::Organization), bounds.calls_per_organization)
             && room(caller.connection.map(Key::Connection), bounds.calls_per_connection)
+            && self.leaves(bounds.calls_per_plugin, running(Key::Plugin(caller.plugin.clone())), || {
+                room(caller.plugin_of(), 1)
+            })
     }
 
     /// Whether one of these places may be taken: the last ones only by who has none.
-    fn leaves(&self, places: u32, taken: u32, newcomer: bool) -> bool {
+    fn leaves(&self, places: u32, taken: u32, has_none: impl FnOnce() -> bool) -> bool {
         let kept = places.saturating_mul(self.bounds.calls_for_newcomers_percent) / 100;
-        taken < if newcomer { places } else { places.saturating_sub(kept) }
+        taken < places.saturating_sub(kept) || (taken < places && has_none())
     }
 
     /// Starts what waits and fits.
