@@ -19,6 +19,11 @@ use crate::{
 /// Characters that are kept of what went wrong.
 const MESSAGE: usize = 500;
 
+/// PostgreSQL's text has no U+0000, which a policy can write as `\u{0}`.
+fn storable(character: char) -> char {
+    if character == '\0' { char::REPLACEMENT_CHARACTER } else { character }
+}
+
 /// Counts an error by whose policy it is and of what sort, which is the same few for all tenants.
 pub(super) fn count(origin: Origin, error: &EvaluationError) {
     let reason = match error {
@@ -82,7 +87,7 @@ impl Errors {
         now: DateTime<Utc>,
     ) {
         for Deciding { policy, error } in errors.filter(|deciding| deciding.policy.origin == Origin::Tenant) {
-            let message = error.as_deref().unwrap_or_default().chars().take(MESSAGE).collect();
+            let message = error.as_deref().unwrap_or_default().chars().take(MESSAGE).map(storable).collect();
             let pending = Pending { policy: policy.clone(), message, count: 1, last: now };
             self.add(&mut self.waiting.lock(), (organization, version), pending);
         }
@@ -165,7 +170,7 @@ impl Pending {
         let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         policies::ErrorRow {
             place: number(self.policy.place),
-            policy: self.policy.id.clone(),
+            policy: self.policy.id.chars().map(storable).collect(),
             line: number(self.policy.line),
             column: number(self.policy.column),
             message: self.message.clone(),

@@ -7,6 +7,11 @@ use serde_json::{Value, json};
 use super::{Action, Kind, Origin, Resource, index::About, kind::Roles};
 use crate::domain::principal::Principal;
 
+/// Policies that an answer names at the most. One action may be forbidden by each of a set's policies, and a check asks for 100.
+const TOLD: usize = 10;
+/// Characters of a policy's description in an answer at the most.
+const DESCRIPTION: usize = 500;
+
 /// Why it was decided so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -84,12 +89,16 @@ impl Decision {
             (Reason::Allowed, None) => "Permitted.".to_owned(),
             (Reason::Forbidden, Some(_)) => {
                 let mut text = String::from("Forbidden by ");
-                for (place, deciding) in self.policies.iter().enumerate() {
+                for (place, deciding) in self.policies.iter().take(TOLD).enumerate() {
                     let separator = if place == 0 { "" } else { "; and by " };
                     let _ = write!(text, "{separator}{}", name(&deciding.policy));
-                    if let Some(description) = &deciding.policy.description {
+                    if let Some(description) = deciding.description() {
                         let _ = write!(text, ": {}", description.trim_end_matches('.'));
                     }
+                }
+                let more = self.policies.len().saturating_sub(TOLD);
+                if more > 0 {
+                    let _ = write!(text, "; and by {more} more");
                 }
                 text.push('.');
                 text
@@ -111,13 +120,13 @@ impl Decision {
     }
 
     /// For a problem's `denial`, the audit trail and the API: `{allowed, reason, message, policies: [{id, source, effect,
-    /// description, error}]}`.
+    /// description, error}]}`, of which the first 10 policies; the message says how many more there are.
     pub fn to_json(&self) -> Value {
         json!({
             "allowed": self.allowed,
             "reason": self.reason,
             "message": self.sentence(),
-            "policies": self.policies.iter().map(Deciding::to_json).collect::<Vec<_>>(),
+            "policies": self.policies.iter().take(TOLD).map(Deciding::to_json).collect::<Vec<_>>(),
         })
     }
 }
@@ -129,12 +138,19 @@ impl Deciding {
             "id": self.policy.id,
             "source": self.policy.origin,
             "effect": if self.policy.permits { "permit" } else { "forbid" },
-            "description": self.policy.description,
+            "description": self.description(),
         });
         if let (Some(object), Some(error)) = (value.as_object_mut(), &self.error) {
             object.insert("error".into(), error.clone().into());
         }
         value
+    }
+
+    /// The beginning of the policy's description.
+    fn description(&self) -> Option<&str> {
+        let whole = self.policy.description.as_deref()?;
+        let end = whole.char_indices().nth(DESCRIPTION).map_or(whole.len(), |(at, _)| at);
+        whole.get(..end)
     }
 }
 

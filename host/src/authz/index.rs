@@ -24,6 +24,7 @@ use super::{
     kind::{ROLES, Roles},
     reads::{self, Reads, entity_type, known},
     schema::Vocabulary,
+    spelling::respelled,
     text::Source,
 };
 use crate::domain::{principal::Principal, role::Role};
@@ -283,13 +284,17 @@ impl Index {
     }
 }
 
-/// A policy's conditions alone.
+/// A policy's conditions alone. Sets that were stored before environments had one spelling may say `"Production"`, which is
+/// `production` now: a `forbid` goes on to apply.
 fn without_scope(source: &Source, id: &str) -> anyhow::Result<Policy> {
     let tree = &source.tree;
     let mut rest =
         Template::new(id, tree.effect, PrincipalConstraint::Any, ActionConstraint::Any, ResourceConstraint::Any);
     for clause in tree.clauses() {
-        rest.try_add_clause(clause.clone())?;
+        rest.try_add_clause(match clause {
+            Clause::When(expr) => Clause::When(respelled(expr)),
+            Clause::Unless(expr) => Clause::Unless(respelled(expr)),
+        })?;
     }
     Ok(Policy::from_pst(pst::Policy::Static(rest.try_into()?))?)
 }

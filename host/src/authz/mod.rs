@@ -12,6 +12,7 @@ mod explain;
 mod filter;
 mod index;
 mod kind;
+mod parts;
 mod reads;
 mod required;
 mod schema;
@@ -53,7 +54,7 @@ use crate::{
 };
 
 /// Changes when a text that was valid may be so no more, besides the schema: what is validated, and how.
-const RULES: u32 = 2;
+const RULES: u32 = 3;
 
 /// Decides. Cheap to clone.
 #[derive(Clone)]

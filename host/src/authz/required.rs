@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use cedar_policy::pst::{BinaryOp, Clause, Expr, Literal, PstConstructionError, Template, Var};
 
-use super::attributes::{is_own_record, steps_into_own_record};
+use super::{
+    attributes::{is_own_record, steps_into_own_record},
+    parts::with_parts,
+};
 
 /// The policy with its questions after attributes and labels of the tenant's own made unanswerable.
 pub(super) fn as_if_there(policy: &Template) -> Result<Template, PstConstructionError> {
@@ -50,24 +53,6 @@ fn rewritten(expr: &Arc<Expr>) -> Arc<Expr> {
             }
             _ => Expr::HasAttr { expr: rewritten(base), attrs: attrs.clone() },
         },
-        Expr::UnaryOp { op, expr } => Expr::UnaryOp { op: *op, expr: rewritten(expr) },
-        Expr::BinaryOp { op, left, right } => {
-            Expr::BinaryOp { op: *op, left: rewritten(left), right: rewritten(right) }
-        }
-        Expr::GetAttr { expr, attr } => Expr::GetAttr { expr: rewritten(expr), attr: attr.clone() },
-        Expr::Like { expr, pattern } => Expr::Like { expr: rewritten(expr), pattern: pattern.clone() },
-        Expr::Is { expr, entity_type, in_expr } => Expr::Is {
-            expr: rewritten(expr),
-            entity_type: entity_type.clone(),
-            in_expr: in_expr.as_ref().map(rewritten),
-        },
-        Expr::IfThenElse { cond, then_expr, else_expr } => {
-            Expr::IfThenElse { cond: rewritten(cond), then_expr: rewritten(then_expr), else_expr: rewritten(else_expr) }
-        }
-        Expr::Set(items) => Expr::Set(items.iter().map(rewritten).collect()),
-        Expr::Record(fields) => {
-            Expr::Record(fields.iter().map(|(name, value)| (name.clone(), rewritten(value))).collect())
-        }
-        other => other.clone(),
+        other => with_parts(other, rewritten),
     })
 }

@@ -61,7 +61,7 @@ pub(super) fn validate(
         placing: bounds.checks.saturating_mul(256),
     };
     let mut faults = hidden(text, parsed);
-    faults.extend(misspelt(text, parsed));
+    faults.extend(misspelt(text, parsed, bounds.faults.saturating_sub(faults.len()).max(1), stop));
     let mut warnings = Vec::new();
     for source in &parsed.policies {
         if faults.len() > bounds.faults || stop() {

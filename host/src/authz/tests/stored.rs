@@ -8,22 +8,22 @@ use crate::{
         policy::{PolicySet, PolicyText, PolicyVersion},
         tenancy::Organization,
     },
-    store::{Store, StoreError, organizations, policies},
+    store::{Store, StoreError, fixture::Database, organizations, policies},
 };
 
 struct Stored {
     store: Store,
     authz: Authz,
-    _folder: tempfile::TempDir,
+    _database: Database,
 }
 
 impl Stored {
     async fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::connect(&format!("sqlite:{}", folder.path().join("test.db").display()), &Default::default())
-            .await
-            .unwrap();
-        store.migrate().await.unwrap();
+        Self::on(Database::sqlite().await).await
+    }
+
+    async fn on(database: Database) -> Self {
+        let store = database.store.clone();
         let mut tx = store.begin().await.unwrap();
         for n in [1, 2] {
             let organization = Organization {
@@ -37,7 +37,11 @@ impl Stored {
             organizations::insert(&mut tx, &organization).await.unwrap();
         }
         tx.commit().await.unwrap();
-        Self { store, authz: Authz::new(Clock::fixed(now(), 7), &ServerLimits::default()).unwrap(), _folder: folder }
+        Self {
+            store,
+            authz: Authz::new(Clock::fixed(now(), 7), &ServerLimits::default()).unwrap(),
+            _database: database,
+        }
     }
 
     async fn set(&self, organization: u128, n: u128) -> PolicySetId {
@@ -209,4 +213,23 @@ async fn what_errs_is_kept_for_the_version_in_force_within_bounds() {
     tx.commit().await.unwrap();
     stored.authz.write_errors(&stored.store, acme()).await.unwrap();
     assert!(policies::errors(&mut stored.store.read().await.unwrap(), acme(), set, 1000).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_errs_is_kept_whatever_characters_a_policy_has_in_it() {
+    for database in Database::each().await {
+        let stored = Stored::on(database).await;
+        let set = stored.set(1, 1).await;
+        let text =
+            r#"@id("a\u{0}b") permit (principal, action, resource) when { principal.attributes["lev\u{0}el"] >= 1 };"#;
+        let version = stored.version(1, set, 1, text).await;
+        let mut tx = stored.store.begin().await.unwrap();
+        policies::put_in_force(&mut tx, acme(), Some(version), now()).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(stored.reason(Some(version)).await, Reason::Error);
+        stored.authz.write_errors(&stored.store, acme()).await.unwrap();
+        let errors = policies::errors(&mut stored.store.read().await.unwrap(), acme(), set, 1000).await.unwrap();
+        assert_eq!(errors.iter().map(|row| row.policy.as_str()).collect::<Vec<_>>(), ["a\u{FFFD}b"]);
+        assert!(!errors[0].message.contains('\0'), "{errors:?}");
+    }
 }

@@ -267,6 +267,57 @@ fn faults_are_where_they_are_and_not_in_a_comment_or_another_policy() {
     assert!(refused(&nested).contains("nested"));
 }
 
+#[test]
+fn a_set_that_was_stored_before_environments_had_one_spelling_still_forbids() {
+    let world = World::new();
+    let owner = person(&[(Role::Owner, None)]);
+    let to = |environment: &str| Context { gateway: Some(gateway(environment)), ..Context::default() };
+    for condition in [
+        r#"context.environment == "Production""#,
+        r#"!(" PRODUCTION" != context.environment)"#,
+        r#"["Staging", "Production"].contains(context.environment) && context.environment != "Staging""#,
+        r#"["Production"].containsAny([context.environment])"#,
+        r#"context.gateway.environment like "Prod*""#,
+        r#"context.environment == (if context.hour < 24 then "Production" else "x")"#,
+    ] {
+        let text =
+            format!("forbid (principal, action == Kaizen::Action::\"agent.deploy\", resource) when {{ {condition} }};");
+        assert!(world.validate(&text).is_err(), "{condition}: what is written now says it as it is compared");
+        let index = text::deep(|| tenant::compile(&world.engine.vocabulary, &text)).unwrap().unwrap();
+        for (environment, allowed) in [("production", false), ("staging", true)] {
+            let on = to(environment);
+            let tenant = Tenant::Policies(&index);
+            let decision = world.engine.decide(tenant, &owner, Action::AgentDeploy, &agent(), &on, now());
+            assert_eq!(decision.allowed, allowed, "{condition}, {environment}: {}", decision.sentence());
+        }
+    }
+}
+
+#[test]
+fn an_answer_names_so_many_policies_and_no_more() {
+    let world = World::new();
+    let one = format!("@description(\"{}\") forbid (principal, action, resource);\n", "d\u{e9}".repeat(500));
+    let decision = world.decide(
+        &one.repeat(15),
+        &person(&[(Role::Owner, None)]),
+        Action::AgentRead,
+        &agent(),
+        &Context::default(),
+    );
+    let told = decision.to_json();
+    assert_eq!(told["policies"].as_array().unwrap().len(), 10);
+    assert!(
+        told["policies"].as_array().unwrap().iter().all(|policy| policy["description"]
+            .as_str()
+            .unwrap()
+            .chars()
+            .count()
+            == 500)
+    );
+    let message = told["message"].as_str().unwrap();
+    assert!(message.ends_with("; and by 5 more.") && message.chars().count() < 6_000, "{message}");
+}
+
 /// As in the field: a text that Cedar accepts, and looks at for a long time.
 fn costly(ifs: usize, elements: usize) -> String {
     let set = vec!["1"; elements].join(",");
