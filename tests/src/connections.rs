@@ -13,7 +13,7 @@ use tokio::{
 use crate::harness::{Backend, Client, Setup, World, eventually, within};
 
 /// A connection to a server, from this address of the machine's own network.
-async fn connect(url: &str, from: Ipv4Addr) -> std::io::Result<TcpStream> {
+pub async fn connect(url: &str, from: Ipv4Addr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((from, 0).into())?;
     socket.connect(url.trim_start_matches("http://").parse().expect("an address")).await
@@ -46,12 +46,22 @@ async fn under_way(world: &World, from: Ipv4Addr) -> TcpStream {
     stream
 }
 
+/// As many sockets as the machine lets a test hold, and at the most those of the attack that was seen.
+pub fn most_sockets() -> usize {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("raised");
+    usize::try_from(hard).expect("a number").saturating_sub(500).min(10_129)
+}
+
+/// Where the socket of this number comes from: fewer from each address than a client may have.
+pub fn one_of_many(number: usize) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, 1, u8::try_from(1 + number / 900).expect("a byte"))
+}
+
 /// Sockets that nobody uses, more than a server takes, from many addresses.
 #[tokio::test]
 async fn ten_thousand_silent_connections_keep_nobody_out() {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("raised");
-    let many = usize::try_from(hard).expect("a number").saturating_sub(500).min(10_129);
+    let many = most_sockets();
     let world = World::start(Backend::Sqlite).await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", world.server.pid())).expect("limits");
     let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line").split_whitespace();
@@ -60,8 +70,8 @@ async fn ten_thousand_silent_connections_keep_nobody_out() {
 
     let mut silent = Vec::with_capacity(many);
     for number in 0..many {
-        let from = Ipv4Addr::new(127, 0, 1, u8::try_from(1 + number / 900).expect("a byte"));
-        silent.push(within("a silent connection", connect(&world.server.url, from)).await.expect("connected"));
+        let connecting = connect(&world.server.url, one_of_many(number));
+        silent.push(within("a silent connection", connecting).await.expect("connected"));
         if number % 1000 == 999 {
             answers(&world, Ipv4Addr::new(127, 0, 0, 9)).await;
         }

@@ -20,7 +20,8 @@ const NODES: usize = 50;
 /// Access tokens live for minutes, a long drill for an hour.
 const KILLS_BETWEEN_SIGN_INS: usize = 100;
 
-fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
+/// A number that a drill's command sets.
+pub fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
     std::env::var(name).map_or(default, |text| text.parse().ok().unwrap_or_else(|| panic!("{name} is not a number")))
 }
 

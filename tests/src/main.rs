@@ -34,6 +34,7 @@ mod demo;
 mod denials;
 mod deployments;
 mod docs;
+mod drills;
 mod environments;
 mod guide;
 mod harness;

@@ -32,7 +32,7 @@ async fn put(client: &Client, set: &str, text: &str) -> Value {
     client.create(&format!("/api/v1/policies/{set}/versions"), json!({ "text": text })).await["version"].clone()
 }
 
-async fn activate(client: &Client, set: &str, version: &Value) {
+pub async fn activate(client: &Client, set: &str, version: &Value) {
     let answer = client.post(&format!("/api/v1/policies/{set}/activate"), json!({ "version": version })).await;
     assert!((200..300).contains(&answer.status), "{}", answer.text);
 }
@@ -192,7 +192,8 @@ async fn removing_the_set_in_force_is_felt(backend: Backend) {
     }
 }
 
-const EVERYTHING: &str = "permit (principal, action, resource);";
+/// What takes the most from everybody else's rules.
+pub const EVERYTHING: &str = "permit (principal, action, resource);";
 
 async fn an_administrator_gives_themselves_nothing_that_is_the_owners(backend: Backend) {
     let world = World::start(backend).await;
@@ -309,16 +310,17 @@ permit (principal, action == Kaizen::Action::"agent.read", resource) when { prin
     assert_eq!(tenant.owner.get(&errors).await.ok(200), json!({ "version": 2, "items": [] }));
 }
 
+/// A valid policy whose `if`s, one in the other, make a validator look at its elements again and again.
+pub fn costly(ifs: usize, elements: usize) -> String {
+    let (list, before, after) = (vec!["1"; elements].join(","), "if true then ".repeat(ifs), " else false".repeat(ifs));
+    format!("permit (principal, action, resource) when {{ {before}[{list}].contains(1){after} }};")
+}
+
 async fn texts_that_take_long_are_refused_at_once(backend: Backend) {
     let world = World::start(backend).await;
     let tenant = world.tenant("acme").await;
     let set = create(&tenant.owner, EVERYTHING).await;
     let versions = format!("/api/v1/policies/{set}/versions");
-    let costly = |ifs: usize, elements: usize| {
-        let (list, before, after) =
-            (vec!["1"; elements].join(","), "if true then ".repeat(ifs), " else false".repeat(ifs));
-        format!("permit (principal, action, resource) when {{ {before}[{list}].contains(1){after} }};")
-    };
     for (ifs, elements) in [(10, 20_000), (10, 60_000), (10, 110_000), (10, 1_900)] {
         let answer = tenant.owner.post(&versions, json!({ "text": costly(ifs, elements) })).await;
         let fault = answer.fault("/text");

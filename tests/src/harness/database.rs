@@ -56,6 +56,11 @@ impl Database {
         }
     }
 
+    /// The database of a cluster that is the test's own, and goes with it.
+    pub fn of(cluster: &super::Cluster) -> Self {
+        Self { backend: Backend::Postgres, url: cluster.url(), name: None }
+    }
+
     /// The same database through another port, for a test that cuts the connection.
     pub fn url_through(&self, port: u16) -> String {
         let mut url = url::Url::parse(&self.url).expect("an address");

@@ -21,7 +21,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{Backend, Database, eventually, free_port, within};
+use super::{Backend, Cluster, Database, eventually, free_port, within};
 
 /// The same for all tests, and in `tests/run`.
 pub const MASTER_KEY: &str = "7465737473746573747374657374737465737473746573747374657374737465";
@@ -64,11 +64,24 @@ pub fn binary() -> PathBuf {
     built
 }
 
+fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("kztest-").tempdir().expect("a temporary folder")
+}
+
 impl Setup {
     /// A fresh database and data folder, and free ports.
     pub async fn new(backend: Backend) -> Self {
-        let dir = tempfile::Builder::new().prefix("kztest-").tempdir().expect("a temporary folder");
+        let dir = folder();
         let database = Database::fresh(backend, dir.path()).await;
+        Self::build(dir, database)
+    }
+
+    /// The same on a PostgreSQL of the test's own.
+    pub fn on(cluster: &Cluster) -> Self {
+        Self::build(folder(), Database::of(cluster))
+    }
+
+    fn build(dir: TempDir, database: Database) -> Self {
         let setup = Self { database, env: BTreeMap::new(), starts: AtomicU32::new(0), dir };
         setup.take_compiled();
         let (data, url) = (setup.data_dir().display().to_string(), setup.database.url.clone());
