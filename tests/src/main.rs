@@ -55,6 +55,7 @@ mod plugins;
 mod policies;
 mod providers;
 mod proxies;
+mod quotas;
 mod removal;
 mod resources;
 mod roles;

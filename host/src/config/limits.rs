@@ -137,7 +137,7 @@ limits! {
         canvas_presence_kib: usize = 256, 8..=16_384, "presence of one host's people on one canvas that other hosts read from the database while there is no Redis, KiB";
     }
     "Rows of a tenant" {
-        users_per_organization: i64 = 100_000, 1..=10_000_000, "users of one organization";
+        users_per_organization: i64 = 100_000, 1..=10_000_000, "users of one organization; of these and the next, requests at the same moment may add more on PostgreSQL, at the most one for each connection to the database";
         workspaces_per_organization: i64 = 2_000, 1..=1_000_000, "workspaces of one organization";
         memberships_per_user: i64 = 500, 1..=100_000, "roles of one user, in the organization and in its workspaces together";
         agents_per_organization: i64 = 100_000, 1..=10_000_000, "agents of one organization";

@@ -1,0 +1,101 @@
+//! How many rows of each kind an organization may have: the refusal names the bound and its setting, others go on, and what is removed
+//! makes room.
+
+use serde_json::{Value, json};
+
+use crate::{
+    deployments::Shop,
+    harness::{Backend, Client, Gateway, PASSWORD, Reply, Setup, World, agent, eventually, id},
+    policies::EVERYTHING,
+};
+
+on_both!(each_kind_of_row_has_its_bound, jobs_that_wait_are_bounded, policies_have_their_bounds);
+
+/// Creates until it is refused, at the bound of two; returns what there is then, and that the refusal says why.
+async fn fill(client: &Client, path: &str, body: impl Fn(usize) -> Value, says: &str) -> Vec<Value> {
+    for number in 0.. {
+        let answer = client.post(path, body(number)).await;
+        if answer.status == 201 {
+            assert!(number < 2, "{path}: {says} is two");
+            continue;
+        }
+        let problem = answer.problem(409, "conflict");
+        assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains(says)), "{problem}");
+        break;
+    }
+    client.all(path).await
+}
+
+async fn each_kind_of_row_has_its_bound(backend: Backend) {
+    let mut setup = Setup::new(backend).await;
+    for name in ["USERS", "WORKSPACES", "AGENTS", "CONNECTIONS"] {
+        setup = setup.with(&format!("KAIZEN_{name}_PER_ORGANIZATION"), "2");
+    }
+    let world = World::with(setup.with("KAIZEN_MEMBERSHIPS_PER_USER", "2")).await;
+    let (tenant, other) = (world.tenant("acme").await, world.tenant("globex").await);
+    let owner = &tenant.owner;
+    let user = |number: usize| json!({ "email": format!("u{number}@acme.test"), "name": "u", "password": PASSWORD });
+    let users = fill(owner, "/api/v1/users", user, "users_per_organization").await;
+    assert_eq!(users.len(), 2, "the owner and one more");
+    let workspace = |number: usize| json!({ "name": format!("workspace {number}") });
+    let workspaces = fill(owner, "/api/v1/workspaces", workspace, "workspaces_per_organization").await;
+    let first = id(&workspaces[0]);
+    let agents =
+        fill(owner, "/api/v1/agents", |n| agent(&first, &format!("agent {n}")), "agents_per_organization").await;
+    assert_eq!((workspaces.len(), agents.len()), (2, 2));
+    let gateway = Gateway::start().await;
+    let named = |number: usize| gateway.body(&format!("gateway {number}"));
+    let gateways = fill(owner, "/api/v1/gateways", named, "connections_per_organization").await;
+    assert_eq!(gateways.len(), 2);
+    // Of another kind there is room.
+    let sink =
+        |number: usize| json!({ "name": format!("sink {number}"), "plugin": "file", "config": { "name": "events" } });
+    assert_eq!(fill(owner, "/api/v1/audit-sinks", sink, "connections_per_organization").await.len(), 2);
+    let someone = users.iter().map(id).find(|user| *user != owner.id).expect("one more");
+    let roles = |number: usize| match number {
+        0 => json!({ "user_id": someone, "role": "viewer" }),
+        number => json!({ "user_id": someone, "role": "viewer", "workspace_id": id(&workspaces[number % 2]) }),
+    };
+    fill(owner, "/api/v1/memberships", roles, "memberships_per_user").await;
+
+    other.workspace("theirs").await;
+    owner.delete(&format!("/api/v1/agents/{}", id(&agents[0]))).await.ok(204);
+    tenant.agent(&first, "in its place").await;
+}
+
+async fn jobs_that_wait_are_bounded(backend: Backend) {
+    let setup = Setup::new(backend).await.with("KAIZEN_JOBS_WAITING_PER_ORGANIZATION", "1");
+    let shop = Shop::on(World::with(setup).await).await;
+    let owner = &shop.tenant.owner;
+    // The gateway asks for an hour, so the job waits.
+    shop.gateway.stub.next([Reply::TooMany(3600)]);
+    let waiting = shop.deploy().await;
+    eventually("the job waits", || async {
+        let jobs = owner.all("/api/v1/jobs").await;
+        jobs.iter().any(|job| job["state"] == "queued" && job["attempts"] != 0).then_some(())
+    })
+    .await;
+    let path = format!("/api/v1/agents/{}/deploy", shop.agent);
+    let other = Gateway::start().await;
+    let other = shop.tenant.gateway(&other, "other").await;
+    let problem = owner.post(&path, json!({ "gateway_id": other })).await.problem(409, "conflict");
+    assert!(problem.to_string().contains("jobs_waiting_per_organization"), "{problem}");
+    owner.post(&format!("/api/v1/deployments/{waiting}/cancel"), json!({})).await.ok(200);
+    eventually("there is room again", || async {
+        let answer = owner.post(&path, json!({ "gateway_id": other })).await;
+        (answer.status == 202).then_some(())
+    })
+    .await;
+}
+
+async fn policies_have_their_bounds(backend: Backend) {
+    let setup = Setup::new(backend).await.with("KAIZEN_POLICY_SETS", "2").with("KAIZEN_POLICY_VERSIONS", "2");
+    let world = World::with(setup).await;
+    let tenant = world.tenant("acme").await;
+    let owner = &tenant.owner;
+    let sets = fill(owner, "/api/v1/policies", |n| json!({ "name": format!("set {n}") }), "2 policy sets").await;
+    let versions = format!("/api/v1/policies/{}/versions", id(&sets[0]));
+    fill(owner, &versions, |n| json!({ "text": format!("// {n}\n{EVERYTHING}") }), "2 versions").await;
+    owner.delete(&format!("/api/v1/policies/{}", id(&sets[1]))).await.ok(204);
+    owner.create("/api/v1/policies", json!({ "name": "in its place" })).await;
+}
