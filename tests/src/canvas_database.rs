@@ -1,7 +1,10 @@
 //! A database that hangs: it takes what it is sent and says nothing, as a stopped process or a network that swallows
 //! packets does.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -18,7 +21,9 @@ async fn behind_a_proxy() -> (Proxy, Team) {
     let setup = setup
         .with("KAIZEN_DATABASE_URL", url)
         .with("KAIZEN_CANVAS_DATABASE_MS", "1000")
-        .with("KAIZEN_CANVAS_STOP_SECONDS", "2");
+        .with("KAIZEN_CANVAS_STOP_SECONDS", "2")
+        .with("KAIZEN_STOP_SECONDS", "1")
+        .with("KAIZEN_JOB_STOP_SECONDS", "1");
     (proxy, Team::on(World::with(setup).await).await)
 }
 
@@ -122,4 +127,28 @@ async fn a_stop_closes_sockets_whose_messages_the_database_never_answered() {
     };
     let (_, code) = tokio::join!(team.world.server.stop(), closed);
     assert_eq!(code, 1012);
+}
+
+#[tokio::test]
+async fn a_stop_while_the_database_says_nothing_ends_in_time_and_says_what_it_gave_up() {
+    let (proxy, mut team) = behind_a_proxy().await;
+    let mut ada = team.join(&team.ada).await;
+    proxy.stall();
+    let reads: Vec<_> = (0..8)
+        .map(|_| {
+            let owner = team.tenant.owner.client.clone();
+            let read = owner.http.get(format!("{}/api/v1/agents", owner.base));
+            tokio::spawn(read.bearer_auth(owner.token.unwrap_or_default()).send())
+        })
+        .collect();
+    ada.ops("first", json!([put("first", 1)])).await;
+    ada.until("that nothing is stored", |frame| frame["type"] == "status" && frame["writable"] == false).await;
+    let begun = Instant::now();
+    let (status, code) = tokio::join!(team.world.server.stop(), ada.closed());
+    // 10 seconds and the largest of the three, as the operations page says.
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    assert_eq!((status.code(), code), (Some(0), 1012));
+    let log = team.world.server.log();
+    assert!(log.contains("could not give back jobs"), "{log}");
+    reads.iter().for_each(tokio::task::JoinHandle::abort);
 }

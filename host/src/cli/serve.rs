@@ -18,7 +18,7 @@ use crate::{
     app::App,
     clock::Clock,
     config::{Config, limits::ServerLimits, proxies::Proxies},
-    jobs, telemetry,
+    telemetry,
 };
 
 /// What is left to write down once requests, canvases and jobs have had their time to end.
@@ -127,8 +127,8 @@ impl Running {
         self.app.stopping.cancel();
         self.app.tasks.close();
         let limits = &self.app.config.limits;
-        let under_way = Duration::from_secs(limits.stop_seconds.max(limits.canvas_stop_seconds)).max(jobs::DRAIN);
-        if tokio::time::timeout(under_way + LAST_WRITES, self.app.tasks.wait()).await.is_err() {
+        let under_way = limits.stop_seconds.max(limits.canvas_stop_seconds).max(limits.job_stop_seconds);
+        if tokio::time::timeout(Duration::from_secs(under_way) + LAST_WRITES, self.app.tasks.wait()).await.is_err() {
             tracing::warn!(tasks = self.app.tasks.len(), "stopping while background work waits for the database");
         }
         let (ops, stopping) = self.ops;

@@ -110,6 +110,7 @@ limits! {
         caller_lookup_seconds: u64 = 5, 1..=60, "how long it may take to look up who is asking, seconds";
         caller_lookups_per_organization: usize = 512, 1..=100_000, "requests of one organization that wait for that at once";
         job_lease_seconds: u64 = 30, 1..=3600, "how long a host that died keeps its jobs and sinks before another takes them over, seconds";
+        job_stop_seconds: u64 = 20, 1..=600, "how long jobs under way may take to end once the server stops, seconds; others go back to the queue";
     }
     "Lists, checks and denials" {
         list_rows: usize = 10_000, 201..=1_000_000, "rows looked at for one page of a list, or one count, in search of what the caller may see";

@@ -16,7 +16,7 @@
 //! | an attempt fails | put back with `run_at` in the future: back-off with jitter, or as the far side asks |
 //! | the plugin's calls are suspended, or too many are under way | put back until then; it was no attempt, and watchers are told once for each reason |
 //! | an attempt panics | as a failed attempt |
-//! | the host is asked to stop | nothing more is claimed; what runs may end within [`DRAIN`], the rest is given back |
+//! | the host is asked to stop | nothing more is claimed; what runs may end within `job_stop_seconds`, the rest is given back |
 
 mod attempt;
 mod backend;
@@ -47,8 +47,6 @@ use crate::{
 
 /// Jobs that one host runs at once.
 const SLOTS: usize = 16;
-/// How long a stopping host waits for the jobs it runs.
-pub const DRAIN: Duration = Duration::from_secs(20);
 /// How long a stopping host tries to give its jobs back: a database that hangs must not hold it up.
 const RELEASE: Duration = Duration::from_secs(4);
 /// How often what is old is removed.
@@ -132,6 +130,7 @@ async fn work(app: App) {
 }
 
 fn monitor(app: &App, owner: &str) -> Monitor {
+    let drain = Duration::from_secs(app.config.limits.job_stop_seconds);
     let (app, owner) = (app.clone(), owner.to_owned());
     Monitor::new()
         .register(move |restarts| {
@@ -159,7 +158,7 @@ fn monitor(app: &App, owner: &str) -> Monitor {
             tracing::warn!(worker = worker.name(), %error, "a job worker ended; starting it again");
             true
         })
-        .shutdown_timeout(DRAIN)
+        .shutdown_timeout(drain)
 }
 
 /// Gives back what is still held, so that another host need not wait for the lease to end.
