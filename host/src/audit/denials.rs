@@ -1,13 +1,14 @@
 //! Denials that repeat: counted, so that nobody grows the audit trail by asking for what they may not.
 //!
-//! The first denial of one person, action and target is recorded before it is answered. Further ones within
+//! The first denial of one person, action and target is recorded before it is answered; where that fails, or the request is given
+//! up meanwhile, it is counted as a further one. Further ones within
 //! `denial_window_seconds` are counted on this host and become one event when that time is over: with how many they were,
 //! since when and until when. A person with more targets than `denials_per_person`, and an organization with more than
 //! `denials_per_organization`, has further ones counted by action, under `agent/*` and `user/*`. So a window adds at most
 //! that many events to a chain, and one for each action and kind of target.
 //!
-//! A host that is asked to stop writes down what it has counted. One that dies loses the counts of the last window, never the
-//! first denial of each; the metric `kaizen_denials_total` counts them all.
+//! A host that is asked to stop writes down what it has counted. One that dies loses the counts of the last window, and first
+//! denials that it was recording or could not record; the metric `kaizen_denials_total` counts them all.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -55,6 +56,9 @@ impl Denial {
 /// What has come since the last event about it.
 #[derive(Debug, Clone)]
 struct Fold {
+    /// When its window began.
+    begun: DateTime<Utc>,
+    /// When the first of those that are counted came.
     since: DateTime<Utc>,
     until: DateTime<Utc>,
     repeated: u64,
@@ -110,6 +114,9 @@ impl Denials {
             (denial.of_anybody(), false, true),
         ] {
             if let Some(fold) = folds.by_denial.get_mut(&key) {
+                if fold.repeated == 0 {
+                    fold.since = now;
+                }
                 (fold.repeated, fold.until, fold.details) = (fold.repeated + 1, now, details.clone());
                 return None;
             }
@@ -118,7 +125,7 @@ impl Denials {
                     *folds.persons.entry(person.clone()).or_default() += 1;
                 }
                 *folds.organizations.entry(denial.organization).or_default() += 1;
-                let fold = Fold { since: now, until: now, repeated: 0, details: details.clone(), placed };
+                let fold = Fold { begun: now, since: now, until: now, repeated: 0, details: details.clone(), placed };
                 folds.by_denial.insert(key.clone(), fold);
                 return Some(key);
             }
@@ -126,10 +133,11 @@ impl Denials {
         Some(denial.clone())
     }
 
-    /// What was to be recorded could not be: it is counted instead.
-    fn not_recorded(&self, key: &Denial, repeated: u64) {
+    /// So many, the first of which came at `since`, were to be recorded and could not be: they are counted instead.
+    fn not_recorded(&self, key: &Denial, repeated: u64, since: DateTime<Utc>) {
         if let Some(fold) = self.folds.lock().by_denial.get_mut(key) {
             fold.repeated += repeated;
+            fold.since = fold.since.min(since);
         }
     }
 
@@ -137,7 +145,7 @@ impl Denials {
     fn due(&self, now: DateTime<Utc>, all: bool) -> Vec<(Denial, Fold)> {
         let mut folds = self.folds.lock();
         folds.closed |= all;
-        let over = |fold: &Fold| all || now - fold.since >= self.window;
+        let over = |fold: &Fold| all || now - fold.begun >= self.window;
         let mut due = Vec::new();
         let mut ended = Vec::new();
         for (denial, fold) in folds.by_denial.iter_mut().filter(|(_, fold)| over(fold)) {
@@ -145,7 +153,7 @@ impl Denials {
                 ended.push((denial.clone(), fold.placed));
             } else {
                 due.push((denial.clone(), fold.clone()));
-                (fold.since, fold.repeated) = (now, 0);
+                (fold.begun, fold.since, fold.repeated) = (now, now, 0);
             }
         }
         for (denial, placed) in ended {
@@ -186,13 +194,13 @@ impl Denials {
     /// # Errors
     /// As the database says.
     pub async fn record(&self, trail: Trail<'_>, denial: Denial, details: Value) -> Result<(), StoreError> {
-        let details = shortened(details);
-        let Some(key) = self.count(&denial, &details, trail.clock.now()) else { return Ok(()) };
-        let written = write(trail, &denial, details).await;
-        if written.is_err() {
-            self.not_recorded(&key, 1);
-        }
-        written
+        let (details, now) = (shortened(details), trail.clock.now());
+        let Some(key) = self.count(&denial, &details, now) else { return Ok(()) };
+        // Whoever asked may go away while it is written.
+        let unrecorded = scopeguard::guard((), |()| self.not_recorded(&key, 1, now));
+        write(trail, &denial, details).await?;
+        scopeguard::ScopeGuard::into_inner(unrecorded);
+        Ok(())
     }
 }
 
@@ -267,17 +275,18 @@ async fn write_counted(app: &App, all: bool) {
         }
         if let Err(error) = write(trail(app), &denial, details).await {
             tracing::warn!(%error, "counted denials were not recorded yet");
-            app.denials.not_recorded(&denial, fold.repeated);
+            app.denials.not_recorded(&denial, fold.repeated, fold.since);
             break;
         }
     }
     // The others would find the same database.
-    due.for_each(|(denial, fold)| app.denials.not_recorded(&denial, fold.repeated));
+    due.for_each(|(denial, fold)| app.denials.not_recorded(&denial, fold.repeated, fold.since));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::fixture::Database;
 
     fn denials(per_person: usize, per_organization: usize) -> Denials {
         let limits = ServerLimits {
@@ -351,8 +360,44 @@ mod tests {
     fn what_could_not_be_recorded_is_counted() {
         let (denials, one) = (denials(20, 500), denial(1, 1, 1));
         let key = denials.count(&one, &json!({}), at(0)).unwrap();
-        denials.not_recorded(&key, 1);
+        denials.not_recorded(&key, 1, at(0));
+        assert_eq!(denials.count(&one, &json!({}), at(50)), None);
+        let due = denials.due(at(60), false);
+        assert_eq!(
+            due.iter().map(|(_, fold)| (fold.repeated, fold.since, fold.until)).collect::<Vec<_>>(),
+            [(2, at(0), at(50))]
+        );
+        // Neither could they be when the window was over: the next event tells of them, from the first one on.
+        due.iter().for_each(|(key, fold)| denials.not_recorded(key, fold.repeated, fold.since));
+        assert_eq!(denials.count(&one, &json!({}), at(70)), None);
+        assert!(denials.due(at(100), false).is_empty(), "once a window");
+        let due = denials.due(at(120), false);
+        assert_eq!(
+            due.iter().map(|(_, fold)| (fold.repeated, fold.since, fold.until)).collect::<Vec<_>>(),
+            [(3, at(0), at(70))]
+        );
+    }
+
+    #[tokio::test]
+    async fn one_whose_request_is_given_up_is_counted() {
+        let database = Database::sqlite().await;
+        let (denials, one) = (denials(20, 500), denial(1, 1, 1));
+        // Nothing is written for as long as it is open.
+        let held = database.store.begin().await.unwrap();
+        let request = tokio::spawn({
+            let (denials, one, store) = (denials.clone(), one.clone(), database.store.clone());
+            async move {
+                let (clock, bus) = (Clock::fixed(at(0), 7), Bus::local());
+                denials.record(Trail { store: &store, clock: &clock, bus: &bus }, one, json!({})).await
+            }
+        });
+        while denials.folds.lock().by_denial.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        request.abort();
+        assert!(request.await.unwrap_err().is_cancelled());
         assert_eq!(counted(denials.due(at(60), false)), 1);
+        drop(held);
     }
 
     #[test]
