@@ -109,7 +109,7 @@ fn canvas(c: &mut Criterion) {
         let (mut journal, mut edits) = (journal.lock().await, edits.lock().await);
         let outcomes = journal.commit(&batch, &mut edits).await.outcomes.expect("stored");
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Stored(_))));
-        journal.compact().await.expect("compacted");
+        journal.compact(i64::MAX, false).await.expect("compacted");
     };
 
     let mut group = c.benchmark_group("canvas");

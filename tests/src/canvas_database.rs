@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     canvas::{Team, put},
+    database::{make_read_only, make_writable},
     harness::{Backend, Canvas, Database, Proxy, Setup, World, within},
 };
 
@@ -130,6 +131,23 @@ async fn a_stop_closes_sockets_whose_messages_the_database_never_answered() {
 }
 
 #[tokio::test]
+async fn what_is_sent_while_the_database_says_nothing_is_refused_without_waiting_for_it() {
+    let (proxy, team) = behind_a_proxy().await;
+    let mut ada = team.join(&team.ada).await;
+    proxy.stall();
+    ada.ops("first", json!([put("first", 1)])).await;
+    ada.until("that nothing is stored", |frame| frame["type"] == "status" && frame["writable"] == false).await;
+    // Each is answered between two looks at the database, and not after whichever look it comes to be heard in between.
+    within("twenty refusals", async {
+        for number in 0..20 {
+            let refused = ada.refused(&format!("x{number}"), json!([put("x", number)])).await;
+            assert_eq!(refused["code"], "unavailable", "{refused}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_stop_while_the_database_says_nothing_ends_in_time_and_says_what_it_gave_up() {
     let (proxy, mut team) = behind_a_proxy().await;
     let mut ada = team.join(&team.ada).await;
@@ -151,4 +169,24 @@ async fn a_stop_while_the_database_says_nothing_ends_in_time_and_says_what_it_ga
     let log = team.world.server.log();
     assert!(log.contains("could not give back jobs"), "{log}");
     reads.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn a_canvas_says_that_a_read_only_database_stores_nothing_until_it_does_again() {
+    let team = Team::start(Backend::Postgres).await;
+    let mut direct = team.world.setup.database.direct().await;
+    make_read_only(&mut direct, &team.tenant.owner).await;
+    let is = |writable: bool| move |frame: &Value| frame["type"] == "status" && frame["writable"] == writable;
+    let mut ada = team.join(&team.ada).await;
+    ada.ops("first", json!([put("first", 1)])).await;
+    ada.until("that nothing is stored", is(false)).await;
+    let refused = ada.until("the refusal", |frame| frame["ref"] == "first").await;
+    assert_eq!(refused["code"], "unavailable", "{refused}");
+    let mut ben = team.join(&team.ben).await;
+    ben.until("that nothing is stored", is(false)).await;
+    make_writable(&mut direct).await;
+    ada.until("that it is again", is(true)).await;
+    ben.until("that it is again", is(true)).await;
+    let seq = ada.commit("again", json!([put("first", 1)])).await;
+    ben.reach(seq).await;
 }

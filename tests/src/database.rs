@@ -4,7 +4,7 @@ use futures::future::join_all;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Backend, Client, Database, Gateway, Proxy, Setup, World, eventually, id};
+use crate::harness::{Answer, Backend, Client, Database, Direct, Gateway, Proxy, Setup, World, eventually, id};
 
 on_both!(refused_deployments_do_not_keep_others_from_reading, characters_that_a_database_refuses_are_refused_before);
 
@@ -48,21 +48,36 @@ async fn characters_that_a_database_refuses_are_refused_before(backend: Backend)
     }
 }
 
+/// Ends everybody else's connections.
+const END_OTHERS: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                          WHERE datname = current_database() AND pid <> pg_backend_pid()";
+
+/// PostgreSQL takes no changes any more, over no connection; returns what a change is answered.
+pub async fn make_read_only(direct: &mut Direct, owner: &Client) -> Answer {
+    let database = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I ";
+    direct.execute(&format!("{database} SET default_transaction_read_only = on', current_database()); END $$")).await;
+    direct.execute(END_OTHERS).await;
+    eventually("a change is refused", || async {
+        let answer = owner.post("/api/v1/workspaces", json!({ "name": "first" })).await;
+        (answer.body["detail"].as_str()?.contains("takes no changes")).then_some(answer)
+    })
+    .await
+}
+
+/// It takes them again.
+pub async fn make_writable(direct: &mut Direct) {
+    direct.execute("SET default_transaction_read_only = off").await;
+    let reset = "BEGIN READ WRITE; DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET default_transaction_read_only', current_database()); END $$; COMMIT";
+    direct.execute(reset).await;
+    direct.execute(END_OTHERS).await;
+}
+
 #[tokio::test]
 async fn a_database_that_becomes_read_only_is_told_and_comes_back() {
     let world = World::start(Backend::Postgres).await;
     let owner = world.tenant("acme").await.owner;
     let mut direct = world.setup.database.direct().await;
-    let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                  WHERE datname = current_database() AND pid <> pg_backend_pid()";
-    let database = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I ";
-    direct.execute(&format!("{database} SET default_transaction_read_only = on', current_database()); END $$")).await;
-    direct.execute(others).await;
-    let refused = eventually("a change is refused", || async {
-        let answer = owner.post("/api/v1/workspaces", json!({ "name": "first" })).await;
-        (answer.body["detail"].as_str()?.contains("takes no changes")).then_some(answer)
-    })
-    .await;
+    let refused = make_read_only(&mut direct, &owner).await;
     assert!(!refused.header("retry-after").is_empty());
     refused.problem(503, "unavailable");
     owner.get("/api/v1/workspaces").await.ok(200);
@@ -78,10 +93,7 @@ async fn a_database_that_becomes_read_only_is_told_and_comes_back() {
         "named once: {}",
         world.server.log()
     );
-    direct.execute("SET default_transaction_read_only = off").await;
-    let reset = "BEGIN READ WRITE; DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET default_transaction_read_only', current_database()); END $$; COMMIT";
-    direct.execute(reset).await;
-    direct.execute(others).await;
+    make_writable(&mut direct).await;
     eventually("it is ready again", || async { (ready().await.0 == 200).then_some(()) }).await;
     owner.request(Method::POST, "/api/v1/workspaces", Some(json!({ "name": "first" })), &[]).await.ok(201);
 }

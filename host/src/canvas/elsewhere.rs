@@ -47,8 +47,13 @@ impl Room {
         }
         if self.members.is_empty() {
             self.withdraw_presence().await;
-        } else if let Err(error) = self.exchange_presence(self.parts.deadline()).await {
-            tracing::debug!(%error, canvas = %self.agent.canvas_id, "presence was not exchanged");
+            return;
+        }
+        match self.exchange_presence(self.parts.deadline()).await {
+            Ok(()) => {}
+            // Those who only look on are told before somebody draws in vain.
+            Err(error @ StoreError::Unwritable(..)) => self.lost(&error),
+            Err(error) => tracing::debug!(%error, canvas = %self.agent.canvas_id, "presence was not exchanged"),
         }
     }
 

@@ -214,8 +214,7 @@ pub fn status(writable: bool) -> Frame {
     if writable {
         return frame(&json!({ "type": "status", "writable": true }));
     }
-    let detail =
-        "the database does not answer: what is sent is refused as `unavailable` until `writable` is true again";
+    let detail = "nothing can be stored: what is sent is refused as `unavailable` until `writable` is true again";
     frame(&json!({ "type": "status", "writable": false, "detail": detail }))
 }
 

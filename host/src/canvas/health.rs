@@ -1,4 +1,4 @@
-//! A database that does not answer: everyone is told that nothing is stored, until it is again.
+//! A database that does not answer, or takes no changes: everyone is told that nothing is stored, until it is again.
 
 use std::time::Duration;
 
@@ -32,17 +32,21 @@ impl Parts {
 }
 
 impl Room {
-    /// The database did not answer: nothing is stored until it does, and everyone is told so once. Other faults are only
-    /// logged: they concern what was asked, not the database.
+    /// The database did not answer, or took no change: nothing is stored until it does, and everyone is told so once. Other
+    /// faults are only logged: they concern what was asked, not the database.
     pub(super) fn lost(&mut self, error: &StoreError) {
         let canvas = self.agent.canvas_id;
-        if !matches!(error, StoreError::Unavailable(_)) {
-            tracing::error!(%error, %canvas, "canvas: internal error");
-            return;
+        match error {
+            StoreError::Unavailable(_) => {}
+            StoreError::Unwritable(..) => self.refused = true,
+            _ => {
+                tracing::error!(%error, %canvas, "canvas: internal error");
+                return;
+            }
         }
         metrics::counter!("kaizen_canvas_database_failures_total").increment(1);
         if std::mem::replace(&mut self.writable, false) {
-            tracing::warn!(%error, %canvas, "the database does not answer: the canvas takes no changes until it does");
+            tracing::warn!(%error, %canvas, "the canvas takes no changes until the database does");
             send_all(&self.members, None, &frames::status(false));
         }
     }
@@ -54,18 +58,23 @@ impl Room {
             return;
         }
         let (organization, canvas) = (self.agent.organization_id, self.agent.canvas_id);
+        let refused = self.refused;
         let locked = async {
+            if refused {
+                // To be let in is not enough: a database without space, too, locks what is there.
+                self.parts.store.try_writing().await?;
+            }
             let mut tx = self.parts.store.begin().await?;
             canvas::lock(&mut tx, organization, canvas).await?;
             tx.commit().await
         };
         match patience::until(self.parts.deadline(), locked).await {
             Ok(()) => {
-                self.writable = true;
-                tracing::info!(%canvas, "the database answers again: the canvas takes changes");
+                (self.writable, self.refused) = (true, false);
+                tracing::info!(%canvas, "the database can be written: the canvas takes changes again");
                 send_all(&self.members, None, &frames::status(true));
             }
-            Err(error) => tracing::debug!(%error, %canvas, "the database still does not answer"),
+            Err(error) => tracing::debug!(%error, %canvas, "the canvas still takes no changes"),
         }
     }
 

@@ -30,8 +30,18 @@ impl Room {
             Ok((principal, access, decided_at)) => {
                 let repeats = since.map_or(i64::MAX, |since| since.saturating_add(1))..=self.journal.sequence();
                 let presence = Map::new();
-                let member =
-                    Member { peer: peer.clone(), principal, access, decided_at, outbox, client, repeats, presence };
+                let mut member = Member {
+                    peer: peer.clone(),
+                    principal,
+                    access,
+                    decided_at,
+                    outbox,
+                    client,
+                    repeats,
+                    presence,
+                    weight: 0,
+                };
+                member.weight = member.shown().to_string().len();
                 self.welcome(member, since).await
             }
             Err(close) => Err(close),

@@ -100,7 +100,9 @@ pub struct Journal {
     graph: Graph,
     references: References,
     snapshot: i64,
+    /// Bytes since a snapshot was last tried, and since one was made.
     tail_bytes: usize,
+    loose_bytes: usize,
     /// How long a commit may take.
     patience: Duration,
     /// Where messages may have been stored by a commit whose result is unknown; without an end until the next commit.
@@ -148,6 +150,7 @@ impl Journal {
             references,
             snapshot,
             tail_bytes,
+            loose_bytes: tail_bytes,
             patience,
             doubtful,
         })
@@ -156,6 +159,11 @@ impl Journal {
     /// The last sequence known here.
     pub fn sequence(&self) -> i64 {
         self.sequence
+    }
+
+    /// Bytes of messages that no snapshot covers yet, and that the database must keep therefore.
+    pub fn loose_bytes(&self) -> usize {
+        self.loose_bytes
     }
 
     /// The graph at that sequence.
@@ -189,6 +197,7 @@ impl Journal {
     fn learn(&mut self, entry: &Entry) {
         self.sequence = entry.sequence;
         self.tail_bytes += entry.ops.len();
+        self.loose_bytes += entry.ops.len();
         if let Some(reference) = &entry.reference {
             self.references.insert(Referred {
                 sequence: entry.sequence,
@@ -223,7 +232,8 @@ impl Journal {
             }
             Err(error) => {
                 self.revert(plan);
-                if matches!(error, StoreError::Unavailable(_)) {
+                // A disk that fails while it is written to leaves as much unknown as a silence.
+                if matches!(error, StoreError::Unavailable(_) | StoreError::Unwritable(..)) {
                     let from = self.doubtful.map_or(self.sequence + 1, |(from, _)| from);
                     self.doubtful = Some((from, None));
                 }
@@ -258,7 +268,11 @@ impl Journal {
         let now = self.clock.now();
         let mut tx = self.store.begin().await?;
         let (organization, canvas) = (self.organization, self.canvas);
-        let step = |from: i64, plan: &Plan| (from, from + i64::try_from(plan.entries.len()).unwrap_or(i64::MAX - from));
+        let step = |from: i64, plan: &Plan| {
+            let bytes: usize = plan.entries.iter().map(|entry| entry.ops.len()).sum();
+            let to = from + i64::try_from(plan.entries.len()).unwrap_or(i64::MAX - from);
+            (from, to, i64::try_from(bytes).unwrap_or(i64::MAX))
+        };
         if !canvas::advance(&mut tx, organization, canvas, step(self.sequence, plan), now).await? {
             self.revert(std::mem::take(plan));
             canvas::create(&mut tx, organization, canvas, now).await?;
@@ -331,13 +345,14 @@ impl Journal {
         }
     }
 
-    /// Makes a snapshot if it is time, and forgets what is too old to resume from.
+    /// Makes a snapshot if it is time, or `at_once`, and forgets what is too old to resume from or more than `keep` bytes. Whether it
+    /// did.
     ///
     /// # Errors
     /// As the database says; nothing is lost, it is tried again after more messages.
-    pub async fn compact(&mut self) -> Result<(), StoreError> {
-        if self.sequence - self.snapshot < SNAPSHOT_MESSAGES && self.tail_bytes < SNAPSHOT_BYTES {
-            return Ok(());
+    pub async fn compact(&mut self, keep: i64, at_once: bool) -> Result<bool, StoreError> {
+        if !at_once && self.sequence - self.snapshot < SNAPSHOT_MESSAGES && self.tail_bytes < SNAPSHOT_BYTES {
+            return Ok(false);
         }
         let (sequence, now) = (self.sequence, self.clock.now());
         // Counted as done even if it fails: otherwise a database in trouble is troubled with every message.
@@ -345,8 +360,11 @@ impl Journal {
         let graph = serde_json::to_string(&self.graph)
             .map_err(|error| StoreError::Database(sqlx::Error::Encode(error.into())))?;
         let mut tx = self.store.begin().await?;
-        canvas::compact(&mut tx, self.organization, self.canvas, (sequence, &graph), sequence - LOOK_BACK, now).await?;
-        tx.commit().await
+        let forget = (sequence - LOOK_BACK, keep);
+        canvas::compact(&mut tx, self.organization, self.canvas, (sequence, &graph), forget, now).await?;
+        tx.commit().await?;
+        self.loose_bytes = 0;
+        Ok(true)
     }
 }
 

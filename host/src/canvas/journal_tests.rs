@@ -147,7 +147,7 @@ async fn snapshots_shorten_the_journal_and_change_nothing() {
         let batch: Vec<_> =
             (0..64).map(|n| message(&f, 0, Some(&format!("{round}.{n}")), put(&format!("n{n}"), round))).collect();
         commit(&mut journal, &mut edits, &batch).await;
-        journal.compact().await.unwrap();
+        journal.compact(i64::MAX, false).await.unwrap();
     }
     let last = rounds * 64;
     assert_eq!(stored(&f).await, (last, journal.graph().clone()));
@@ -164,6 +164,31 @@ async fn snapshots_shorten_the_journal_and_change_nothing() {
     assert_eq!(commit(&mut again, &mut again_edits, &[repeat]).await, [Outcome::Repeated(last - 60)]);
     let other = message(&f, 0, Some(&reference), put("n3", 0));
     assert_eq!(commit(&mut again, &mut again_edits, &[other]).await, [Outcome::Reused(last - 60)]);
+}
+
+#[tokio::test]
+async fn a_journal_keeps_so_many_bytes_and_what_it_takes_is_known() {
+    const KEEP: i64 = 1024 * 1024;
+    let f = Fixture::new().await;
+    let (mut journal, mut edits) = open(&f).await;
+    let (mut follower, mut edits_there) = open(&f).await;
+    for n in 0..100 {
+        let node = json!({ "id": "a", "position": { "x": n, "y": 0 }, "data": "x".repeat(60_000) });
+        commit(&mut journal, &mut edits, &[message(&f, 0, None, json!([{ "op": "node.put", "node": node }]))]).await;
+        journal.compact(KEEP, false).await.unwrap();
+    }
+    let mut conn = f.store.read().await.unwrap();
+    let (kept, bytes) = store::canvas::tail_size(&mut conn, f.organization, f.canvas, 0).await.unwrap();
+    // As much again may be stored before the next snapshot.
+    assert!(kept >= KEEP / 60_100 && bytes <= 2 * KEEP + 61_000, "{kept} messages, {bytes} bytes");
+    let (_, graph) = store::canvas::snapshot(&mut conn, f.organization, f.canvas).await.unwrap().unwrap();
+    let all = store::canvas::bytes(&mut conn, f.organization).await.unwrap();
+    assert_eq!(all, bytes + i64::try_from(graph.len()).unwrap());
+    drop(conn);
+    assert_eq!(stored(&f).await, (100, journal.graph().clone()));
+    // Who is further behind than the journal goes back is told so.
+    let late = follower.commit(&[message(&f, 1, None, put("b", 1))], &mut edits_there).await;
+    assert!(matches!(late.outcomes, Err(StoreError::Stale)), "{late:?}");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 //! | `room`, `join`, `write`, `look` | one open canvas on this host: joining, storing and telling, access and other hosts |
 //! | `socket`, `frames`, `outbox` | the protocol and its bounds |
 //! | `quota` | what one person, organization or canvas may take of this host |
+//! | `storage` | what a canvas, and an organization's canvases, may take of the database |
 //! | `health`, `patience` | a database that does not answer |
 //! | `peers`, `elsewhere` | presence |
 //! | `edits` | what the audit trail tells of it |
@@ -31,8 +32,11 @@ mod room;
 mod socket;
 #[cfg(test)]
 mod socket_tests;
+mod storage;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod trouble_tests;
 mod write;
 
 use std::{

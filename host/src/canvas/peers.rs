@@ -45,6 +45,8 @@ pub struct Member {
     pub repeats: std::ops::RangeInclusive<i64>,
     /// What it last told of itself.
     pub presence: Map<String, Value>,
+    /// Bytes of that as it is shown.
+    pub weight: usize,
 }
 
 impl Member {
@@ -77,11 +79,28 @@ pub fn send_all(members: &Members, but: Option<&str>, frame: &Frame) {
 }
 
 /// The peers of other hosts.
-#[derive(Default)]
-pub struct Remote(HashMap<String, (Value, Instant)>);
+pub struct Remote {
+    peers: HashMap<String, Known>,
+    /// Bytes of all of them, and at the most.
+    bytes: usize,
+    most: usize,
+}
+
+/// A peer of another host: how it is shown, in how many bytes, and when it was heard of last.
+struct Known {
+    shown: Value,
+    bytes: usize,
+    heard: Instant,
+}
 
 impl Remote {
-    /// Takes in what another host says of a peer, and returns the frame to pass on if there is news in it.
+    /// None, and never more than `most` bytes of them.
+    pub fn new(most: usize) -> Self {
+        Self { peers: HashMap::new(), bytes: 0, most }
+    }
+
+    /// Takes in what another host says of a peer, and returns the frame to pass on if there is news in it. What is over the bounds is
+    /// not taken in.
     pub fn heard(&mut self, peer: &str, frame: &str, now: Instant) -> Option<Frame> {
         if frame.len() > PRESENCE + WHO {
             return None;
@@ -91,34 +110,40 @@ impl Remote {
             return None;
         }
         if shown.get("left") == Some(&Value::Bool(true)) {
-            let (known, _) = self.0.remove(peer)?;
-            return Some(frames::left(peer, known.get("actor")));
+            let known = self.peers.remove(peer)?;
+            self.bytes -= known.bytes;
+            return Some(frames::left(peer, known.shown.get("actor")));
         }
         shown.retain(|key, _| key != "type");
-        let (shown, full) = (Value::Object(shown), self.0.len() >= REMOTE);
-        match self.0.get_mut(peer) {
-            Some((known, heard)) => {
-                *heard = now;
-                if *known == shown {
-                    return None;
-                }
-                *known = shown.clone();
+        let (shown, bytes, count) = (Value::Object(shown), frame.len(), self.peers.len());
+        let known = self.peers.get_mut(peer);
+        let (before, is_new) = (known.as_ref().map_or(0, |known| known.bytes), known.is_none());
+        let over = bytes > before && self.bytes - before + bytes > self.most;
+        if let Some(known) = known {
+            known.heard = now;
+            if known.shown == shown {
+                return None;
             }
-            None if full => return None,
-            None => drop(self.0.insert(peer.to_owned(), (shown.clone(), now))),
         }
+        if over || (is_new && count >= REMOTE) {
+            metrics::counter!("kaizen_canvas_presence_dropped_total").increment(1);
+            return None;
+        }
+        self.bytes = self.bytes - before + bytes;
+        self.peers.insert(peer.to_owned(), Known { shown: shown.clone(), bytes, heard: now });
         Some(frames::presence(&shown))
     }
 
     /// Forgets those that were not heard of for long; returns the frames that say so.
     pub fn forget(&mut self, now: Instant) -> Vec<Frame> {
-        let gone = self.0.extract_if(|_, (_, heard)| now.duration_since(*heard) > FORGET);
-        gone.map(|(peer, (known, _))| frames::left(&peer, known.get("actor"))).collect()
+        let gone: Vec<_> = self.peers.extract_if(|_, known| now.duration_since(known.heard) > FORGET).collect();
+        self.bytes -= gone.iter().map(|(_, known)| known.bytes).sum::<usize>();
+        gone.iter().map(|(peer, known)| frames::left(peer, known.shown.get("actor"))).collect()
     }
 
     /// All of them, as they are shown.
     pub fn iter(&self) -> impl Iterator<Item = &Value> {
-        self.0.values().map(|(shown, _)| shown)
+        self.peers.values().map(|known| &known.shown)
     }
 }
 
@@ -129,7 +154,7 @@ mod tests {
     #[test]
     fn a_peer_elsewhere_is_told_of_once_and_forgotten_with_its_host() {
         let now = Instant::now();
-        let mut remote = Remote::default();
+        let mut remote = Remote::new(1024);
         let says = |x: i64| format!(r#"{{"type":"presence","peer":"p","actor":"user/1","x":{x}}}"#);
         assert!(remote.heard("p", &says(1), now).is_some());
         assert!(remote.heard("p", &says(1), now).is_none(), "nothing new");
@@ -141,5 +166,23 @@ mod tests {
         assert_eq!(gone.len(), 1);
         assert!(gone[0].as_str().contains("user/1") && gone[0].as_str().contains("\"left\":true"));
         assert!(remote.heard("p", r#"{"peer":"p","left":true}"#, now).is_none(), "it was gone already");
+    }
+
+    #[test]
+    fn peers_elsewhere_take_no_more_than_their_bound_and_make_room_again() {
+        let now = Instant::now();
+        let mut remote = Remote::new(200);
+        let says = |peer: &str, bytes: usize| format!(r#"{{"peer":"{peer}","x":"{}"}}"#, "x".repeat(bytes));
+        assert!(remote.heard("p", &says("p", 50), now).is_some());
+        assert!(remote.heard("q", &says("q", 150), now).is_none(), "over it");
+        assert!(
+            remote.heard("p", &says("p", 150), now).is_some(),
+            "the same peer's takes the place of what it said before"
+        );
+        assert!(remote.heard("q", &says("q", 50), now).is_none());
+        assert!(remote.heard("p", r#"{"peer":"p","left":true}"#, now).is_some());
+        assert!(remote.heard("q", &says("q", 50), now).is_some());
+        assert_eq!(remote.forget(now + FORGET * 2).len(), 1);
+        assert_eq!(remote.bytes, 0);
     }
 }

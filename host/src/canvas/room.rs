@@ -28,6 +28,7 @@ use super::{
     patience,
     peers::{ANNOUNCE, Member, Members, Remote, send_all},
     quota::{Bucket, Rate},
+    storage::Storage,
 };
 use crate::{
     bus::Hint,
@@ -155,12 +156,16 @@ pub(super) struct Room {
     pub(super) members: Members,
     pub(super) remote: Remote,
     pub(super) elsewhere: Elsewhere,
+    /// What the organization's canvases take of the database.
+    pub(super) storage: Storage,
     /// Messages with operations that the canvas takes.
     pub(super) messages: Bucket,
     /// Whether the database answered when it was last looked at.
     pub(super) reachable: bool,
     /// Whether messages are stored, as far as is known.
     pub(super) writable: bool,
+    /// Whether the database answered that it takes no changes: only a change shows that it does again.
+    pub(super) refused: bool,
     /// The graph as JSON, while several join at the same sequence.
     pub(super) shown: Option<(i64, Arc<str>)>,
     /// When what is known of access was true.
@@ -185,24 +190,29 @@ impl Room {
         let limits = &parts.limits;
         let rate =
             Rate { per_second: limits.canvas_room_messages_per_second, burst: limits.canvas_room_messages_burst };
-        Ok(Self {
+        let presence = limits.canvas_presence_kib * 1024;
+        let mut room = Self {
+            storage: Storage::new(now),
             messages: Bucket::new(rate, now),
             parts,
             agent,
             journal,
             edits,
             members: Members::new(),
-            remote: Remote::default(),
+            remote: Remote::new(presence),
             elsewhere: Elsewhere::default(),
             reachable: true,
             writable: true,
+            refused: false,
             shown: None,
             known_at: now,
             stale: true,
             looked_anew: now,
             announced: now,
             empty_since: now,
-        })
+        };
+        room.count_or_log().await;
+        Ok(room)
     }
 
     /// Until nobody has been here for a while.
@@ -225,7 +235,11 @@ impl Room {
                     self.look_or_log().await;
                 }
                 Some(heard) = inbox.heard.recv() => self.hear(heard),
-                _ = tick.tick() => self.tick().await,
+                _ = tick.tick() => {
+                    self.tick().await;
+                    // From its end: a look takes seconds while the database is silent, and what members send is refused in between.
+                    tick.reset();
+                }
             }
         }
         if let Err(error) = self.record_ends().await {
@@ -277,7 +291,21 @@ impl Room {
 
     fn present(&mut self, peer: &str, presence: Map<String, Value>) {
         let Some(member) = self.members.get_mut(peer) else { return };
-        member.presence = presence;
+        let reference = presence.get("ref").and_then(Value::as_str).map(str::to_owned);
+        let before = std::mem::replace(&mut member.presence, presence);
+        let weight = member.shown().to_string().len();
+        let weight_before = std::mem::replace(&mut member.weight, weight);
+        let all: usize = self.members.values().map(|member| member.weight).sum();
+        if weight > weight_before && all > self.parts.limits.canvas_presence_kib * 1024 {
+            if let Some(member) = self.members.get_mut(peer) {
+                (member.presence, member.weight) = (before, weight_before);
+            }
+            let most = self.parts.limits.canvas_presence_kib;
+            let detail =
+                format!("the people on this canvas tell more than {most} KiB of themselves already: tell less");
+            return self
+                .answer_with(peer, frames::reject(reference.as_deref(), &Refusal::new("presence_full", detail)));
+        }
         if let Some(member) = self.members.get(peer) {
             self.tell(member);
         }
@@ -344,6 +372,7 @@ impl Room {
         if !self.members.is_empty() || !self.writable {
             self.look_or_log().await;
             self.try_writing().await;
+            self.count_again().await;
         }
         self.share_presence().await;
         self.close_unconfirmed();
@@ -396,7 +425,7 @@ impl Room {
 pub(super) fn failed(error: &StoreError) -> Close {
     match error {
         StoreError::Unavailable(_) | StoreError::Unwritable(..) => {
-            tracing::warn!(%error, "canvas: the database does not answer");
+            tracing::warn!(%error, "canvas: the database does not answer, or takes no changes");
             Close::LATER
         }
         _ => {

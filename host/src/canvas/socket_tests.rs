@@ -13,19 +13,19 @@ use tokio_tungstenite::{
 use super::testing::{Fixture, put};
 use crate::{api, app::App, bus::Hint, clock::Clock, config::Config, domain::role::Role};
 
-struct Host {
-    app: App,
-    address: String,
-    fixture: Arc<Fixture>,
+pub(super) struct Host {
+    pub(super) app: App,
+    pub(super) address: String,
+    pub(super) fixture: Arc<Fixture>,
 }
 
 impl Host {
     /// With a developer and a viewer.
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         Self::with(&[]).await
     }
 
-    async fn with(more: &[(&str, &str)]) -> Self {
+    pub(super) async fn with(more: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data_dir = ("KAIZEN_DATA_DIR".to_owned(), folder.path().display().to_string());
         let more = more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
@@ -38,7 +38,7 @@ impl Host {
         Self::serve(app, Arc::new(fixture)).await
     }
 
-    async fn serve(app: App, fixture: Arc<Fixture>) -> Self {
+    pub(super) async fn serve(app: App, fixture: Arc<Fixture>) -> Self {
         app.canvases.start();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -48,14 +48,14 @@ impl Host {
     }
 
     /// Another host on the same database that hears nothing of this one.
-    async fn another(&self) -> Self {
+    pub(super) async fn another(&self) -> Self {
         let mut config = self.app.config.clone();
         config.data_dir = config.data_dir.join("another");
         std::fs::create_dir_all(&config.data_dir).unwrap();
         Self::serve(App::build(config, Clock::system()).await.unwrap(), self.fixture.clone()).await
     }
 
-    async fn open(&self, canvas: &str, query: &str) -> Client {
+    pub(super) async fn open(&self, canvas: &str, query: &str) -> Client {
         let mut request = format!("ws://{}/ws/canvas/{canvas}?{query}", self.address).into_client_request().unwrap();
         request.headers_mut().insert("sec-websocket-protocol", "kaizen.canvas.v1".parse().unwrap());
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
@@ -64,23 +64,23 @@ impl Host {
         Client(socket)
     }
 
-    async fn join(&self, user: usize, query: &str) -> Client {
+    pub(super) async fn join(&self, user: usize, query: &str) -> Client {
         let ticket = self.fixture.ticket(user).await;
         self.open(&self.fixture.canvas.to_string(), &format!("ticket={ticket}&{query}")).await
     }
 
-    async fn joined(&self, user: usize) -> (Client, Value) {
+    pub(super) async fn joined(&self, user: usize) -> (Client, Value) {
         let mut client = self.join(user, "").await;
         let snapshot = client.until("snapshot").await;
         (client, snapshot)
     }
 }
 
-struct Client(WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub(super) struct Client(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Client {
     /// The next frame, or the code of the close.
-    async fn next(&mut self) -> Result<Value, u16> {
+    pub(super) async fn next(&mut self) -> Result<Value, u16> {
         loop {
             match timeout(Duration::from_secs(20), self.0.next()).await.expect("in time") {
                 Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).unwrap()),
@@ -91,7 +91,7 @@ impl Client {
         }
     }
 
-    async fn until(&mut self, kind: &str) -> Value {
+    pub(super) async fn until(&mut self, kind: &str) -> Value {
         loop {
             let frame = self.next().await.unwrap_or_else(|code| panic!("closed with {code} before {kind}"));
             if frame["type"] == kind {
@@ -100,7 +100,7 @@ impl Client {
         }
     }
 
-    async fn closed(&mut self) -> u16 {
+    pub(super) async fn closed(&mut self) -> u16 {
         loop {
             if let Err(code) = self.next().await {
                 return code;
@@ -108,16 +108,16 @@ impl Client {
         }
     }
 
-    async fn send(&mut self, frame: Value) {
+    pub(super) async fn send(&mut self, frame: Value) {
         self.0.send(Message::text(frame.to_string())).await.unwrap();
     }
 
-    async fn ops(&mut self, reference: &str, ops: Value) {
+    pub(super) async fn ops(&mut self, reference: &str, ops: Value) {
         self.send(json!({ "type": "ops", "ref": reference, "ops": ops })).await;
     }
 
     /// The answer to what was sent under a `ref`.
-    async fn answer(&mut self, reference: &str) -> Value {
+    pub(super) async fn answer(&mut self, reference: &str) -> Value {
         loop {
             let frame = self.next().await.unwrap_or_else(|code| panic!("closed with {code} before {reference}"));
             if frame["ref"] == reference {
@@ -126,7 +126,7 @@ impl Client {
         }
     }
 
-    async fn commit(&mut self, reference: &str, ops: Value) -> i64 {
+    pub(super) async fn commit(&mut self, reference: &str, ops: Value) -> i64 {
         self.ops(reference, ops).await;
         let ack = self.until("ack").await;
         assert_eq!(ack["ref"], reference);

@@ -68,7 +68,7 @@ impl Room {
         for Message { peer, reference, ops, text, place } in messages {
             // Whoever is not a member any more was closed; nobody waits for an answer.
             let Some(access) = self.members.get(&peer).map(|member| member.access) else { continue };
-            let refusal = self.refusal(access, text.len());
+            let refusal = self.refusal(access, &ops, text.len());
             let Some(member) = self.members.get(&peer) else { continue };
             if let Some(refusal) = refusal {
                 if refusal.code == DENIED {
@@ -131,12 +131,15 @@ impl Room {
     }
 
     /// Why a message of one with this access is refused before it is looked at.
-    fn refusal(&mut self, access: Access, bytes: usize) -> Option<Refusal> {
+    fn refusal(&mut self, access: Access, ops: &[Op], bytes: usize) -> Option<Refusal> {
         if access == Access::View {
             return Some(Refusal::new(DENIED, "you may look at this canvas but not draw on it"));
         }
         if !self.writable {
             return Some(unavailable());
+        }
+        if let Some(refusal) = self.no_space_for(ops) {
+            return Some(refusal);
         }
         let taken = self.messages.take(quota::cost(bytes), tokio::time::Instant::now());
         taken.err().map(|wait| Refusal::rate("on this canvas, everyone's together", wait))
@@ -202,9 +205,7 @@ impl Room {
         if audited {
             self.parts.bus.publish(Hint::Audit { organization: self.agent.organization_id });
         }
-        if let Err(error) = patience::until(self.parts.deadline(), self.journal.compact()).await {
-            tracing::warn!(%error, %canvas, "no snapshot was made; tried again after more messages");
-        }
+        self.compact().await;
     }
 }
 

@@ -167,7 +167,7 @@ async fn upkeep(app: App, handle: metrics_exporter_prometheus::PrometheusHandle)
             () = app.stopping.cancelled() => return,
             _ = tick.tick() => handle.run_upkeep(),
         }
-        app.store.look_again().await;
+        app.stopping.run_until_cancelled(app.store.look_again()).await;
         let now = app.clock.now();
         if now >= hourly {
             hourly = now + chrono::TimeDelta::hours(1);

@@ -135,7 +135,9 @@ limits! {
         canvas_join_seconds: u64 = 15, 1..=600, "time to join a canvas, reading it from the database included, seconds";
         canvas_unconfirmed_seconds: u64 = 30, 2..=3_600, "how long sockets stay open while the database does not confirm that they may, seconds";
         canvas_stop_seconds: u64 = 10, 1..=600, "how long a canvas may take to store and answer what was received when the server stops, seconds";
-        canvas_presence_kib: usize = 256, 8..=16_384, "presence of one host's people on one canvas that other hosts read from the database while there is no Redis, KiB";
+        canvas_presence_kib: usize = 256, 8..=16_384, "what people on one canvas tell of themselves, of one host's people and of all other hosts' together, KiB";
+        canvas_journal_kib: i64 = 16_384, 1_024..=1_048_576, "messages of one canvas that the database keeps, for clients that come back, KiB";
+        canvas_storage_mib_per_organization: i64 = 10_240, 1..=10_485_760, "canvases of one organization in the database, messages included, MiB; each open canvas may go beyond by 1 MiB and one transaction's 2 MiB";
     }
     "Rows of a tenant" {
         users_per_organization: i64 = 100_000, 1..=10_000_000, "users of one organization; of these and the next, requests at the same moment may add more on PostgreSQL, at the most one for each connection to the database";

@@ -52,6 +52,11 @@ impl Fixture {
         Self { store: database.store.clone(), database }
     }
 
+    /// As in `database_url`.
+    pub(crate) fn url(&self) -> &str {
+        &self.database.url
+    }
+
     /// Everything a worker needs, on the same database; without plugins, whose compilation takes seconds.
     pub(crate) async fn app(&self) -> App {
         let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());

@@ -104,8 +104,8 @@ pub async fn lock(tx: &mut Tx, organization: OrganizationId, canvas: CanvasId) -
     Ok(on!(tx, |c| sqlx::query_scalar(sql).bind(organization).bind(canvas).fetch_optional(c).await)?)
 }
 
-/// Moves the sequence from `from` to `to` and keeps the canvas locked until the transaction ends. `false` if the
-/// sequence is not `from`, or there is no row yet.
+/// Moves the sequence from `from` to `to`, for messages of so many bytes, and keeps the canvas locked until the transaction ends.
+/// `false` if the sequence is not `from`, or there is no row yet.
 ///
 /// # Errors
 /// As the database says.
@@ -113,13 +113,13 @@ pub async fn advance(
     tx: &mut Tx,
     organization: OrganizationId,
     canvas: CanvasId,
-    (from, to): (i64, i64),
+    (from, to, bytes): (i64, i64, i64),
     now: DateTime<Utc>,
 ) -> Result<bool, StoreError> {
-    let sql =
-        "UPDATE canvases SET sequence = $4, updated_at = $5 WHERE organization_id = $1 AND id = $2 AND sequence = $3";
+    let sql = "UPDATE canvases SET sequence = $4, updated_at = $5, bytes = bytes + $6 WHERE organization_id = $1 AND id = $2 AND sequence = $3";
     Ok(on!(tx, |c| {
-        sqlx::query(sql).bind(organization).bind(canvas).bind(from).bind(to).bind(now).execute(c).await?.rows_affected()
+        let query = sqlx::query(sql).bind(organization).bind(canvas).bind(from).bind(to).bind(now).bind(bytes);
+        query.execute(c).await?.rows_affected()
     }) == 1)
 }
 
@@ -265,7 +265,8 @@ pub async fn snapshot(
     Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(canvas).fetch_optional(c).await)?)
 }
 
-/// Keeps the graph as it is at `sequence`, unless a later one is kept, and forgets the messages up to `forget`.
+/// Keeps the graph as it is at `sequence`, unless a later one is kept, forgets the messages up to `forget` and those before the last
+/// `keep` bytes, and notes how much is left.
 ///
 /// # Errors
 /// As the database says.
@@ -274,15 +275,17 @@ pub async fn compact(
     organization: OrganizationId,
     canvas: CanvasId,
     (sequence, graph): (i64, &str),
-    forget: i64,
+    (forget, keep): (i64, i64),
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    let keep = "INSERT INTO canvas_snapshots (canvas_id, organization_id, sequence, graph, created_at) VALUES ($1, $2, $3, $4, $5)
+    // As a commit does, and a removal of the agent: first the canvas, then what belongs to it.
+    lock(tx, organization, canvas).await?;
+    let latest = "INSERT INTO canvas_snapshots (canvas_id, organization_id, sequence, graph, created_at) VALUES ($1, $2, $3, $4, $5)
                 ON CONFLICT (canvas_id) DO UPDATE
                 SET sequence = excluded.sequence, graph = excluded.graph, created_at = excluded.created_at
                 WHERE canvas_snapshots.sequence < excluded.sequence";
     on!(tx, |c| {
-        sqlx::query(keep)
+        sqlx::query(latest)
             .bind(canvas)
             .bind(organization)
             .bind(sequence)
@@ -292,15 +295,36 @@ pub async fn compact(
             .await
             .map(drop)
     })?;
+    let beyond = "SELECT COALESCE(MAX(sequence), 0) FROM
+                      (SELECT sequence, SUM(OCTET_LENGTH(ops)) OVER (ORDER BY sequence DESC) AS bytes
+                       FROM canvas_ops WHERE organization_id = $1 AND canvas_id = $2) AS kept
+                  WHERE bytes > $3";
+    let beyond: i64 =
+        on!(tx, |c| sqlx::query_scalar(beyond).bind(organization).bind(canvas).bind(keep).fetch_one(c).await)?;
     let sql = "DELETE FROM canvas_ops WHERE organization_id = $1 AND canvas_id = $2 AND sequence <= $3";
     on!(tx, |c| sqlx::query(sql)
         .bind(organization)
         .bind(canvas)
-        .bind(forget.min(sequence))
+        .bind(forget.max(beyond).min(sequence))
         .execute(c)
         .await
         .map(drop))?;
+    let left = "UPDATE canvases SET bytes =
+                    (SELECT COALESCE(SUM(OCTET_LENGTH(ops)), 0) FROM canvas_ops WHERE organization_id = $1 AND canvas_id = $2)
+                    + (SELECT COALESCE(MAX(OCTET_LENGTH(graph)), 0) FROM canvas_snapshots
+                       WHERE organization_id = $1 AND canvas_id = $2)
+                WHERE organization_id = $1 AND id = $2";
+    on!(tx, |c| sqlx::query(left).bind(organization).bind(canvas).execute(c).await.map(drop))?;
     Ok(())
+}
+
+/// Bytes of an organization's canvases: their journals and snapshots.
+///
+/// # Errors
+/// As the database says.
+pub async fn bytes(c: &mut impl Connection, organization: OrganizationId) -> Result<i64, StoreError> {
+    let sql = "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM canvases WHERE organization_id = $1";
+    Ok(on!(c, |c| sqlx::query_scalar(sql).bind(organization).fetch_one(c).await)?)
 }
 
 /// Messages read at once while a graph is put together.

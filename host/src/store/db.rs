@@ -14,7 +14,7 @@ use super::{
     StoreError,
     answer::Patient,
     audit::Heads,
-    pool::{ACQUIRE, Lent, Open, Pool},
+    pool::{ACQUIRE, Lent, Open, Pool, Session},
 };
 
 /// The database in use, with its pools. Cheap to clone.
@@ -170,11 +170,17 @@ fn session(limits: &ServerLimits) -> String {
         "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
          SET statement_timeout = '{database_statement_seconds}s';
          SET lock_timeout = '{database_lock_seconds}s';
-         SET idle_in_transaction_session_timeout = '{database_idle_transaction_seconds}s';
-         SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3;
-         SELECT set_config(name, '5s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'"
+         SET idle_in_transaction_session_timeout = '{database_idle_transaction_seconds}s'"
     )
 }
+
+/// What a session is better with, and comes up without: a server on another system than Linux may know one of these and refuse it, as
+/// PostgreSQL on Windows does the check of the connection, and what only speaks PostgreSQL's protocol need not know them. Nothing of
+/// this is set on our end of the connection, where [`Patient`] does not wait for a silent server.
+const WHERE_POSSIBLE: [&str; 2] = [
+    "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3",
+    "SET client_connection_check_interval = '5s'",
+];
 
 /// What a migration needs of its session: it may rewrite a table.
 pub(super) const WITHOUT_TIME_LIMITS: &str = "SET statement_timeout = 0; SET lock_timeout = 0";
@@ -206,7 +212,13 @@ impl Db {
                 .application_name("kaizen")
                 .statement_cache_capacity(512)
                 .disable_statement_logging();
-            let pool = Pool::open(options, connections, limits.database_answer(), session(limits).into()).await?;
+            let pool = Pool::open(
+                options,
+                connections,
+                limits.database_answer(),
+                Session::new(session(limits), &WHERE_POSSIBLE),
+            )
+            .await?;
             Ok(Db::Postgres(pool))
         } else {
             Err(StoreError::Url("it must begin with `sqlite:` or `postgres://`".into()))

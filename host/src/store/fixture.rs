@@ -3,8 +3,8 @@
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, postgres::PgConnectOptions};
 use uuid::Uuid;
 
-use super::Store;
-use crate::clock::Clock;
+use super::{Db, Store};
+use crate::{clock::Clock, on};
 
 /// A migrated database, and a data folder for who needs one.
 pub(crate) struct Database {
@@ -40,6 +40,23 @@ impl Database {
         let store = Store::connect(&url, &Default::default()).await.unwrap();
         store.migrate().await.unwrap();
         Self { store, url, folder, name }
+    }
+}
+
+impl Store {
+    /// SQLite's file does not grow any more, as if its disk were full, until it may again.
+    pub(crate) async fn pretend_full(&self, full: bool) {
+        let Db::Sqlite { write, .. } = &self.db else { panic!("SQLite") };
+        let (sql, also) = if full {
+            ("PRAGMA max_page_count = 1", Some("PRAGMA max_page_count = 1"))
+        } else {
+            ("PRAGMA max_page_count = 1000000", None)
+        };
+        // A connection that failed for it is closed, and another one opened.
+        write.begin_with(also);
+        let mut tx = self.begin().await.unwrap();
+        on!(&mut tx, |c| sqlx::query(sql).execute(c).await.map(drop)).unwrap();
+        tx.commit().await.unwrap();
     }
 }
 

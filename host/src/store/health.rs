@@ -1,7 +1,20 @@
 //! Whether the database takes changes: remembered from the statements that failed, so that `/readyz` can say so and the log
 //! names it once.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Mutex, time::Instant};
+
+use super::StoreError;
+
+/// For how long what a try to write found is not tried again.
+const HOLDS: Duration = Duration::from_millis(500);
 
 /// Why nothing can be changed for the time being.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +68,7 @@ pub(super) fn failed(why: Unwritable, error: &sqlx::Error) {
     }
 }
 
-/// A change was made that the database has on its disk. That a transaction ended well does not tell that: it may have changed nothing.
+/// A try to write was committed. Other commits do not tell: a transaction that changed nothing needs neither space nor leave.
 pub(super) fn wrote() {
     if STATE.load(Ordering::Relaxed) != 0 && STATE.swap(0, Ordering::Relaxed) != 0 {
         tracing::info!("the database can be written again");
@@ -68,6 +81,36 @@ pub(super) fn unwritable() -> Option<Unwritable> {
         1 => Some(Unwritable::ReadOnly),
         2 => Some(Unwritable::DiskFull),
         _ => None,
+    }
+}
+
+/// Tries to write: one at a time, however many ask whether it could be done again.
+#[derive(Clone, Default)]
+pub(super) struct Tries(Arc<Mutex<Option<Found>>>);
+
+/// When it was tried last, and what came of it.
+type Found = (Instant, Result<(), Unwritable>);
+
+impl Tries {
+    /// Tries, or says what was found just now.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub(super) async fn once(&self, attempt: impl Future<Output = Result<(), StoreError>>) -> Result<(), StoreError> {
+        let mut last = self.0.lock().await;
+        if let Some((at, found)) = *last
+            && at.elapsed() < HOLDS
+        {
+            let why = |why| StoreError::Unwritable(why, sqlx::Error::Protocol("as found a moment ago".into()));
+            return found.map_err(why);
+        }
+        let result = attempt.await;
+        *last = match &result {
+            Ok(()) => Some((Instant::now(), Ok(()))),
+            Err(StoreError::Unwritable(why, _)) => Some((Instant::now(), Err(*why))),
+            Err(_) => None,
+        };
+        result
     }
 }
 

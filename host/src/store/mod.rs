@@ -49,6 +49,9 @@ static POSTGRES: Migrator = sqlx::migrate!("../migrations/postgres");
 /// Rows that a sweep removes in one transaction.
 const SWEEP_BATCH: i64 = 1000;
 
+/// Bytes that a try to write stores: as many as the largest message of a canvas.
+const WRITE_PROBE: usize = 256 * 1024;
+
 /// Our migrations' own table: sqlx's default one may be another application's in the same database.
 const MIGRATIONS: &str = "kaizen_migrations";
 
@@ -166,6 +169,7 @@ fn one(changed: u64) -> Result<(), StoreError> {
 pub struct Store {
     db: Db,
     heads: audit::Heads,
+    tries: health::Tries,
 }
 
 impl Store {
@@ -174,7 +178,11 @@ impl Store {
     /// # Errors
     /// As [`Db::connect`].
     pub async fn connect(url: &str, limits: &ServerLimits) -> Result<Self, StoreError> {
-        Ok(Self { db: Db::connect(url, limits).await?, heads: audit::Heads::default() })
+        Ok(Self {
+            db: Db::connect(url, limits).await?,
+            heads: audit::Heads::default(),
+            tries: health::Tries::default(),
+        })
     }
 
     /// Brings the schema up to this binary's version. Several hosts may do so at once: PostgreSQL's advisory lock orders them.
@@ -259,24 +267,40 @@ impl Store {
         tokio::time::timeout(pool::ACQUIRE, self.probe()).await.unwrap_or_else(late)
     }
 
-    /// Where a change failed lately because the database took none: looks whether it takes changes again, and writes down if so.
+    /// Whether changes can be stored, by storing one that needs space, and taking it back.
+    ///
+    /// # Errors
+    /// As the database says: [`StoreError::Unwritable`] where it takes none.
+    pub async fn try_writing(&self) -> Result<(), StoreError> {
+        self.tries.once(self.write_and_take_back()).await
+    }
+
+    async fn write_and_take_back(&self) -> Result<(), StoreError> {
+        // In two transactions: what is taken back in the same one may never reach the disk.
+        for filler in [Some(vec![0_u8; WRITE_PROBE]), None] {
+            let mut tx = self.begin().await?;
+            let sql = "INSERT INTO write_probe (id, tries, filler) VALUES (1, 1, $1)
+                       ON CONFLICT (id) DO UPDATE SET tries = write_probe.tries + 1, filler = excluded.filler";
+            crate::on!(&mut tx, |c| sqlx::query(sql).bind(filler).execute(c).await.map(drop))?;
+            tx.commit().await?;
+        }
+        health::wrote();
+        Ok(())
+    }
+
+    /// After a change failed because the database took none: whether it takes them again. For whoever keeps an eye on it where nobody asks
+    /// [`Store::ping`].
     pub async fn look_again(&self) {
         if health::unwritable().is_some()
             && let Err(error) = self.ping().await
         {
-            tracing::debug!(%error, "the database takes no changes yet");
+            tracing::debug!(%error, "the database still takes no changes");
         }
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
         if health::unwritable().is_some() {
-            let mut tx = self.begin().await?;
-            let sql = "INSERT INTO write_probe (id, tries) VALUES (1, 1)
-                       ON CONFLICT (id) DO UPDATE SET tries = write_probe.tries + 1";
-            crate::on!(&mut tx, |c| sqlx::query(sql).execute(c).await.map(drop))?;
-            tx.commit().await?;
-            health::wrote();
-            return Ok(());
+            return self.try_writing().await;
         }
         let mut conn = self.read().await?;
         crate::on!(&mut conn, |c| sqlx::query("SELECT 1").execute(c).await.map(drop))?;

@@ -104,8 +104,39 @@ pub struct Manager<D: Dialect> {
     lifetime: Duration,
     /// How long an answer is waited for.
     patience: Duration,
-    /// Statements that a new connection begins with.
-    session: Option<Arc<str>>,
+    /// What a new connection begins with.
+    session: Session,
+    /// And with this, which a test may change.
+    #[cfg(test)]
+    also: parking_lot::Mutex<Option<&'static str>>,
+}
+
+/// Statements that a new connection begins with.
+#[derive(Clone, Default)]
+pub(super) struct Session {
+    /// Without these it is not used.
+    needed: Option<Arc<str>>,
+    /// These the server may refuse.
+    wanted: &'static [&'static str],
+}
+
+impl Session {
+    pub(super) fn new(needed: String, wanted: &'static [&'static str]) -> Self {
+        Self { needed: Some(needed.into()), wanted }
+    }
+
+    async fn begin<D: Dialect>(&self, connection: &mut D::Session) -> Result<(), sqlx::Error> {
+        if let Some(needed) = &self.needed {
+            D::run(connection, needed).await?;
+        }
+        for wanted in self.wanted {
+            match D::run(connection, wanted).await {
+                Err(sqlx::Error::Database(error)) => tracing::debug!(%error, wanted, "the database refuses a setting"),
+                other => other?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Whatever goes wrong while a connection is being opened, the database is away: sqlx takes the end of a stream that is cut
@@ -133,8 +164,13 @@ impl<D: Dialect> managed::Manager for Manager<D> {
         // Boxed, as rarely needed and large: whoever awaits a connection holds this within its own future.
         let connection = Box::pin(D::Connection::connect_with(&self.options)).await.map_err(unreachable)?;
         let mut connection = D::session(connection, self.patience);
-        if let Some(session) = &self.session {
-            Box::pin(D::run(&mut connection, session)).await?;
+        Box::pin(self.session.begin::<D>(&mut connection)).await?;
+        #[cfg(test)]
+        {
+            let also = *self.also.lock();
+            if let Some(also) = also {
+                D::run(&mut connection, also).await?;
+            }
         }
         Ok(Kept { connection, survived })
     }
@@ -165,7 +201,7 @@ impl<D: Dialect> Clone for Pool<D> {
 }
 
 impl<D: Dialect> Pool<D> {
-    /// A pool of at most `size` connections, one of which is opened now. Each begins with the statements of `session`,
+    /// A pool of at most `size` connections, one of which is opened now. Each begins with `session`,
     /// and waits for an answer as long as `patience`.
     ///
     /// # Errors
@@ -174,9 +210,9 @@ impl<D: Dialect> Pool<D> {
         options: <D::Connection as sqlx::Connection>::Options,
         size: usize,
         patience: Duration,
-        session: Arc<str>,
+        session: Session,
     ) -> Result<Self, StoreError> {
-        Self::built(Manager { options, lifetime: LIFETIME, patience, session: Some(session) }, size).await
+        Self::built(options, LIFETIME, patience, session, size).await
     }
 
     /// As [`Pool::open`], for a database that is a file: its connections do not age.
@@ -188,10 +224,24 @@ impl<D: Dialect> Pool<D> {
         size: usize,
         lifetime: Duration,
     ) -> Result<Self, StoreError> {
-        Self::built(Manager { options, lifetime, patience: Duration::MAX, session: None }, size).await
+        Self::built(options, lifetime, Duration::MAX, Session::default(), size).await
     }
 
-    async fn built(manager: Manager<D>, size: usize) -> Result<Self, StoreError> {
+    async fn built(
+        options: <D::Connection as sqlx::Connection>::Options,
+        lifetime: Duration,
+        patience: Duration,
+        session: Session,
+        size: usize,
+    ) -> Result<Self, StoreError> {
+        let manager = Manager {
+            options,
+            lifetime,
+            patience,
+            session,
+            #[cfg(test)]
+            also: Default::default(),
+        };
         let built = managed::Pool::builder(manager)
             .max_size(size)
             .queue_mode(QueueMode::Lifo)
@@ -295,6 +345,14 @@ impl<D: Dialect> Open<D> {
         self.ended = true;
         self.lent.settled();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl<D: Dialect> Pool<D> {
+    /// What connections that are opened from now on begin with too.
+    pub(super) fn begin_with(&self, sql: Option<&'static str>) {
+        *self.0.manager().also.lock() = sql;
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use sqlx::{Postgres, postgres::PgConnectOptions};
 use tokio::io::AsyncReadExt as _;
 
+use super::{Pool, Session};
 use crate::{
     jobs::fixture::Fixture,
     on,
@@ -153,6 +155,32 @@ async fn a_session_with_postgres_waits_for_nothing_without_end() {
 }
 
 #[tokio::test]
+async fn a_session_comes_up_without_what_its_server_refuses() {
+    for fixture in Fixture::each().await {
+        if !fixture.url().starts_with("postgres") {
+            continue;
+        }
+        let options: PgConnectOptions = fixture.url().parse().unwrap();
+        // Of another system, of a later version, of no version.
+        let wanted = &["SET tcp_user_timeout = 'nonsense'", "SET kaizen_no_such_setting = 1", "SET work_mem = '9MB'"];
+        let session = Session::new("SET lock_timeout = '7s'".into(), wanted);
+        let pool = Pool::<Postgres>::open(options.clone(), 1, Duration::from_secs(20), session).await.unwrap();
+        let mut lent = pool.get().await.unwrap();
+        for (name, expected) in [("work_mem", "9MB"), ("lock_timeout", "7s")] {
+            let shown: Result<String, sqlx::Error> =
+                sqlx::query_scalar("SELECT current_setting($1)").bind(name).fetch_one(lent.connection()).await;
+            assert_eq!(shown.unwrap_or_else(|error| panic!("{name}: {error}")), expected.to_owned());
+        }
+        lent.settled();
+        let needed = Session::new("SET kaizen_no_such_setting = 1".into(), &[]);
+        assert!(
+            Pool::<Postgres>::open(options, 1, Duration::from_secs(20), needed).await.is_err(),
+            "no bound is left out"
+        );
+    }
+}
+
+#[tokio::test]
 async fn what_may_be_over_at_the_next_try_is_no_defect() {
     for fixture in Fixture::each().await {
         let store = &fixture.store;
@@ -234,16 +262,24 @@ async fn a_full_disk_is_told_until_there_is_room_again() {
     };
     // As if the file could not grow any more: SQLite answers what it answers for a full disk.
     say("CREATE TABLE filler (bytes BLOB)").await.unwrap();
-    say("PRAGMA max_page_count = 1").await.unwrap();
+    store.pretend_full(true).await;
     let full = say("INSERT INTO filler (bytes) VALUES (zeroblob(1000000))").await;
     assert!(matches!(full, Err(StoreError::Unwritable(Unwritable::DiskFull, _))), "{full:?}");
+    // What needs no space tells nothing.
+    say("UPDATE write_probe SET tries = tries").await.unwrap();
+    let still = store.try_writing().await;
+    assert!(matches!(still, Err(StoreError::Unwritable(Unwritable::DiskFull, _))), "{still:?}");
     let mut conn = store.read().await.unwrap();
     assert_eq!(
         on!(&mut conn, |c| sqlx::query_scalar::<_, i64>("SELECT COUNT(*) FROM filler").fetch_one(c).await).unwrap(),
         0
     );
     drop(conn);
-    say("PRAGMA max_page_count = 1000000").await.unwrap();
+    store.pretend_full(false).await;
+    // What was found just now is not tried again at once.
+    while store.try_writing().await.is_err() {
+        tokio::task::yield_now().await;
+    }
     store.ping().await.unwrap();
     say("INSERT INTO filler (bytes) VALUES (zeroblob(1000000))").await.unwrap();
 }
