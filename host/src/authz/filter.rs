@@ -1,6 +1,9 @@
 //! Deciding for many resources at once: those that no policy at hand can tell apart are decided once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -75,29 +78,64 @@ impl Distinction {
     }
 }
 
-/// For each resource whether it is allowed. Resources of several kinds may be mixed. Every decision made is shown to `seen`.
-pub(super) fn filter(
-    engine: &Engine,
-    tenant: Tenant<'_>,
-    principal: &Principal,
+/// Decides for each of many resources whether it is allowed, a part of them at a time. Resources of several kinds may be mixed.
+pub(super) struct Filter<'a> {
+    engine: &'a Engine,
+    tenant: Tenant<'a>,
+    principal: &'a Principal,
     action: Action,
-    resources: &[Resource],
+    resources: std::slice::Iter<'a, Resource>,
     now: DateTime<Utc>,
-    mut seen: impl FnMut(&Decision),
-) -> Vec<bool> {
-    let context = Context::default();
-    let mut kinds = HashMap::new();
-    let mut decided = HashMap::new();
-    let mut allowed = Vec::with_capacity(resources.len());
-    for resource in resources {
-        let tells = kinds.entry(resource.kind).or_insert_with(|| engine.tells(tenant, action, resource.kind));
-        let class = (resource.kind, Class::of(tells, principal, resource));
-        let decision = decided.entry(class).or_insert_with(|| {
-            let decision = engine.decide(tenant, principal, action, resource, &context, now);
-            seen(&decision);
-            decision.allowed
-        });
-        allowed.push(*decision);
+    kinds: HashMap<Kind, Reads>,
+    decided: HashMap<(Kind, Class<'a>), bool>,
+    allowed: Vec<bool>,
+}
+
+impl<'a> Filter<'a> {
+    pub(super) fn new(
+        engine: &'a Engine,
+        tenant: Tenant<'a>,
+        (principal, action): (&'a Principal, Action),
+        resources: &'a [Resource],
+        now: DateTime<Utc>,
+    ) -> Self {
+        Self {
+            engine,
+            tenant,
+            principal,
+            action,
+            resources: resources.iter(),
+            now,
+            kinds: HashMap::new(),
+            decided: HashMap::new(),
+            allowed: Vec::with_capacity(resources.len()),
+        }
     }
-    allowed
+
+    /// Decides for as long as `time`, and one more; whether all are decided then. Every decision made is shown to `seen`.
+    pub(super) fn proceed(&mut self, time: Duration, mut seen: impl FnMut(&Decision)) -> bool {
+        let Self { engine, tenant, principal, action, now, .. } = *self;
+        let (begun, context) = (Instant::now(), Context::default());
+        for resource in self.resources.by_ref() {
+            let tells = self.kinds.entry(resource.kind).or_insert_with(|| engine.tells(tenant, action, resource.kind));
+            let class = (resource.kind, Class::of(tells, principal, resource));
+            let mut late = false;
+            let decision = self.decided.entry(class).or_insert_with(|| {
+                let decision = engine.decide(tenant, principal, action, resource, &context, now);
+                seen(&decision);
+                late = begun.elapsed() >= time;
+                decision.allowed
+            });
+            self.allowed.push(*decision);
+            if late {
+                break;
+            }
+        }
+        self.resources.as_slice().is_empty()
+    }
+
+    /// For each resource that was decided, in their order.
+    pub(super) fn allowed(self) -> Vec<bool> {
+        self.allowed
+    }
 }

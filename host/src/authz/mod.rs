@@ -13,6 +13,7 @@ mod filter;
 mod index;
 mod kind;
 mod parts;
+mod queues;
 mod reads;
 mod required;
 mod schema;
@@ -25,7 +26,7 @@ mod tokens;
 mod validate;
 mod workers;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 pub use action::Action;
 pub use explain::{Deciding, Decision, Reason};
@@ -43,6 +44,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{
     engine::{Engine, Tenant},
     errors::Errors,
+    filter::Filter,
+    queues::Queues,
     tenant::{Compiled, Tenants},
     workers::{Undone, Workers},
 };
@@ -56,6 +59,9 @@ use crate::{
 /// Changes when a text that was valid may be so no more, besides the schema: what is validated, and how.
 const RULES: u32 = 3;
 
+/// How long deciding for many resources keeps a thread that serves requests from others, and a decision more.
+const SLICE: Duration = Duration::from_millis(1);
+
 /// Decides. Cheap to clone.
 #[derive(Clone)]
 pub struct Authz(Arc<Parts>);
@@ -64,6 +70,8 @@ struct Parts {
     engine: Engine,
     tenants: Tenants,
     workers: Workers,
+    /// Decisions for many resources that take longer than [`SLICE`].
+    long: Queues,
     errors: Errors,
     bounds: Bounds,
     rules: String,
@@ -104,6 +112,8 @@ impl Authz {
             engine: Engine::new()?,
             tenants: Tenants::new(limits),
             workers: Workers::new(limits),
+            // Each is of a request, and those are bounded.
+            long: Queues::new(usize::MAX),
             errors: Errors::new(limits),
             bounds: Bounds::of(limits),
             rules: hex::encode(Sha256::digest(format!("{RULES}\n{SCHEMA}"))),
@@ -163,7 +173,19 @@ impl Authz {
         let compiled = self.tenant(store, principal).await?;
         let now = self.0.clock.now();
         let seen = |decision: &Decision| self.note(principal, decision, now);
-        Ok(filter::filter(&self.0.engine, tenant(compiled.as_deref()), principal, action, resources, now, seen))
+        let tenant = tenant(compiled.as_deref());
+        let mut filter = Filter::new(&self.0.engine, tenant, (principal, action), resources, now);
+        if !filter.proceed(SLICE, seen) {
+            // Of what takes longer, one at a time for each organization, between what others ask for.
+            let _turn = self.0.long.turn(principal.organization_id).await;
+            loop {
+                tokio::task::yield_now().await;
+                if filter.proceed(SLICE, seen) {
+                    break;
+                }
+            }
+        }
+        Ok(filter.allowed())
     }
 
     fn note(&self, principal: &Principal, decision: &Decision, now: DateTime<Utc>) {

@@ -6,7 +6,6 @@
 //! request left behind counts.
 
 use std::{
-    collections::HashMap,
     io,
     sync::{
         Arc,
@@ -14,10 +13,12 @@ use std::{
     },
 };
 
-use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::text::STACK;
+use super::{
+    queues::{Full, Queues},
+    text::STACK,
+};
 use crate::{config::limits::ServerLimits, domain::id::OrganizationId};
 
 /// Why something was not done.
@@ -34,37 +35,18 @@ pub(super) enum Undone {
     Busy,
 }
 
+impl From<Full> for Undone {
+    fn from(Full: Full) -> Self {
+        Undone::Busy
+    }
+}
+
 /// The threads of a host.
 pub(super) struct Workers {
     loads: Arc<Semaphore>,
     validations: Arc<Semaphore>,
-    waiting: usize,
-    queues: Arc<Mutex<HashMap<OrganizationId, Queue>>>,
+    queues: Queues,
     stack: AtomicUsize,
-}
-
-/// The validations of one organization: one runs.
-struct Queue {
-    turn: Arc<Semaphore>,
-    length: usize,
-}
-
-/// A place in the queue of an organization.
-struct Place {
-    queues: Arc<Mutex<HashMap<OrganizationId, Queue>>>,
-    organization: OrganizationId,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut queues = self.queues.lock();
-        if let Some(queue) = queues.get_mut(&self.organization) {
-            queue.length = queue.length.saturating_sub(1);
-            if queue.length == 0 {
-                queues.remove(&self.organization);
-            }
-        }
-    }
 }
 
 /// Tells the thread when nobody waits for it any more.
@@ -81,8 +63,7 @@ impl Workers {
         Self {
             loads: Arc::new(Semaphore::new(limits.policy_loads)),
             validations: Arc::new(Semaphore::new(limits.policy_validations)),
-            waiting: limits.policy_validations_waiting,
-            queues: Arc::default(),
+            queues: Queues::new(limits.policy_validations_waiting),
             stack: AtomicUsize::new(STACK),
         }
     }
@@ -105,19 +86,9 @@ impl Workers {
         organization: OrganizationId,
         work: impl FnOnce(&dyn Fn() -> bool) -> T + Send + 'static,
     ) -> Result<T, Undone> {
-        let (place, of_organization) = {
-            let mut queues = self.queues.lock();
-            let queue =
-                queues.entry(organization).or_insert_with(|| Queue { turn: Arc::new(Semaphore::new(1)), length: 0 });
-            if queue.length > self.waiting {
-                return Err(Undone::Busy);
-            }
-            queue.length += 1;
-            (Place { queues: self.queues.clone(), organization }, queue.turn.clone())
-        };
-        let own = turn(&of_organization).await?;
+        let own = self.queues.turn(organization).await?;
         let of_host = turn(&self.validations).await?;
-        self.run((of_host, own, place), move |left| work(&|| left.load(Ordering::Relaxed))).await
+        self.run((of_host, own), move |left| work(&|| left.load(Ordering::Relaxed))).await
     }
 
     /// On a thread of its own, which keeps `place` until it ends.
@@ -185,7 +156,7 @@ mod tests {
         release.send(()).unwrap();
         assert!(first.await.unwrap().is_ok());
         assert_eq!(second.await.unwrap(), 2);
-        assert!(workers.queues.lock().is_empty(), "nothing is kept of who validates no more");
+        assert!(workers.queues.is_empty(), "nothing is kept of who validates no more");
     }
 
     #[tokio::test]

@@ -1,9 +1,11 @@
 //! The index decides as all policies together do; the filter decides as each check alone does.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::{
-    super::{entities::Question, filter::filter, kind::Roles, text::Source},
+    super::{entities::Question, filter::Filter, kind::Roles, text::Source},
     *,
 };
 
@@ -201,8 +203,12 @@ proptest! {
                     .iter()
                     .map(|resource| world.engine.decide(Tenant::Policies(&index), &who, action, resource, &Context::default(), now()).allowed)
                     .collect();
-                let together = filter(&world.engine, Tenant::Policies(&index), &who, action, &of_kind, now(), |_| {});
-                prop_assert_eq!(together, alone, "{}", text);
+                for slice in [Duration::ZERO, Duration::MAX] {
+                    let tenant = Tenant::Policies(&index);
+                    let mut together = Filter::new(&world.engine, tenant, (&who, action), &of_kind, now());
+                    while !together.proceed(slice, |_| {}) {}
+                    prop_assert_eq!(together.allowed(), alone.clone(), "{}", text);
+                }
             }
             Ok(())
         })?;

@@ -233,3 +233,40 @@ async fn what_errs_is_kept_whatever_characters_a_policy_has_in_it() {
         assert!(!errors[0].message.contains('\0'), "{errors:?}");
     }
 }
+
+/// On one thread: whoever lists much lets others in between, and is given up where nobody waits any more.
+#[tokio::test]
+async fn deciding_for_much_lets_others_in_between() {
+    let stored = Stored::new().await;
+    let set = stored.set(1, 1).await;
+    let text: String = (0..200)
+        .map(|n| format!("permit (principal, action, resource) when {{ resource.name like \"*{n}-*-*x\" }};\n"))
+        .collect();
+    let version = stored.version(1, set, 1, &text).await;
+    let who = Principal { policy_version: Some(version), ..person(&[]) };
+    let agents: Vec<_> = (0..2_000).map(|n| Resource { name: format!("agent {n}"), ..agent() }).collect();
+    let list = || stored.authz.filter(&stored.store, &who, Action::AgentRead, &agents);
+    list().await.unwrap();
+    let (first, second) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    let counted = async |of: &std::cell::Cell<u32>| {
+        loop {
+            of.set(of.get() + 1);
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = counted(&first) => {}
+        done = async { tokio::join!(list(), list()) } => assert!(done.0.is_ok() && done.1.is_ok()),
+    }
+    assert!(first.get() > 20, "others ran {} times", first.get());
+    assert!(stored.authz.0.long.is_empty());
+    let late = tokio::time::timeout(std::time::Duration::from_millis(5), list()).await;
+    assert!(late.is_err(), "a list that takes too long ends in the middle");
+    tokio::select! {
+        biased;
+        () = counted(&second) => {}
+        _ = list() => {}
+    }
+    assert!(stored.authz.0.long.is_empty() && second.get() > 10);
+}
