@@ -93,9 +93,6 @@ pub fn another_issuer() -> ProviderError {
     ProviderError::Untrusted("the callback is another issuer's (RFC 9207)".into())
 }
 
-/// Bytes of an endpoint's address at the most: links to a provider's people are keyed by it, and an index takes so many.
-const ENDPOINT_BYTES: usize = 1000;
-
 /// An endpoint's address: RFC 6749, sections 3.1 and 3.2, want TLS and no fragment. Plain `http` is for providers on this
 /// machine.
 ///
@@ -103,9 +100,6 @@ const ENDPOINT_BYTES: usize = 1000;
 /// A sentence that names the endpoint and what is wrong with its address.
 pub fn endpoint(what: &str, address: &str) -> Result<Url, String> {
     let refuse = |why: &str| Err(format!("the {what} `{}` {why}", brief(address)));
-    if address.len() > ENDPOINT_BYTES {
-        return refuse("is longer than 1000 bytes");
-    }
     let Ok(url) = Url::parse(address) else { return refuse("is not an address") };
     let loopback = match url.host() {
         Some(Host::Domain(name)) => name == "localhost",

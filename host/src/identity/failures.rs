@@ -61,29 +61,21 @@ const CONNECTIONS: u64 = 10_000;
 
 /// Which failures still go into the audit trail and the log: who has an account at a provider, and anybody who begins a sign-in, can fail as
 /// often as they like, and a trail is for good.
-///
-/// Each reason why this server refuses somebody whom the provider knows is counted by itself: whoever only begins sign-ins uses up
-/// none of them, so that an attempt to take an account over is recorded.
 pub struct Recorded {
     most: u32,
-    of: Cache<(Uuid, Option<&'static str>), Arc<AtomicU32>>,
+    of: Cache<Uuid, Arc<AtomicU32>>,
 }
 
 impl Recorded {
-    /// So many in an hour for each connection and reason.
+    /// So many in an hour for each connection.
     pub fn new(most: u32) -> Self {
         let hour = Duration::from_secs(3600);
         Self { most, of: Cache::builder().max_capacity(CONNECTIONS).time_to_live(hour).build() }
     }
 
     /// Whether one more failure of this connection is recorded, and whether it is the last one for now.
-    fn admit(&self, connection: Uuid, error: &SsoError) -> Option<bool> {
-        let refusal = match error {
-            SsoError::Refusal(refusal) => Some(refusal.code()),
-            _ => None,
-        };
-        let so_far =
-            self.of.get_with((connection, refusal), Arc::default).fetch_add(1, Ordering::Relaxed).saturating_add(1);
+    fn admit(&self, connection: Uuid) -> Option<bool> {
+        let so_far = self.of.get_with(connection, Arc::default).fetch_add(1, Ordering::Relaxed).saturating_add(1);
         (so_far <= self.most).then_some(so_far == self.most)
     }
 }
@@ -134,7 +126,7 @@ impl super::Identity {
             tracing::debug!(code, client = %visit.client.address, error = why, "sign-in elsewhere failed");
             return None;
         };
-        let Some(last) = self.recorded.admit(connection, error) else {
+        let Some(last) = self.recorded.admit(connection) else {
             tracing::debug!(code, connection_id = %connection, client = %visit.client.address, error = why, "sign-in elsewhere failed");
             return None;
         };
@@ -165,7 +157,7 @@ impl super::Identity {
                 _ => {}
             }
             if last {
-                let more = "further failures of this kind are counted and not recorded for up to an hour";
+                let more = "further failures of this connection are counted and not recorded for up to an hour";
                 details.insert("note".into(), json!(more));
             }
         }
@@ -212,15 +204,9 @@ mod tests {
     fn a_trail_takes_so_many_failures_of_a_connection() {
         let recorded = Recorded::new(3);
         let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let answers: Vec<_> = (0..5).map(|_| recorded.admit(one, &SsoError::State)).collect();
+        let answers: Vec<_> = (0..5).map(|_| recorded.admit(one)).collect();
         assert_eq!(answers, [Some(false), Some(false), Some(true), None, None]);
-        assert_eq!(recorded.admit(other, &SsoError::State), Some(false));
-        // Who only begins sign-ins does not use up the record of those whom the provider knows.
-        assert_eq!(recorded.admit(one, &SsoError::Timeout), None);
-        let takeover =
-            Refusal::AnotherSubject { user: Uuid::nil().into(), subject: "s2".into(), linked: vec!["s1".into()] };
-        assert_eq!(recorded.admit(one, &SsoError::Refusal(takeover)), Some(false));
-        assert_eq!(recorded.admit(one, &SsoError::Refusal(Refusal::Unverified)), Some(false));
+        assert_eq!(recorded.admit(other), Some(false));
     }
 
     #[test]

@@ -187,13 +187,11 @@ impl Identity {
         attempt: &Attempt<'_>,
         (users, parties): (&[Credential], &[Party]),
     ) -> Result<SignedIn, LoginError> {
-        // Known is who signed in from here to each user that the password is compared with: a user of one's own with somebody
-        // else's address makes nobody known to the other's.
-        let known = parties.iter().all(|party| matches!(party, Party::Device(_)));
-        let hashing = match parties {
-            [Party::Device(device), ..] if known => Hashing::Account(device.account()),
-            _ => Hashing::Client(attempt.client.network()),
-        };
+        let hashing = parties.iter().find_map(|party| match party {
+            Party::Device(device) => Some(Hashing::Account(device.account())),
+            _ => None,
+        });
+        let hashing = hashing.unwrap_or(Hashing::Client(attempt.client.network()));
         let hashes = users.iter().map(|user| user.password_hash.clone()).collect();
         let verdicts = self.passwords.verify(attempt.password, hashes, hashing).await?;
         let right = |(user, verdict): &(&Credential, Verdict)| *verdict != Verdict::Wrong && user.active;
@@ -210,7 +208,7 @@ impl Identity {
         let matches: Vec<_> = users.iter().zip(verdicts).filter(right).collect();
         match matches.as_slice() {
             [] => {
-                if !known || parties.is_empty() {
+                if !parties.iter().any(|party| matches!(party, Party::Device(_))) {
                     self.throttle.client_failed(attempt.client);
                 }
                 Err(LoginError::Credentials(failure(store, clock, users, attempt).await?))

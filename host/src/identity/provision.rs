@@ -41,7 +41,7 @@ pub enum Refusal {
     #[error("Your identity provider vouches for an e-mail address that is not accepted here. What is accepted is {0}.")]
     Address(NotAnEmail),
     /// The provider's name for them cannot be stored.
-    #[error("Your identity provider's identifier of you is longer than 255 bytes, or has control characters in it.")]
+    #[error("Your identity provider's identifier of you has control characters in it.")]
     Subject,
     /// Nobody here has the address, and newcomers have no role.
     #[error("There is no account for {0} here. Ask an administrator of your organization to create one.")]
@@ -103,9 +103,6 @@ pub enum Error {
     Store(#[from] StoreError),
 }
 
-/// Bytes of a provider's identifier of somebody at the most (`sub`, OpenID Connect Core 1.0, section 2).
-const SUBJECT_BYTES: usize = 255;
-
 /// What a provider and its plugin vouch for.
 pub struct Vouched {
     /// The provider, as links to its people are keyed by it.
@@ -128,7 +125,7 @@ pub async fn user(
     request_id: &str,
 ) -> Result<UserId, Error> {
     let Vouched { issuer, identity, default_role } = vouched;
-    if identity.subject.len() > SUBJECT_BYTES || identity.subject.chars().any(char::is_control) {
+    if identity.subject.chars().any(char::is_control) {
         return Err(Refusal::Subject.into());
     }
     let (organization, now) = (connection.organization_id, clock.now());

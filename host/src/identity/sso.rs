@@ -386,9 +386,8 @@ impl Identity {
                     tx.commit().await?;
                     break session;
                 }
-                // Somebody who signs in for the first time in two tabs: the other one has made the user, or the link. Or the link
-                // was removed since it was found.
-                Err(provision::Error::Store(StoreError::Duplicate(_) | StoreError::Stale)) if again => again = false,
+                // Somebody who signs in for the first time in two tabs: the other one has made the user, or the link.
+                Err(provision::Error::Store(StoreError::Duplicate(_))) if again => again = false,
                 Err(provision::Error::Store(error)) => return Err(error.into()),
                 Err(provision::Error::Refused(refusal)) => return Err(refusal.into()),
             }
@@ -459,10 +458,8 @@ mod tests {
         let issuer = "https://id.example.com/a/";
         assert_eq!(oidc(issuer, &[("prompt", "login"), ("max_age", "3600")]).as_deref(), Ok(issuer));
         assert!(oidc("http://127.0.0.1:9000", &[]).is_ok());
-        let long = format!("https://id.example.com/{}", "a".repeat(1000));
         for (issuer, parameters, why) in [
-            (long.as_str(), &[][..], "1000 bytes"),
-            ("http://id.example.com", &[], "https"),
+            ("http://id.example.com", &[][..], "https"),
             ("https://id.example.com?x=1", &[], "no query"),
             ("https://id.example.com/#a", &[], "fragment"),
             ("https://u:p@id.example.com", &[], "user name"),

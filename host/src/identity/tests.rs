@@ -16,16 +16,8 @@ use super::{
     turns::Hashing,
 };
 use crate::{
-    clock::Clock,
-    domain::{
-        client::Client,
-        connection::Kind,
-        email::Email,
-        id::OrganizationId,
-        name::Name,
-        user::{Identity as Link, User},
-    },
-    store::{StoreError, connections, identities, memberships, sessions, sso, users},
+    domain::{client::Client, email::Email, name::Name, user::User},
+    store::{memberships, sessions, users},
 };
 
 #[tokio::test]
@@ -257,89 +249,5 @@ async fn two_who_remove_each_other_leave_one_owner() {
         };
         let (one, two) = tokio::join!(remove(&all[0]), remove(&all[1]));
         assert_eq!(one + two, 1, "one saw the other's removal");
-    }
-}
-
-/// Anybody who has an organization can make a user of anybody's address, and as many connections as they like.
-#[tokio::test]
-async fn the_doors_of_who_was_seen_there_come_first() {
-    for fixture in Fixture::each().await {
-        let (store, clock) = (&fixture.store, &fixture.clock);
-        let eve = Email::parse("eve@example.com").unwrap();
-        let nosy = NewOrganization {
-            name: &Name::parse("Nosy").unwrap(),
-            owner: &eve,
-            owner_name: None,
-            password: None,
-            platform_administrator: false,
-            actor: "system",
-            request_id: "",
-        };
-        let (nosy, owner) = create_organization(store, clock, &fixture.identity.passwords, &nosy).await.unwrap();
-        let mut tx = store.begin().await.unwrap();
-        let mut typed_in = users::get(&mut tx, nosy.id, owner).await.unwrap().unwrap();
-        (typed_in.id, typed_in.email) = (clock.id(), fixture.email.as_str().to_owned());
-        users::insert(&mut tx, &typed_in, None).await.unwrap();
-        users::confirm(&mut tx, fixture.organization, fixture.user, clock.now()).await.unwrap();
-        // Older ids, too.
-        for n in 0..25 {
-            connections::insert(&mut tx, &connection(clock, nosy.id, &format!("Trap {n}"))).await.unwrap();
-        }
-        let own = connection(clock, fixture.organization, "Own");
-        connections::insert(&mut tx, &own).await.unwrap();
-        tx.commit().await.unwrap();
-        let doors = sso::doors(&mut store.read().await.unwrap(), &fixture.email).await.unwrap();
-        assert_eq!((doors.len(), doors[0].id), (20, own.id));
-    }
-}
-
-#[tokio::test]
-async fn nobody_signs_in_by_a_link_that_was_removed_meanwhile() {
-    for fixture in Fixture::each().await {
-        let (store, clock) = (&fixture.store, &fixture.clock);
-        let connection = connection(clock, fixture.organization, "Own");
-        let mut tx = store.begin().await.unwrap();
-        connections::insert(&mut tx, &connection).await.unwrap();
-        let link = Link {
-            id: clock.id(),
-            organization_id: fixture.organization,
-            connection_id: connection.id,
-            issuer: "https://id.example.com".into(),
-            subject: "ada".into(),
-            user_id: fixture.user,
-            created_at: clock.now(),
-            last_sign_in_at: clock.now(),
-        };
-        identities::insert(&mut tx, &link).await.unwrap();
-        let provider = identities::Provider {
-            organization: fixture.organization,
-            connection: connection.id,
-            issuer: &link.issuer,
-        };
-        identities::signed_in(&mut tx, provider, link.id, clock.now()).await.unwrap();
-        identities::remove(&mut tx, fixture.organization, fixture.user, link.id).await.unwrap().unwrap();
-        let late = identities::signed_in(&mut tx, provider, link.id, clock.now()).await;
-        assert!(matches!(late, Err(StoreError::Stale)), "{late:?}");
-    }
-}
-
-fn connection(clock: &Clock, organization: OrganizationId, name: &str) -> connections::Connection {
-    connections::Connection {
-        id: clock.id(),
-        organization_id: organization,
-        kind: Kind::IdentityProvider,
-        name: name.into(),
-        plugin: "oidc".into(),
-        plugin_version: None,
-        plugin_line: None,
-        config: sqlx::types::Json(serde_json::json!({})),
-        secrets: Vec::new(),
-        secret_names: sqlx::types::Json(Vec::new()),
-        environment: None,
-        labels: sqlx::types::Json(Default::default()),
-        active: true,
-        created_at: clock.now(),
-        updated_at: clock.now(),
-        revision: 1,
     }
 }

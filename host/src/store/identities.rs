@@ -98,7 +98,7 @@ pub async fn insert(tx: &mut Tx, identity: &Identity) -> Result<(), StoreError> 
 /// Writes down that a linked subject signed in, at this issuer.
 ///
 /// # Errors
-/// [`StoreError::Stale`] if the link was removed meanwhile.
+/// As the database says.
 pub async fn signed_in(
     tx: &mut Tx,
     provider: Provider<'_>,
@@ -106,15 +106,15 @@ pub async fn signed_in(
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
     let sql = "UPDATE identities SET last_sign_in_at = $4, issuer = $3 WHERE organization_id = $1 AND id = $2";
-    let changed = on!(tx, |c| sqlx::query(sql)
+    on!(tx, |c| sqlx::query(sql)
         .bind(provider.organization)
         .bind(id)
         .bind(provider.issuer)
         .bind(now)
         .execute(c)
         .await
-        .map(|done| done.rows_affected()))?;
-    super::one(changed)
+        .map(drop))?;
+    Ok(())
 }
 
 /// What a user is linked to, after `after`, in the order of the ids.

@@ -81,6 +81,6 @@ pub async fn doors(c: &mut impl Connection, email: &Email) -> Result<Vec<Door>, 
     let sql = "SELECT c.id, c.name, c.plugin
                FROM users u JOIN connections c ON c.organization_id = u.organization_id
                WHERE u.email = $1 AND u.active AND c.kind = 'identity_provider' AND c.active
-               ORDER BY u.confirmed_at IS NULL, c.id LIMIT 20";
+               ORDER BY c.id LIMIT 20";
     Ok(on!(c, |c| sqlx::query_as(sql).bind(email.as_str()).fetch_all(c).await)?)
 }
