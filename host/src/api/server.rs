@@ -221,7 +221,7 @@ impl Shared {
         });
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(io, service));
         let mut sleep = pin!(sleep_until(Instant::now() + self.times.head));
-        let (mut told, mut stopping, mut leave_by) = (false, false, None::<Instant>);
+        let (mut told, mut stop_by, mut leave_by) = (false, None::<Instant>, None::<Instant>);
         loop {
             let leave = async {
                 match leave_by {
@@ -237,9 +237,11 @@ impl Shared {
                     }
                     return;
                 }
-                () = self.server.stopping.cancelled(), if !stopping => {
-                    stopping = true;
-                    leave_by = Some(Instant::now() + Duration::from_secs(self.server.limits.stop_seconds));
+                () = self.server.stopping.cancelled(), if stop_by.is_none() => {
+                    let by = Instant::now() + Duration::from_secs(self.server.limits.stop_seconds);
+                    stop_by = Some(by);
+                    // Half a head is no request that has to be waited for.
+                    leave_by = Some(if activity.is_idle() { by.min(Instant::now() + LEAVING_TIME) } else { by });
                     connection.as_mut().graceful_shutdown();
                 }
                 () = self.server.draining.cancelled(), if !told => {
@@ -266,14 +268,15 @@ impl Shared {
                     }
                 }
                 () = leave => {
-                    if stopping || activity.is_idle() {
-                        if stopping && !activity.is_idle() {
-                            tracing::warn!("a request did not end in time and was cut off");
-                        }
+                    let over = stop_by.is_some_and(|by| by <= Instant::now());
+                    if over && !activity.is_idle() {
+                        tracing::warn!("a request did not end in time and was cut off");
+                    }
+                    if over || activity.is_idle() {
                         return;
                     }
                     // Something is still under way: watched as before, and closed by hyper once it is answered.
-                    leave_by = None;
+                    leave_by = stop_by;
                 }
             }
         }
@@ -338,3 +341,6 @@ async fn turn_away(mut stream: TcpStream) {
     };
     drop(tokio::time::timeout(SHED_TIME, exchange).await);
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ use axum::{
     body::{Body, Bytes},
     http::StatusCode,
 };
-use hyper::body::{Frame, SizeHint};
+use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -62,6 +62,10 @@ pub struct Activity {
     idle_since: AtomicU64,
     head_since: AtomicU64,
     stalled_since: AtomicU64,
+    /// Of the requests under way, those whose answer's next piece waits for the client to make room (HTTP/2's flow control).
+    blocked: AtomicU32,
+    /// When a piece of an answer was last asked for, or a request began or ended.
+    progress_at: AtomicU64,
     /// It has been asked to close, to make room for others.
     pub(super) leaving: AtomicBool,
     pub(super) wake: Notify,
@@ -90,6 +94,8 @@ impl Activity {
             idle_since: AtomicU64::new(0),
             head_since: AtomicU64::new(0),
             stalled_since: AtomicU64::new(0),
+            blocked: AtomicU32::new(0),
+            progress_at: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
             wake: Notify::new(),
         }
@@ -109,11 +115,14 @@ impl Activity {
         self.asked.store(true, Ordering::Relaxed);
         self.http2.store(http2, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
+        self.progress_at.store(self.now(), Ordering::Relaxed);
     }
 
     /// An answer has been handed over whole, or the client is gone.
     fn end(&self) {
-        self.idle_since.store(self.now(), Ordering::Relaxed);
+        let now = self.now();
+        self.idle_since.store(now, Ordering::Relaxed);
+        self.progress_at.store(now, Ordering::Relaxed);
         self.under_way.fetch_sub(1, Ordering::AcqRel);
     }
 
@@ -149,6 +158,16 @@ impl Activity {
             }
         }
         if !self.is_idle() {
+            if self.is_http2() {
+                // Streams begin to wait on tasks of their own, which wake nobody here: looked at that often, none waits longer.
+                next = next.min(now + limits.stall);
+                if self.blocked.load(Ordering::Acquire) >= self.under_way.load(Ordering::Acquire) {
+                    next = next.min(self.at(self.progress_at.load(Ordering::Relaxed)) + limits.stall);
+                }
+                if next <= now {
+                    return Err(Overdue::Stalled);
+                }
+            }
             return Ok(next);
         }
         let head = self.head_since.load(Ordering::Relaxed);
@@ -261,7 +280,9 @@ impl UnderWay {
         if status == StatusCode::SWITCHING_PROTOCOLS {
             self.0.upgraded.store(true, Ordering::Relaxed);
         }
-        WatchedBody { body, _under_way: self }
+        let mut body = WatchedBody { body, rest: Bytes::new(), blocked: false, under_way: self };
+        body.set_blocked(!body.body.is_end_stream());
+        body
     }
 }
 
@@ -271,10 +292,50 @@ impl Drop for UnderWay {
     }
 }
 
+/// What is handed over of an answer at once. Over HTTP/2 the next piece is asked for when the client has made room for the ones
+/// before: so it shows whether the client takes anything.
+const PIECE: usize = 16 * 1024;
+
 /// The body of an answer; the request is under way as long as it is there.
 pub struct WatchedBody {
     body: Body,
-    _under_way: UnderWay,
+    /// What has come from it and is not handed over.
+    rest: Bytes,
+    /// Nothing keeps the next piece back but the client.
+    blocked: bool,
+    under_way: UnderWay,
+}
+
+impl WatchedBody {
+    fn set_blocked(&mut self, blocked: bool) {
+        if self.blocked != blocked {
+            self.blocked = blocked;
+            let count = &self.under_way.0.blocked;
+            if blocked {
+                count.fetch_add(1, Ordering::AcqRel);
+            } else {
+                count.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose()?.map(Frame::into_data) {
+                None => return Poll::Ready(None),
+                Some(Err(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Some(Ok(data)) => self.rest = data,
+            }
+        }
+        let piece = self.rest.split_to(self.rest.len().min(PIECE));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+}
+
+impl Drop for WatchedBody {
+    fn drop(&mut self) {
+        self.set_blocked(false);
+    }
 }
 
 impl hyper::body::Body for WatchedBody {
@@ -282,15 +343,26 @@ impl hyper::body::Body for WatchedBody {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let activity = &self.under_way.0;
+        activity.progress_at.store(activity.now(), Ordering::Relaxed);
+        let piece = self.poll_piece(cx);
+        // What the server has yet to make keeps nobody from taking it.
+        self.set_blocked(piece.is_ready());
+        piece
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut whole = SizeHint::new();
+        whole.set_lower(hint.lower().saturating_add(rest));
+        if let Some(upper) = hint.upper() {
+            whole.set_upper(upper.saturating_add(rest));
+        }
+        whole
     }
 }
 
@@ -338,6 +410,38 @@ mod tests {
         activity.stalled_since.store(1_000, Ordering::Relaxed);
         assert_eq!(activity.after(30), Ok(()));
         assert_eq!(activity.after(31), Err(Overdue::Stalled));
+    }
+
+    #[test]
+    fn answers_that_wait_for_the_client_alone_do_not_keep_an_http2_connection() {
+        let activity = Arc::new(Activity::new());
+        let request = UnderWay::new(activity.clone(), true);
+        let waiting = UnderWay::new(activity.clone(), true).until_sent(StatusCode::OK, Body::from("answer"));
+        activity.progress_at.store(1_000, Ordering::Relaxed);
+        assert_eq!(activity.after(600), Ok(()), "the server has yet to answer another request");
+        let other = request.until_sent(StatusCode::OK, Body::from("answer"));
+        assert_eq!(activity.after(30), Ok(()));
+        assert_eq!(activity.after(31), Err(Overdue::Stalled));
+        drop((waiting, other));
+        assert_eq!(activity.blocked.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_handed_over_in_pieces_and_whole() {
+        use http_body_util::BodyExt as _;
+        let bytes: Bytes = (0..=u8::MAX).cycle().take(100_000).collect();
+        let activity = Arc::new(Activity::new());
+        let mut body = UnderWay::new(activity.clone(), true).until_sent(StatusCode::OK, Body::from(bytes.clone()));
+        let mut whole = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let piece = frame.unwrap().into_data().unwrap();
+            assert!(piece.len() <= PIECE);
+            whole.extend_from_slice(&piece);
+            let left = hyper::body::Body::size_hint(&body).exact();
+            assert_eq!(left, Some((bytes.len() - whole.len()) as u64));
+        }
+        assert_eq!(whole, bytes);
+        assert!(hyper::body::Body::is_end_stream(&body));
     }
 
     #[test]

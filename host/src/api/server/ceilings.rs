@@ -54,15 +54,20 @@ impl Ceilings {
         if !many {
             self.room_for_client(&mut open, network)?;
         }
-        if open.count.saturating_sub(open.leaving) >= self.total {
-            let everything = open.clients.values().flat_map(HashMap::values);
-            let left = make_room(everything);
+        let full = open.count >= self.total + self.total / 8;
+        let everything = || open.clients.values().flat_map(HashMap::values);
+        // Of those that were asked to leave, some may have something under way again and stay. At the hard limit others make room
+        // then, but only once no more are about to go: a flood must not close everybody's.
+        let more =
+            if full { !everything().any(is_going) } else { open.count.saturating_sub(open.leaving) >= self.total };
+        if more {
+            let left = make_room(everything());
             if left == 0 {
                 return None;
             }
             open.leaving += left;
         }
-        if open.count >= self.total + self.total / 8 {
+        if full {
             return None;
         }
         open.count += 1;
@@ -128,6 +133,11 @@ impl Drop for Place {
             open.leaving = open.leaving.saturating_sub(1);
         }
     }
+}
+
+/// Whether it was asked to close, and nothing keeps it.
+fn is_going(activity: &Arc<Activity>) -> bool {
+    activity.is_leaving() && activity.is_idle()
 }
 
 /// Asks the longest idle of these connections to close; how many.
@@ -205,6 +215,23 @@ mod tests {
         drop(places);
         let open = ceilings.open.lock();
         assert_eq!((open.count, open.leaving, open.clients.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn idle_connections_make_room_also_where_those_that_were_asked_to_leave_stay() {
+        let ceilings = ceilings(16, 1000);
+        let first: Vec<_> = (0..16).map(|_| idle()).collect();
+        let mut places: Vec<_> =
+            first.iter().map(|activity| ceilings.admit(activity, network(1), false).unwrap()).collect();
+        places.extend((0..2).map(|_| ceilings.admit(&idle(), network(1), false).unwrap()));
+        let leaving = || first.iter().filter(|activity| activity.is_leaving()).count();
+        assert_eq!(leaving(), 2);
+        assert!(ceilings.admit(&idle(), network(2), false).is_none(), "the hard limit");
+        assert_eq!(leaving(), 2, "two are about to go");
+        first.iter().filter(|activity| activity.is_leaving()).for_each(|activity| activity.begin(true));
+        assert!(ceilings.admit(&idle(), network(2), false).is_none());
+        assert_eq!(leaving(), 3, "they stay: another one goes");
+        drop(places);
     }
 
     #[test]
