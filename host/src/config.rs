@@ -261,7 +261,8 @@ impl Config {
         let plugins_trusted_keys = layers.parse("plugins_trusted_keys", Vec::new(), |text| {
             list(text).map(|item| item.parse::<TrustedKey>().map_err(|error| error.to_string())).collect()
         })?;
-        let limits = limits::ServerLimits::parse(layers)?;
+        let mut limits = limits::ServerLimits::parse(layers)?;
+        limits.settle_database_times(layers)?;
         let plugin_bounds = plugins::bounds(layers, &limits)?;
         let log = layers.parse("log", "info,sqlx::postgres::notice=warn".to_owned(), |text| {
             tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|e| e.to_string())

@@ -62,8 +62,8 @@ limits! {
         connections: u32 = 10_000, 16..=1_000_000, "open connections to the API; fewer where the limit of file descriptors (`ulimit -n`) leaves less";
         connections_per_client: u32 = 1_000, 1..=1_000_000, "open connections of one client (an IPv4 address or an IPv6 /64); not of trusted proxies";
         ops_connections: u32 = 64, 4..=10_000, "open connections to the listener of metrics and health";
-        requests: u32 = 4_096, 1..=1_000_000, "requests under way at once";
-        requests_per_client: u32 = 512, 1..=1_000_000, "requests of one client under way at once";
+        requests: u32 = 4_096, 1..=1_000_000, "requests at once whose answer has not begun";
+        requests_per_client: u32 = 512, 1..=1_000_000, "the same of one client";
         http2_streams: u32 = 200, 1..=10_000, "requests at once over one HTTP/2 connection";
         request_head_kib: usize = 64, 8..=1_024, "request line and headers, KiB";
         request_head_seconds: u64 = 10, 1..=600, "how long the head of a request may take to arrive, from the connection's beginning or its own first byte, seconds";
@@ -71,12 +71,12 @@ limits! {
         request_seconds: u64 = 30, 1..=600, "until an answer begins, seconds";
         plugin_upload_seconds: u64 = 300, 1..=3_600, "until the answer to an uploaded plugin begins, seconds";
         keep_alive_seconds: u64 = 75, 1..=3_600, "how long a connection stays open without a request under way, seconds";
-        write_stall_seconds: u64 = 30, 1..=600, "how long a client may take nothing of what is sent to it, seconds";
-        stop_seconds: u64 = 20, 1..=600, "how long requests under way may take to end once the server stops, seconds";
+        write_stall_seconds: u64 = 30, 1..=600, "how long a client may take nothing of what is sent to it; over HTTP/2, less than 16 KiB of any answer, seconds";
+        stop_seconds: u64 = 20, 1..=600, "how long requests under way may take to end once the server stops, seconds; connections without one are closed after two";
     }
     "Sign-in" {
         sign_in_seconds: u64 = 25, 1..=28, "how long a provider and its plugin may take to begin a sign-in, or to finish one, seconds";
-        sign_in_failures_recorded: u32 = 200, 1..=1_000_000, "failed sign-ins of one identity connection that a host logs and writes into the audit trail in an hour; all are counted";
+        sign_in_failures_recorded: u32 = 200, 1..=1_000_000, "failed sign-ins of one identity connection that a host logs and writes into the audit trail in an hour, and as many for each code of a refusal by the server itself; all are counted";
         sign_in_organizations: i64 = 8, 1..=100, "organizations in which a password is tried where a sign-in names none";
         discovery_cool_down_seconds: u64 = 10, 1..=600, "how long an issuer is left alone whose discovery failed, seconds";
         signin_body_kib: usize = 8, 1..=1_024, "the body of a sign-in or of a token exchange, KiB";
@@ -106,7 +106,7 @@ limits! {
         database_statement_seconds: u64 = 25, 1..=3600, "time of one statement on PostgreSQL, but for migrations, seconds";
         database_lock_seconds: u64 = 5, 1..=3600, "how long a statement waits for another transaction's lock on PostgreSQL, seconds";
         database_idle_transaction_seconds: u64 = 15, 1..=3600, "how long PostgreSQL keeps a transaction whose host has fallen silent, seconds";
-        database_answer_seconds: u64 = 27, 1..=3600, "how long an answer of PostgreSQL is waited for before its connection is given up, seconds; more than a statement may take there";
+        database_answer_seconds: u64 = 27, 1..=3600, "how long an answer of PostgreSQL is waited for before its connection is given up, seconds; more than a statement may take there, and two seconds more where only that is set";
         caller_lookup_seconds: u64 = 5, 1..=60, "how long it may take to look up who is asking, seconds";
         caller_lookups_per_organization: usize = 512, 1..=100_000, "requests of one organization that wait for that at once";
         job_lease_seconds: u64 = 30, 1..=3600, "how long a host that died keeps its jobs and sinks before another takes them over, seconds";
@@ -246,7 +246,11 @@ fn number<T: FromStr + Display + PartialOrd>(
 ///
 /// # Errors
 /// The value that was set and is larger than the outer bound.
-pub(super) fn within(layers: &Layers, inner: (&str, u32), outer: (&str, u32)) -> Result<u32, ConfigError> {
+pub(super) fn within<T: Display + PartialOrd>(
+    layers: &Layers,
+    inner: (&str, T),
+    outer: (&str, T),
+) -> Result<T, ConfigError> {
     let ((name, value), (outer_name, most)) = (inner, outer);
     if value <= most {
         return Ok(value);
@@ -256,6 +260,32 @@ pub(super) fn within(layers: &Layers, inner: (&str, u32), outer: (&str, u32)) ->
     }
     let why = format!("`{name}` is {value}, but `{outer_name}` allows {most}: lower it, or raise that");
     Err(fault(layers.source(name), why))
+}
+
+impl ServerLimits {
+    /// An answer of PostgreSQL has to be waited for longer than a statement may take there: otherwise its connection is given up
+    /// while PostgreSQL would still have said what became of it. Of the two, the one that was not set gives way.
+    ///
+    /// # Errors
+    /// Both were set, and do not fit.
+    pub(super) fn settle_database_times(&mut self, layers: &Layers) -> Result<(), ConfigError> {
+        let (answer, statement) = (self.database_answer_seconds, self.database_statement_seconds);
+        if answer > statement {
+            return Ok(());
+        }
+        let given = layers.given();
+        if !given.contains("database_answer_seconds") {
+            self.database_answer_seconds = statement + 2;
+        } else if !given.contains("database_statement_seconds") && answer > 1 {
+            self.database_statement_seconds = answer - 1;
+        } else {
+            let why = format!(
+                "`database_answer_seconds` is {answer}, and `database_statement_seconds` {statement}: it must be more than that"
+            );
+            return Err(fault(layers.source("database_answer_seconds"), why));
+        }
+        Ok(())
+    }
 }
 
 /// The page `host/docs/limits.md`.

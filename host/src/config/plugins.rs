@@ -23,8 +23,13 @@ pub(super) fn bounds(layers: &Layers, set: &ServerLimits) -> Result<Bounds, Conf
     } else {
         set.plugin_calls_for_sign_in.min(calls / 4)
     };
+    let memory = ("plugin_memory_mib", set.plugin_memory_mib);
+    let of_organization = ("plugin_memory_per_organization_mib", set.plugin_memory_per_organization_mib);
+    let total = ("plugin_memory_total_mib", set.plugin_memory_total_mib);
+    let memory_per_organization = within(layers, of_organization, total)?;
+    let memory = within(layers, memory, (of_organization.0, memory_per_organization))?;
     let call = Limits {
-        memory_bytes: set.plugin_memory_mib << 20,
+        memory_bytes: memory << 20,
         table_elements: set.plugin_table_elements,
         cpu: Duration::from_millis(set.plugin_cpu_ms),
         wall: Duration::from_secs(set.plugin_call_seconds),
@@ -56,7 +61,7 @@ pub(super) fn bounds(layers: &Layers, set: &ServerLimits) -> Result<Bounds, Conf
         check: Duration::from_secs(set.plugin_check_seconds),
         checks_per_minute: set.plugin_checks_per_minute,
         memory_total_bytes: set.plugin_memory_total_mib << 20,
-        memory_per_organization_bytes: set.plugin_memory_per_organization_mib << 20,
+        memory_per_organization_bytes: memory_per_organization << 20,
         descriptors_total: set.plugin_descriptors_total,
         compile_memory_bytes: set.plugin_compile_memory_mib << 20,
         compile_cpu: Duration::from_secs(set.plugin_compile_cpu_seconds),

@@ -132,10 +132,28 @@ fn plugins_may_take_what_is_set_and_nonsense_is_one_clear_line() {
         ("PLUGIN_RESULT_KIB", "1.5", "from 64 to 1048576"),
         ("PLUGIN_CALLS_PER_CONNECTION", "33", "`plugin_calls_per_plugin` allows 32"),
         ("PLUGIN_TRIP_FAILURES", "0", "from 1 to 1000"),
+        ("PLUGIN_MEMORY_MIB", "513", "`plugin_memory_per_organization_mib` allows 512"),
+        ("PLUGIN_MEMORY_PER_ORGANIZATION_MIB", "2049", "`plugin_memory_total_mib` allows 2048"),
     ] {
         let name = format!("KAIZEN_{name}");
         let error = load(&[(&name, value)]).unwrap_err();
         assert!(error.contains(&name) && error.contains(expected) && error.lines().count() == 1, "{error}");
+    }
+}
+
+#[test]
+fn an_answer_is_waited_for_longer_than_a_statement_may_take() {
+    let times = |set: &[(&str, &str)]| {
+        load(set).map(|config| (config.limits.database_statement_seconds, config.limits.database_answer_seconds))
+    };
+    let (statement, answer) = ("KAIZEN_DATABASE_STATEMENT_SECONDS", "KAIZEN_DATABASE_ANSWER_SECONDS");
+    assert_eq!(times(&[]), Ok((25, 27)));
+    assert_eq!(times(&[(statement, "60")]), Ok((60, 62)), "the one that was not set gives way");
+    assert_eq!(times(&[(answer, "5")]), Ok((4, 5)));
+    assert_eq!(times(&[(statement, "5"), (answer, "6")]), Ok((5, 6)));
+    for set in [&[(statement, "5"), (answer, "5")][..], &[(answer, "1")]] {
+        let error = times(set).unwrap_err();
+        assert!(error.contains(answer) && error.contains("it must be more"), "{error}");
     }
 }
 
