@@ -5,6 +5,7 @@ mod tokens;
 
 use chrono::TimeDelta;
 use secrecy::{ExposeSecret, SecretString};
+use sqlx::types::Json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -16,8 +17,11 @@ use super::{
     turns::Hashing,
 };
 use crate::{
-    domain::{client::Client, email::Email, name::Name, user::User},
-    store::{memberships, sessions, users},
+    domain::{client::Client, connection::Kind, email::Email, name::Name, user::User},
+    store::{
+        connections::{self, Connection},
+        memberships, sessions, sso, users,
+    },
 };
 
 #[tokio::test]
@@ -218,6 +222,58 @@ async fn an_address_of_several_organizations_chooses() {
         };
         let signed_in = fixture.identity.login(&fixture.store, &fixture.clock, attempt).await.unwrap();
         assert_eq!(signed_in.organization_id, beta.id);
+    }
+}
+
+/// Anybody can have twenty identity connections, and make a user of anybody's address.
+#[tokio::test]
+async fn nobodys_place_to_sign_in_is_pushed_out_by_others() {
+    for fixture in Fixture::each().await {
+        let (store, clock) = (&fixture.store, &fixture.clock);
+        let eve = Email::parse("eve@example.com").unwrap();
+        let new = NewOrganization {
+            name: &Name::parse("Nosy").unwrap(),
+            owner: &eve,
+            owner_name: None,
+            password: None,
+            platform_administrator: false,
+            actor: "system",
+            request_id: "",
+        };
+        let made = create_organization(store, clock, &fixture.identity.passwords, &new).await;
+        let (nosy, nosy_owner) = made.unwrap();
+        let mut tx = store.begin().await.unwrap();
+        let mut typed_in = users::get(&mut tx, nosy.id, nosy_owner).await.unwrap().unwrap();
+        (typed_in.id, typed_in.email) = (clock.id(), fixture.email.as_str().to_owned());
+        users::insert(&mut tx, &typed_in, None).await.unwrap();
+        users::confirm(&mut tx, fixture.organization, fixture.user, clock.now()).await.unwrap();
+        let mut last = None;
+        for n in 0..=20 {
+            clock.advance(TimeDelta::seconds(1));
+            let connection = Connection {
+                id: clock.id(),
+                organization_id: if n == 20 { fixture.organization } else { nosy.id },
+                kind: Kind::IdentityProvider,
+                name: format!("connection {n}"),
+                plugin: "oidc".to_owned(),
+                plugin_version: None,
+                plugin_line: None,
+                config: Json(serde_json::json!({})),
+                secrets: Vec::new(),
+                secret_names: Json(Vec::new()),
+                environment: None,
+                labels: Json(std::collections::BTreeMap::new()),
+                active: true,
+                created_at: clock.now(),
+                updated_at: clock.now(),
+                revision: 1,
+            };
+            connections::insert(&mut tx, &connection).await.unwrap();
+            last = Some(connection.id);
+        }
+        tx.commit().await.unwrap();
+        let doors = sso::doors(&mut store.read().await.unwrap(), &fixture.email).await.unwrap();
+        assert_eq!((doors.len(), doors.first().map(|door| door.id)), (20, last));
     }
 }
 
