@@ -187,11 +187,8 @@ impl Identity {
         attempt: &Attempt<'_>,
         (users, parties): (&[Credential], &[Party]),
     ) -> Result<SignedIn, LoginError> {
-        let hashing = parties.iter().find_map(|party| match party {
-            Party::Device(device) => Some(Hashing::Account(device.account())),
-            _ => None,
-        });
-        let hashing = hashing.unwrap_or(Hashing::Client(attempt.client.network()));
+        let known = known(parties);
+        let hashing = known.map_or(Hashing::Client(attempt.client.network()), Hashing::Account);
         let hashes = users.iter().map(|user| user.password_hash.clone()).collect();
         let verdicts = self.passwords.verify(attempt.password, hashes, hashing).await?;
         let right = |(user, verdict): &(&Credential, Verdict)| *verdict != Verdict::Wrong && user.active;
@@ -208,7 +205,7 @@ impl Identity {
         let matches: Vec<_> = users.iter().zip(verdicts).filter(right).collect();
         match matches.as_slice() {
             [] => {
-                if !parties.iter().any(|party| matches!(party, Party::Device(_))) {
+                if known.is_none() {
                     self.throttle.client_failed(attempt.client);
                 }
                 Err(LoginError::Credentials(failure(store, clock, users, attempt).await?))
@@ -252,6 +249,17 @@ impl Identity {
     }
 }
 
+/// The account that a browser is known by, if it signed in before to every account that is tried. One of them is not enough: anybody
+/// can make a user of somebody else's address in an organization of their own, and sign in as that one.
+fn known(parties: &[Party]) -> Option<[u8; 16]> {
+    let devices = parties.iter().map(|party| match party {
+        Party::Device(device) => Some(device),
+        _ => None,
+    });
+    let devices = devices.collect::<Option<Vec<_>>>()?;
+    devices.first().map(|device| device.account())
+}
+
 /// Records a failed attempt in each organization in which the person was seen to use this address before. Anybody may make a
 /// user of anybody's address: that alone doesn't let them read when and where its owner mistypes a password.
 async fn failure(
@@ -285,4 +293,27 @@ async fn failure(
         told.push(user.organization_id);
     }
     Ok(told)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::client::Network;
+
+    #[test]
+    fn a_browser_is_known_to_all_accounts_that_it_tries_or_not_at_all() {
+        let [one, two] = [1, 2].map(|n| Party::Device(Device::test(UserId(Uuid::from_u128(n)), 1)));
+        let stranger = Party::Network(Network::of(Ipv4Addr::LOCALHOST.into()));
+        let account = Uuid::from_u128(1).into_bytes();
+        assert_eq!(known(&[one]), Some(account));
+        assert_eq!(known(&[one, two]), Some(account));
+        // Anybody can be known to an account of the same address in an organization of their own.
+        assert_eq!(known(&[one, stranger]), None);
+        assert_eq!(known(&[stranger]), None);
+        assert_eq!(known(&[]), None);
+    }
 }
