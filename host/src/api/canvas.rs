@@ -144,8 +144,8 @@ impl Query {
 ///
 /// A WebSocket of subprotocol `kaizen.canvas.v1`: JSON text frames as the documentation tells. `session_id` is the
 /// agent's `canvas_id`. Who is refused is told by a close code after the upgrade, since browsers cannot read a failed
-/// one: 4401 not signed in, 4403 not allowed, 4404 no such canvas, 4429 too many sockets; later 4408 too slow, 4413 message
-/// too large, 4429 too many messages. All frames and codes are in `docs/canvas.md`.
+/// one: 4401 not signed in, 4403 not allowed, 4404 no such canvas, 4429 too many sockets, 1013 try again later (the
+/// database is away, or too many wait); later 4408 too slow, 4413 message too large, 4429 too many messages. All frames and codes are in `docs/canvas.md`.
 #[utoipa::path(get, path = "/ws/canvas/{session_id}", tag = "Canvas",
     params(("session_id" = CanvasId, Path),
         ("since" = Option<i64>, Query, description = "Resume after this sequence"),

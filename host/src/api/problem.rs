@@ -194,6 +194,11 @@ impl From<StoreError> for Problem {
                 Self::new(ProblemType::Unavailable, "The database does not answer; try again shortly.")
                     .with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
             }
+            StoreError::Overloaded => Self::new(
+                ProblemType::Unavailable,
+                "Too many requests of your organization wait to be let in; try again shortly.",
+            )
+            .with_header(header::RETRY_AFTER, HeaderValue::from_static("1")),
             // Named in the log once, where it began.
             StoreError::Unwritable(..) => {
                 Self::new(ProblemType::Unavailable, "The database takes no changes at the moment; try again shortly.")

@@ -38,7 +38,7 @@ impl Close {
     pub const SILENT: Self = Self(1001, "no answer to pings");
     /// The server stops; another host may take over.
     pub const RESTART: Self = Self(1012, "the server restarts; reconnect with ?since=");
-    /// Too many sockets, or the database is away.
+    /// Too many sockets on this host, too many of the organization wait to be let in, or the database is away.
     pub const LATER: Self = Self(1013, "try again later");
     /// The database did not confirm for too long that the socket may be open.
     pub const UNCONFIRMED: Self = Self(1013, "the database is away; reconnect with ?since=");

@@ -158,10 +158,11 @@ impl Callers {
     /// Whose session this is now, if it is live and its user may sign in.
     ///
     /// # Errors
-    /// As the database says; [`StoreError::Unavailable`] also if too many of the organization wait, or the database is too slow.
+    /// As the database says; [`StoreError::Overloaded`] if too many of the organization wait, [`StoreError::Unavailable`] also if the
+    /// database is too slow.
     pub(super) async fn find(&self, session: Named) -> Result<Option<Seen>, StoreError> {
         let (answer, found) = oneshot::channel();
-        self.queue.push(Asked { session, answer }).map_err(|_| StoreError::Unavailable(sqlx::Error::PoolTimedOut))?;
+        self.queue.push(Asked { session, answer }).map_err(|_| StoreError::Overloaded)?;
         let gone = |_| StoreError::Unavailable(sqlx::Error::PoolClosed);
         found.await.map_err(gone)?.map_err(StoreError::shared)
     }
@@ -256,6 +257,9 @@ mod tests {
         let queue = Queue::new(&limits);
         let mut waiting: Vec<_> = (0..100).map(|n| ask(&queue, named(1, n)).ok().unwrap()).collect();
         assert!(ask(&queue, named(1, 100)).is_err(), "a bound of its own");
+        let refused = Callers { queue: queue.clone() }.find(named(1, 100)).await;
+        assert!(matches!(refused, Err(StoreError::Overloaded)), "{refused:?}");
+        queue.waiting.lock().closed = false;
         waiting.push(ask(&queue, named(2, 0)).ok().unwrap());
         let next = queue.next().await.unwrap();
         assert_eq!(next.len(), TOGETHER);

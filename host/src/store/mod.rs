@@ -74,6 +74,9 @@ pub enum StoreError {
     /// other's way: the same may succeed if it is tried again.
     #[error("database unavailable: {0}")]
     Unavailable(sqlx::Error),
+    /// As many of the same organization wait for the database as may.
+    #[error("too many requests of this organization wait for the database")]
+    Overloaded,
     /// The database answers, but takes no changes.
     #[error("{why}: {1}", why = .0.sentence())]
     Unwritable(Unwritable, sqlx::Error),
@@ -103,9 +106,24 @@ impl From<sqlx::Error> for StoreError {
 }
 
 impl StoreError {
-    /// An error that several wait for and that cannot be taken apart, for one of them.
+    /// An error that several wait for and that cannot be taken apart, for one of them: of the same kind, so that a defect is not told
+    /// as a database that is away.
     pub fn shared(error: Arc<Self>) -> Self {
-        Arc::try_unwrap(error).unwrap_or_else(|error| StoreError::Unavailable(sqlx::Error::Protocol(error.to_string())))
+        Arc::try_unwrap(error).unwrap_or_else(|error| {
+            let said = |error: &dyn std::fmt::Display| sqlx::Error::Protocol(error.to_string());
+            match &*error {
+                StoreError::Url(why) => StoreError::Url(why.clone()),
+                StoreError::Duplicate(what) => StoreError::Duplicate(what.clone()),
+                StoreError::Reference(what) => StoreError::Reference(what.clone()),
+                StoreError::Stale => StoreError::Stale,
+                StoreError::Overloaded => StoreError::Overloaded,
+                StoreError::Unavailable(error) => StoreError::Unavailable(said(error)),
+                StoreError::Unwritable(why, error) => StoreError::Unwritable(*why, said(error)),
+                StoreError::Newer(migration) => StoreError::Newer(*migration),
+                StoreError::Migration(error) => StoreError::Database(said(error)),
+                StoreError::Database(error) => StoreError::Database(said(error)),
+            }
+        })
     }
 
     fn of(error: sqlx::Error) -> Self {
