@@ -213,7 +213,7 @@ async fn an_administrator_gives_themselves_nothing_that_is_the_owners(backend: B
     let connection = json!({ "name": "mine", "plugin": "oidc", "config": { "issuer": "https://id.example", "client_id": "x" }, "secrets": { "client-secret": "x" } });
     admin.post("/api/v1/identity-connections", connection).await.problem(403, "denied");
     assert_eq!(tenant.owner.get(&organization).await.ok(200)["id"], tenant.id.as_str());
-    tenant.owner.delete(&organization).await.ok(204);
+    tenant.owner.delete(&format!("{organization}?confirm=acme")).await.ok(204);
 }
 
 async fn the_operator_is_not_stopped_by_a_policy_set(backend: Backend) {

@@ -81,6 +81,7 @@ async fn an_organization_is_deleted_once_nothing_is_deployed(backend: Backend) {
     let active = shop.deploy().await;
     shop.until(&active, "active").await;
     let one = format!("/api/v1/organizations/{}", shop.tenant.id);
+    let one = format!("{one}?confirm=acme");
     let kept = owner.delete(&one).await.problem(409, "conflict");
     assert!(kept["detail"].as_str().is_some_and(|why| why.contains(&format!("{active}/stop"))), "{kept}");
     assert_eq!(owner.all("/api/v1/deployments").await.len(), 4, "a refusal removes nothing");

@@ -190,7 +190,11 @@ async fn an_organization_is_renamed_and_deleted(backend: Backend) {
     assert_eq!(tenant.owner.all("/api/v1/organizations").await.len(), 1);
 
     tenant.workspace("first").await;
-    tenant.owner.delete(&one).await.ok(204);
+    for unconfirmed in ["", "?confirm=", "?confirm=acme", "?confirm=acme%20incorporated"] {
+        tenant.owner.delete(&format!("{one}{unconfirmed}")).await.problem(428, "confirmation_required");
+    }
+    tenant.owner.get(&one).await.ok(200);
+    tenant.owner.delete(&format!("{one}?confirm=Acme%20Incorporated")).await.ok(204);
     admin.get("/api/v1/workspaces").await.problem(401, "unauthenticated");
     tenant.owner.get("/api/v1/auth/me").await.problem(401, "unauthenticated");
 }

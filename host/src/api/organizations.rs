@@ -17,7 +17,7 @@ use super::{
     guard::{actor, change},
     idempotency::{Claimed, Once},
     page::{Listed, Page, cursor},
-    problem::{Fault, Problem, Result, request_id},
+    problem::{Fault, Problem, ProblemType, Result, request_id},
 };
 use crate::{
     app::App,
@@ -76,6 +76,15 @@ pub struct CreatedOrganization {
 #[serde(deny_unknown_fields)]
 pub struct OrganizationChange {
     name: Option<String>,
+}
+
+/// What confirms that everything is to go.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Confirmation {
+    /// The organization's name as it is now. Without it, or with another one, the answer is 428.
+    #[param(required)]
+    confirm: Option<String>,
 }
 
 /// The problem of a name at this place.
@@ -196,18 +205,25 @@ async fn update(
 
 /// Delete one's organization
 ///
-/// With everything in it, but for its audit trail. Refused while agents are deployed, or on their way: the answer names what
-/// has to be stopped or cancelled first.
-#[utoipa::path(delete, path = "/api/v1/organizations/{id}", tag = "Organizations", params(("id" = OrganizationId, Path)),
+/// With everything in it, but for its audit trail, at once and for good: so `confirm` has to repeat the organization's name. Refused
+/// while agents are deployed, or on their way: the answer names what has to be stopped or cancelled first.
+#[utoipa::path(delete, path = "/api/v1/organizations/{id}", tag = "Organizations",
+    params(("id" = OrganizationId, Path), Confirmation),
     responses((status = NO_CONTENT)))]
 async fn remove(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<OrganizationId>,
+    Parameters(Confirmation { confirm }): Parameters<Confirmation>,
     if_match: IfMatch,
 ) -> Result<StatusCode> {
     let organization = find(&app, &caller, id, Action::OrganizationDelete).await?;
     if_match.check(organization.revision)?;
+    if confirm.as_deref() != Some(organization.name.as_str()) {
+        let detail = "Everything in the organization is deleted at once and for good, but for its audit trail. To confirm it, \
+                      repeat the organization's name: `?confirm=` and the name, percent-encoded.";
+        return Err(Problem::new(ProblemType::Unconfirmed, detail));
+    }
     let mut tx = app.store.begin().await?;
     removal::forget(&mut tx, id, Of::Organization).await?;
     organizations::delete(&mut tx, &organization).await?;

@@ -80,6 +80,8 @@ problems! {
     Conflict CONFLICT "conflict" "In conflict with what is there"
     /// `If-Match` names another revision than the current one.
     Precondition PRECONDITION_FAILED "precondition_failed" "It has changed meanwhile"
+    /// What cannot be undone was not confirmed.
+    Unconfirmed PRECONDITION_REQUIRED "confirmation_required" "Confirm it first"
     /// The body is over the limit.
     TooLarge PAYLOAD_TOO_LARGE "too_large" "The body is too large"
     /// A body in another media type than `application/json`.
