@@ -116,6 +116,7 @@ async fn browsers_are_kept_careful() {
     let world = World::with(Setup::new(Backend::Sqlite).await.with("KAIZEN_CORS_ORIGINS", listed)).await;
     let client = world.client();
     let answer = client.get("/api/v1/agents").await;
+    assert_eq!(answer.header("strict-transport-security"), "", "browsers come without TLS here");
     assert_eq!(answer.header("x-content-type-options"), "nosniff");
     assert_eq!(answer.header("x-frame-options"), "DENY");
     assert_eq!(answer.header("cache-control"), "no-store");
@@ -139,14 +140,37 @@ async fn browsers_are_kept_careful() {
 }
 
 #[tokio::test]
-async fn request_ids_run_through() {
+async fn browsers_that_come_over_tls_are_told_to_stay_with_it() {
+    let setup = Setup::new(Backend::Sqlite).await.with("KAIZEN_PUBLIC_URL", "https://studio.example.com");
+    let world = World::with(setup).await;
+    for path in ["/api/v1/agents", "/api/openapi.json", "/nowhere"] {
+        let answer = world.client().get(path).await;
+        assert_eq!(answer.header("strict-transport-security"), "max-age=31536000", "{path}");
+    }
+}
+
+/// A request has an id of the server's own; what its client calls it is kept beside that.
+#[tokio::test]
+async fn a_client_does_not_choose_the_id_of_its_request() {
     let world = World::start(Backend::Sqlite).await;
-    let client = world.client();
-    let given = client.request(reqwest::Method::GET, "/api/v1/agents", None, &[("x-request-id", "mine-1")]).await;
-    assert_eq!(given.problem(401, "unauthenticated")["request_id"], "mine-1");
+    let tenant = world.tenant("acme").await;
     let harmful = "a\"}{\"b".repeat(20);
-    let other = client.request(reqwest::Method::GET, "/api/v1/agents", None, &[("x-request-id", &harmful)]).await;
-    assert_ne!(other.problem(401, "unauthenticated")["request_id"], harmful);
+    let mut ids = Vec::new();
+    for given in ["mine-1", "mine-1", &harmful] {
+        let body = Some(json!({ "name": format!("workspace {}", ids.len()) }));
+        let headers = [("x-request-id", given)];
+        let made = tenant.owner.request(reqwest::Method::POST, "/api/v1/workspaces", body, &headers).await;
+        ids.push(made.header("x-request-id"));
+        made.ok(201);
+    }
+    assert!(ids.iter().all(|id| id.len() == 36), "{ids:?}");
+    let events = tenant.owner.all("/api/v1/audit/events").await;
+    let told: Vec<_> = ids
+        .iter()
+        .map(|id| events.iter().find(|event| event["details"]["request_id"] == id.as_str()).expect("an event"))
+        .map(|event| event["details"]["client_request_id"].clone())
+        .collect();
+    assert_eq!(told, [json!("mine-1"), json!("mine-1"), json!(null)]);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What every request passes through: a request id, a span, a time limit, metrics, and headers that keep browsers careful.
+//! What every request passes through: a request id of the server's own, a span, a time limit, metrics, and headers that keep browsers careful.
 
 use std::{
     any::Any,
@@ -19,7 +19,7 @@ use tracing::{Instrument, field};
 use uuid::Uuid;
 
 use super::{
-    problem::{Problem, ProblemType, REQUEST_ID},
+    problem::{CLIENT_REQUEST_ID, Problem, ProblemType, REQUEST_ID},
     requests::Requests,
 };
 use crate::{app::App, config::Config, domain::client::Client};
@@ -45,7 +45,8 @@ pub async fn outermost(State(outermost): State<Outermost>, request: Request, nex
     let Outermost { app, requests } = outermost;
     let begun = Instant::now();
     let app_is_secure = app.config.secure();
-    let id = request_id(&app, &request);
+    let id = app.clock.id::<Uuid>().to_string();
+    let client_id = client_request_id(&request);
     let method = request.method().clone();
     // The pattern, not the path: ids would make a time series each.
     let route = request.extensions().get::<MatchedPath>().cloned();
@@ -56,7 +57,7 @@ pub async fn outermost(State(outermost): State<Outermost>, request: Request, nex
     let time_limit = Duration::from_secs(if uploads { limits.plugin_upload_seconds } else { limits.request_seconds });
     let client = request.extensions().get::<Client>().copied().unwrap_or(Client::UNKNOWN);
     let span = tracing::info_span!(
-        "api.request", request_id = %id, %method, route, client = %client.address,
+        "api.request", request_id = %id, client_request_id = client_id, %method, route, client = %client.address,
         organization = field::Empty, user = field::Empty
     );
     let answer = async {
@@ -81,7 +82,7 @@ pub async fn outermost(State(outermost): State<Outermost>, request: Request, nex
             }
         }
     };
-    let scoped = REQUEST_ID.scope(id.clone(), answer);
+    let scoped = REQUEST_ID.scope(id.clone(), CLIENT_REQUEST_ID.scope(client_id, answer));
     let mut response = scoped.instrument(span.clone()).await;
     let status = response.status();
     let took = begun.elapsed();
@@ -122,13 +123,14 @@ fn host_is_named(request: &Request) -> super::problem::Result<()> {
     Err(Problem::new(ProblemType::Malformed, "Send the header `Host`, once: HTTP/1.1 asks for it."))
 }
 
-/// The caller's own id where it is harmless, so that one id runs through all their systems.
-fn request_id(app: &App, request: &Request) -> String {
+/// The caller's own id where it is harmless, kept beside the server's: a caller could give many requests one id, or that of somebody
+/// else's request.
+fn client_request_id(request: &Request) -> Option<String> {
     let given = request.headers().get(X_REQUEST_ID).and_then(|value| value.to_str().ok());
     let good = |id: &&str| {
         !id.is_empty() && id.len() <= 64 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
     };
-    given.filter(good).map_or_else(|| app.clock.id::<Uuid>().to_string(), str::to_owned)
+    given.filter(good).map(str::to_owned)
 }
 
 /// Methods as labels: a client may invent any number of them.
