@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Backend, Client, Gateway, PASSWORD, Tenant, World, agent, id};
+use crate::harness::{Backend, Client, Gateway, PASSWORD, Setup, Tenant, World, agent, id};
 
 on_both!(
     what_is_created_can_be_read_listed_changed_and_deleted,
@@ -13,6 +13,7 @@ on_both!(
     two_equal_requests_at_once_act_once,
     lists_are_paged_and_complete,
     an_organization_is_renamed_and_deleted,
+    a_user_has_no_more_roles_than_one_may_have,
     settings_are_merged,
     versions_are_immutable_and_numbered,
 );
@@ -171,6 +172,17 @@ async fn lists_are_paged_and_complete(backend: Backend) {
     }
     tenant.owner.get("/api/v1/agents?cursor=nonsense").await.fault("cursor");
     tenant.owner.get("/api/v1/agents?limit=many").await.problem(400, "malformed");
+}
+
+/// Also roles that a user is made with.
+async fn a_user_has_no_more_roles_than_one_may_have(backend: Backend) {
+    let world = World::with(Setup::new(backend).await.with("KAIZEN_MEMBERSHIPS_PER_USER", "1")).await;
+    let owner = world.tenant("acme").await.owner;
+    let new = |roles: Value| json!({ "email": "ada@acme.test", "name": "Ada", "roles": roles });
+    let refused = owner.post("/api/v1/users", new(json!(["viewer", "developer"]))).await.problem(409, "conflict");
+    assert!(refused["detail"].as_str().is_some_and(|why| why.contains("memberships_per_user")), "{refused}");
+    assert_eq!(owner.all("/api/v1/users").await.len(), 1);
+    owner.post("/api/v1/users", new(json!(["viewer", "viewer"]))).await.ok(201);
 }
 
 async fn an_organization_is_renamed_and_deleted(backend: Backend) {

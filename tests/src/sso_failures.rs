@@ -12,6 +12,8 @@ use crate::{
 on_both!(
     a_failed_sign_in_is_told_with_its_code,
     a_trail_is_not_filled_by_failing,
+    a_newcomer_counts_as_a_user,
+    a_subject_that_is_too_long_signs_nobody_in,
     a_provider_that_takes_too_long_ends_in_a_page,
     only_who_has_the_required_claims_comes_in,
     a_token_that_is_dated_back_is_taken,
@@ -117,6 +119,31 @@ async fn a_trail_is_not_filled_by_failing(backend: Backend) {
     let noted =
         failed.iter().filter(|e| e["details"]["note"].as_str().is_some_and(|note| note.contains("not recorded")));
     assert_eq!(noted.count(), 1, "{failed:?}");
+}
+
+async fn a_newcomer_counts_as_a_user(backend: Backend) {
+    let setup = Setup::new(backend).await.with("KAIZEN_USERS_PER_ORGANIZATION", "2");
+    let company = Company::at(World::with(setup).await, json!({ "default_role": "viewer" })).await;
+    company.issuer.vouches("1", "ada@acme.test");
+    assert_eq!(company.sign_in().await.1.url.path(), "/canvas");
+    company.issuer.vouches("2", "bob@acme.test");
+    assert_eq!(company.sign_in().await.1.status, 403);
+    assert_eq!(company.event("auth.login", "failure").await["details"]["code"], "organization_full");
+    assert_eq!(company.tenant.owner.all("/api/v1/users").await.len(), 2);
+    company.issuer.vouches("1", "ada@acme.test");
+    assert_eq!(company.sign_in().await.1.url.path(), "/canvas", "who is there already comes in");
+}
+
+async fn a_subject_that_is_too_long_signs_nobody_in(backend: Backend) {
+    let company = Company::start(backend, json!({ "default_role": "viewer" })).await;
+    // Longer than a row of PostgreSQL's index, and nothing that it could make smaller.
+    let long: String =
+        (0..4000_u32).map(|n| char::from(b'a' + (n.wrapping_mul(2_654_435_761) >> 27) as u8 % 26)).collect();
+    company.issuer.vouches(&long, "ada@acme.test");
+    assert_eq!(company.sign_in().await.1.status, 403);
+    assert_eq!(company.event("auth.login", "failure").await["details"]["code"], "subject_not_accepted");
+    company.issuer.vouches(&"s".repeat(255), "ada@acme.test");
+    assert_eq!(company.sign_in().await.1.url.path(), "/canvas");
 }
 
 async fn a_provider_that_takes_too_long_ends_in_a_page(backend: Backend) {

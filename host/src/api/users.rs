@@ -238,6 +238,7 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
     quota::room(&app, &mut tx, caller.organization_id, Counted::Users).await?;
     users::insert(&mut tx, &user, hash.as_deref()).await?;
     for role in &new.roles {
+        quota::room(&app, &mut tx, caller.organization_id, Counted::Memberships(user.id)).await?;
         let membership = Membership {
             id: app.clock.id(),
             organization_id: caller.organization_id,

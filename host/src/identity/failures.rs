@@ -56,26 +56,32 @@ pub fn count(method: Method, outcome: &'static str) {
     metrics::counter!("kaizen_sign_ins_total", "method" => method.as_str(), "outcome" => outcome).increment(1);
 }
 
-/// Connections whose failures are counted at once.
-const CONNECTIONS: u64 = 10_000;
+/// Connections and refusals whose failures are counted at once.
+const COUNTERS: u64 = 10_000;
 
 /// Which failures still go into the audit trail and the log: who has an account at a provider, and anybody who begins a sign-in, can fail as
-/// often as they like, and a trail is for good.
+/// often as they like, and a trail is for good. What the server itself refuses to somebody whom the provider vouches for is counted
+/// apart, by its code: what anybody can cause must not keep it out of the trail.
 pub struct Recorded {
     most: u32,
-    of: Cache<Uuid, Arc<AtomicU32>>,
+    of: Cache<(Uuid, Option<&'static str>), Arc<AtomicU32>>,
 }
 
 impl Recorded {
-    /// So many in an hour for each connection.
+    /// So many in an hour for each connection, and for each refusal of its people.
     pub fn new(most: u32) -> Self {
         let hour = Duration::from_secs(3600);
-        Self { most, of: Cache::builder().max_capacity(CONNECTIONS).time_to_live(hour).build() }
+        Self { most, of: Cache::builder().max_capacity(COUNTERS).time_to_live(hour).build() }
     }
 
-    /// Whether one more failure of this connection is recorded, and whether it is the last one for now.
-    fn admit(&self, connection: Uuid) -> Option<bool> {
-        let so_far = self.of.get_with(connection, Arc::default).fetch_add(1, Ordering::Relaxed).saturating_add(1);
+    /// Whether one more such failure of this connection is recorded, and whether it is the last one for now.
+    fn admit(&self, connection: Uuid, error: &SsoError) -> Option<bool> {
+        let refusal = match error {
+            SsoError::Refusal(refusal) => Some(refusal.code()),
+            _ => None,
+        };
+        let so_far =
+            self.of.get_with((connection, refusal), Arc::default).fetch_add(1, Ordering::Relaxed).saturating_add(1);
         (so_far <= self.most).then_some(so_far == self.most)
     }
 }
@@ -126,7 +132,7 @@ impl super::Identity {
             tracing::debug!(code, client = %visit.client.address, error = why, "sign-in elsewhere failed");
             return None;
         };
-        let Some(last) = self.recorded.admit(connection) else {
+        let Some(last) = self.recorded.admit(connection, error) else {
             tracing::debug!(code, connection_id = %connection, client = %visit.client.address, error = why, "sign-in elsewhere failed");
             return None;
         };
@@ -148,7 +154,9 @@ impl super::Identity {
                     details.insert("subject".into(), json!(subject));
                     details.insert("linked_subjects".into(), json!(linked));
                 }
-                SsoError::Refusal(Refusal::Disabled(user) | Refusal::PlatformAdministrator(user)) => {
+                SsoError::Refusal(
+                    Refusal::Disabled(user) | Refusal::PlatformAdministrator(user) | Refusal::Unlinked(user),
+                ) => {
                     target = format!("user/{user}");
                 }
                 SsoError::Refusal(Refusal::Claim(name)) => {
@@ -157,7 +165,7 @@ impl super::Identity {
                 _ => {}
             }
             if last {
-                let more = "further failures of this connection are counted and not recorded for up to an hour";
+                let more = "further failures like this one are counted and not recorded for up to an hour";
                 details.insert("note".into(), json!(more));
             }
         }
@@ -199,14 +207,34 @@ pub fn refused(error: &str, description: Option<&str>) -> SsoError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::id::UserId;
 
     #[test]
     fn a_trail_takes_so_many_failures_of_a_connection() {
         let recorded = Recorded::new(3);
         let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let answers: Vec<_> = (0..5).map(|_| recorded.admit(one)).collect();
+        let answers: Vec<_> = (0..5).map(|_| recorded.admit(one, &SsoError::State)).collect();
         assert_eq!(answers, [Some(false), Some(false), Some(true), None, None]);
-        assert_eq!(recorded.admit(other), Some(false));
+        assert_eq!(recorded.admit(other, &SsoError::State), Some(false));
+    }
+
+    #[test]
+    fn failures_that_anybody_can_cause_do_not_keep_refusals_out_of_the_trail() {
+        let recorded = Recorded::new(3);
+        let connection = Uuid::from_u128(1);
+        let taken_over = Refusal::AnotherSubject {
+            user: UserId(Uuid::nil()),
+            subject: "2".to_owned(),
+            linked: vec!["1".to_owned()],
+        };
+        let (taken_over, unverified) = (SsoError::Refusal(taken_over), SsoError::Refusal(Refusal::Unverified));
+        for _ in 0..10 {
+            recorded.admit(connection, &refused("access_denied", None));
+            recorded.admit(connection, &unverified);
+        }
+        assert_eq!(recorded.admit(connection, &SsoError::Timeout), None, "what anybody can cause has one bound");
+        let answers: Vec<_> = (0..4).map(|_| recorded.admit(connection, &taken_over)).collect();
+        assert_eq!(answers, [Some(false), Some(false), Some(true), None], "and so has each refusal");
     }
 
     #[test]

@@ -22,7 +22,9 @@ use crate::{
         StoreError, Tx,
         connections::Connection,
         identities::{self, Provider},
-        memberships, users,
+        memberships,
+        quota::{self, Counted},
+        users,
     },
 };
 
@@ -41,8 +43,18 @@ pub enum Refusal {
     #[error("Your identity provider vouches for an e-mail address that is not accepted here. What is accepted is {0}.")]
     Address(NotAnEmail),
     /// The provider's name for them cannot be stored.
-    #[error("Your identity provider's identifier of you has control characters in it.")]
+    #[error(
+        "Your identity provider's identifier of you is empty, has control characters in it, or is longer than 255 bytes."
+    )]
     Subject,
+    /// The organization has as many users as it may, or newcomers get more roles than one user may have.
+    #[error(
+        "Your organization has as many users here as it may have, or gives newcomers too many roles. Tell your administrator."
+    )]
+    Full,
+    /// Their link was removed while they signed in.
+    #[error("Your identity was removed from your account here a moment ago. Start again.")]
+    Unlinked(UserId),
     /// Nobody here has the address, and newcomers have no role.
     #[error("There is no account for {0} here. Ask an administrator of your organization to create one.")]
     Unknown(Email),
@@ -83,6 +95,8 @@ impl Refusal {
             Refusal::Unverified => "email_not_verified",
             Refusal::Address(_) => "email_not_accepted",
             Refusal::Subject => "subject_not_accepted",
+            Refusal::Full => "organization_full",
+            Refusal::Unlinked(_) => "identity_removed",
             Refusal::Unknown(_) => "no_account",
             Refusal::AnotherSubject { .. } => "another_subject",
             Refusal::Claim(_) => "required_claim",
@@ -113,6 +127,23 @@ pub struct Vouched {
     pub default_role: bool,
 }
 
+/// How much newcomers may add to.
+#[derive(Debug, Clone, Copy)]
+pub struct Quotas {
+    /// Users of an organization.
+    pub users: i64,
+    /// Roles of one of them.
+    pub memberships_per_user: i64,
+}
+
+/// Bytes of a provider's name for somebody (OpenID Connect Core 1.0, section 2: 255 ASCII characters). With an issuer as long as
+/// it may be ([`super::sso`]) it fits into a row of PostgreSQL's index, which has 2,704 bytes.
+const SUBJECT_BYTES: usize = 255;
+
+fn subject_fits(subject: &str) -> bool {
+    !subject.is_empty() && subject.len() <= SUBJECT_BYTES && !subject.chars().any(char::is_control)
+}
+
 /// The user of an identity at this issuer, linked to it from now on.
 ///
 /// # Errors
@@ -122,17 +153,21 @@ pub async fn user(
     tx: &mut Tx,
     clock: &Clock,
     (connection, vouched): (&Connection, &Vouched),
+    most: Quotas,
     request_id: &str,
 ) -> Result<UserId, Error> {
     let Vouched { issuer, identity, default_role } = vouched;
-    if identity.subject.chars().any(char::is_control) {
+    if !subject_fits(&identity.subject) {
         return Err(Refusal::Subject.into());
     }
     let (organization, now) = (connection.organization_id, clock.now());
     let provider = Provider { organization, connection: connection.id, issuer };
     if let Some((link, id)) = identities::find(tx, provider, &identity.subject).await? {
         let found = locked(tx, connection, id).await?;
-        identities::signed_in(tx, provider, link, now).await?;
+        match identities::signed_in(tx, provider, link, now).await {
+            Err(StoreError::Stale) => return Err(Refusal::Unlinked(id).into()),
+            kept => kept?,
+        }
         refresh(tx, clock, connection, found, identity, request_id).await?;
         return Ok(id);
     }
@@ -147,8 +182,8 @@ pub async fn user(
             let id = found.id;
             let linked = identities::subjects(tx, provider, id).await?;
             if linked.contains(&identity.subject) {
-                // Another tab was faster.
-                return Ok(id);
+                // Another tab was faster. The link is not held by having been seen: looking again does that.
+                return Err(StoreError::Duplicate("identities".to_owned()).into());
             }
             if !linked.is_empty() {
                 return Err(Refusal::AnotherSubject { user: id, subject: identity.subject.clone(), linked }.into());
@@ -162,6 +197,10 @@ pub async fn user(
             let roles = roles(&connection.config.0, &identity.groups, *default_role);
             if roles.is_empty() {
                 return Err(Refusal::Unknown(email).into());
+            }
+            let users = quota::count(tx, organization, Counted::Users, most.users).await?;
+            if users >= most.users || i64::try_from(roles.len()).is_ok_and(|roles| roles > most.memberships_per_user) {
+                return Err(Refusal::Full.into());
             }
             newcomer(tx, clock, connection, identity, &email, &roles, request_id).await?
         }
@@ -348,6 +387,14 @@ mod tests {
         let renewed = super::renewed(&Map::new(), said.as_object().unwrap());
         let spelled = json!({ "team": "Café", "company": "Acme GmbH", "teams": ["ab"], "address": "1 Main St\nX" });
         assert_eq!(Value::Object(renewed), spelled);
+    }
+
+    #[test]
+    fn a_subject_is_as_long_as_openid_connect_allows() {
+        assert!(subject_fits(&"s".repeat(255)) && subject_fits("Ä"));
+        for subject in ["", "a\0", "a\nb", &"s".repeat(256), &"Ä".repeat(128)] {
+            assert!(!subject_fits(subject), "{subject:?}");
+        }
     }
 
     #[test]

@@ -35,6 +35,9 @@ use crate::{
 /// How long a sign-in at a provider may take.
 pub const LIFETIME: TimeDelta = TimeDelta::minutes(10);
 
+/// Bytes of an issuer, or of an OAuth 2 provider's token endpoint: links are keyed by it, and a key has its bound in PostgreSQL.
+const ISSUER_BYTES: usize = 2048;
+
 /// Why a sign-in elsewhere did not work out.
 #[derive(Debug, thiserror::Error)]
 pub enum SsoError {
@@ -171,6 +174,9 @@ impl Course {
             }
         };
         code::check_parameters(&course.parameters)?;
+        if course.way.issuer().len() > ISSUER_BYTES {
+            return Err(format!("the provider's address must have at most {ISSUER_BYTES} bytes"));
+        }
         Ok(course)
     }
 
@@ -380,7 +386,7 @@ impl Identity {
         let mut again = true;
         let session = loop {
             let mut tx = desk.store.begin().await?;
-            match provision::user(&mut tx, desk.clock, (&connection, &answered), visit.request_id).await {
+            match provision::user(&mut tx, desk.clock, (&connection, &answered), self.quotas, visit.request_id).await {
                 Ok(user) => {
                     let session = self.begin(&mut tx, desk.clock, (connection.organization_id, user), &how).await?;
                     tx.commit().await?;
@@ -458,12 +464,14 @@ mod tests {
         let issuer = "https://id.example.com/a/";
         assert_eq!(oidc(issuer, &[("prompt", "login"), ("max_age", "3600")]).as_deref(), Ok(issuer));
         assert!(oidc("http://127.0.0.1:9000", &[]).is_ok());
+        let long = format!("https://id.example.com/{}", "a".repeat(2048));
         for (issuer, parameters, why) in [
             ("http://id.example.com", &[][..], "https"),
             ("https://id.example.com?x=1", &[], "no query"),
             ("https://id.example.com/#a", &[], "fragment"),
             ("https://u:p@id.example.com", &[], "user name"),
             ("id.example.com", &[], "not an address"),
+            (long.as_str(), &[], "at most 2048 bytes"),
             ("https://id.example.com", &[("state", "x")], "`state`"),
             ("https://id.example.com", &[("max_age", "an hour")], "`max_age`"),
         ] {

@@ -3,7 +3,7 @@
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, postgres::PgConnectOptions};
 use uuid::Uuid;
 
-use super::{Db, Store};
+use super::{Db, MIGRATIONS, Migrator, POSTGRES, SQLITE, Store};
 use crate::{clock::Clock, on};
 
 /// A migrated database, and a data folder for who needs one.
@@ -18,27 +18,51 @@ pub(crate) struct Database {
 impl Database {
     /// SQLite, and the PostgreSQL that `tests/run` offers.
     pub(crate) async fn each() -> Vec<Self> {
-        vec![Self::sqlite().await, Self::postgres().await]
+        vec![Self::sqlite().await, Self::postgres(i64::MAX).await]
+    }
+
+    /// The same, as they were after this migration and before the next: [`Store::migrate`] brings them on.
+    pub(crate) async fn each_after(migration: i64) -> Vec<Self> {
+        vec![Self::sqlite_after(migration).await, Self::postgres(migration).await]
     }
 
     pub(crate) async fn sqlite() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        Self::at(format!("sqlite:{}", folder.path().join("kaizen.db").display()), folder, None).await
+        Self::sqlite_after(i64::MAX).await
     }
 
-    async fn postgres() -> Self {
+    async fn sqlite_after(migration: i64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self::at(format!("sqlite:{}", folder.path().join("kaizen.db").display()), folder, None, migration).await
+    }
+
+    async fn postgres(migration: i64) -> Self {
         let name = format!("unit_{}", Clock::system().id::<Uuid>().simple());
         let mut admin = cluster().parse::<PgConnectOptions>().unwrap().connect().await.unwrap();
         sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut admin).await.unwrap();
         admin.close().await.unwrap();
         let mut url = url::Url::parse(&cluster()).unwrap();
         url.set_path(&name);
-        Self::at(url.to_string(), tempfile::tempdir().unwrap(), Some(name)).await
+        Self::at(url.to_string(), tempfile::tempdir().unwrap(), Some(name), migration).await
     }
 
-    async fn at(url: String, folder: tempfile::TempDir, name: Option<String>) -> Self {
+    async fn at(url: String, folder: tempfile::TempDir, name: Option<String>, last: i64) -> Self {
         let store = Store::connect(&url, &Default::default()).await.unwrap();
-        store.migrate().await.unwrap();
+        let until = |of: &Migrator| {
+            let migrations = of.iter().filter(|migration| migration.version <= last).cloned().collect();
+            let mut migrator = Migrator::with_migrations(migrations);
+            migrator.dangerous_set_table_name(MIGRATIONS);
+            migrator
+        };
+        match &store.db {
+            Db::Sqlite { write, .. } => {
+                until(&SQLITE).run(write.get().await.unwrap().connection()).await.unwrap();
+            }
+            Db::Postgres(pool) => {
+                let mut lent = pool.get().await.unwrap();
+                until(&POSTGRES).run(lent.connection().unbounded()).await.unwrap();
+                lent.discard();
+            }
+        }
         Self { store, url, folder, name }
     }
 }

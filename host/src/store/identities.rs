@@ -95,10 +95,11 @@ pub async fn insert(tx: &mut Tx, identity: &Identity) -> Result<(), StoreError> 
     Ok(())
 }
 
-/// Writes down that a linked subject signed in, at this issuer.
+/// Writes down that a linked subject signed in, at this issuer. The link is kept until the transaction ends: whoever removes it
+/// waits, and then finds the session that is begun here.
 ///
 /// # Errors
-/// As the database says.
+/// [`StoreError::Stale`] if the link was removed meanwhile.
 pub async fn signed_in(
     tx: &mut Tx,
     provider: Provider<'_>,
@@ -106,15 +107,17 @@ pub async fn signed_in(
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
     let sql = "UPDATE identities SET last_sign_in_at = $4, issuer = $3 WHERE organization_id = $1 AND id = $2";
-    on!(tx, |c| sqlx::query(sql)
-        .bind(provider.organization)
-        .bind(id)
-        .bind(provider.issuer)
-        .bind(now)
-        .execute(c)
-        .await
-        .map(drop))?;
-    Ok(())
+    let changed = on!(tx, |c| {
+        sqlx::query(sql)
+            .bind(provider.organization)
+            .bind(id)
+            .bind(provider.issuer)
+            .bind(now)
+            .execute(c)
+            .await?
+            .rows_affected()
+    });
+    super::one(changed)
 }
 
 /// What a user is linked to, after `after`, in the order of the ids.
@@ -172,3 +175,6 @@ pub async fn remove_other_issuers(tx: &mut Tx, provider: Provider<'_>) -> Result
             .rows_affected()
     }))
 }
+
+#[cfg(test)]
+mod tests;
