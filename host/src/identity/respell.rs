@@ -28,8 +28,8 @@ pub async fn addresses(store: &Store, clock: &Clock) -> Result<(), StoreError> {
         after = last.id.into();
         for user in found {
             let (organization_id, user_id) = (user.organization_id, user.id);
+            let mut tx = store.begin().await?;
             if let Ok(email) = Email::parse(&user.email) {
-                let mut tx = store.begin().await?;
                 if users::respell(&mut tx, &user, &email, clock.now()).await? {
                     let changes = json!({ "before": { "email": user.email }, "after": { "email": email } });
                     let event = Record {
@@ -44,6 +44,12 @@ pub async fn addresses(store: &Store, clock: &Clock) -> Result<(), StoreError> {
                     tx.commit().await?;
                     continue;
                 }
+            }
+            // Another host may have been faster, or somebody has removed the user.
+            let now = users::get(&mut tx, organization_id, user_id).await?;
+            drop(tx);
+            if now.is_none_or(|now| now.email != user.email) {
+                continue;
             }
             tracing::warn!(
                 %organization_id, %user_id,
