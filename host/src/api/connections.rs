@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use axum::{
     Json,
-    http::StatusCode,
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use secrecy::SecretString;
@@ -167,14 +167,10 @@ async fn issuer(
     }
 }
 
-/// Whether a connection signed people in at another issuer so far. One that can't be told, because the configuration does not
-/// work, counts as another; where the plugin is not available, the links are told apart by the issuer that they are of.
+/// Whether a connection signed people in at another issuer so far. One that can't be told counts as another: of the links, those
+/// that are of the new issuer stay.
 async fn is_another(app: &App, before: &Connection, secrets: &BTreeMap<String, SecretString>, now: &str) -> bool {
-    match issuer(app, before, secrets).await {
-        Ok(Some(so_far)) => so_far != now,
-        Ok(None) => false,
-        Err(_) => true,
-    }
+    !matches!(issuer(app, before, secrets).await, Ok(Some(so_far)) if so_far == now)
 }
 
 /// Decides which version the connection is to run; it is loaded then.
@@ -301,6 +297,12 @@ async fn update(
     let concerned = from != to || !changed.is_empty() || (after.active && !before.active);
     let tried = if concerned { Some(try_out(&app, &after, &secrets).await?) } else { None };
     let moved = match tried.as_ref().and_then(|tried| tried.issuer.as_deref()) {
+        None if kind == Kind::IdentityProvider && from != to => {
+            let detail = "The plugin cannot say now which provider this configuration leads to, and so not whether the links of \
+                          people to the former one still hold: try again shortly.";
+            return Err(Problem::new(ProblemType::Unavailable, detail)
+                .with_header(header::RETRY_AFTER, HeaderValue::from_static("5")));
+        }
         Some(issuer) if from != to && is_another(&app, &before, &stored, issuer).await => Some(issuer),
         _ => None,
     };
