@@ -184,7 +184,7 @@ async fn events_reach_a_file(backend: Backend) {
     assert_eq!(lines.last().expect("one")["hash"], trail.last().expect("one")["hash"]);
     // What it wrote is the operator's: it stays, whatever the tenant deletes.
     tenant.owner.delete(&format!("/api/v1/audit-sinks/{sink}")).await.ok(204);
-    let organization = format!("/api/v1/organizations/{}", tenant.id);
+    let organization = format!("/api/v1/organizations/{}?confirm=acme", tenant.id);
     tenant.owner.delete(&organization).await.ok(204);
     assert!(file.exists(), "{}", file.display());
 }

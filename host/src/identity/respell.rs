@@ -29,21 +29,21 @@ pub async fn addresses(store: &Store, clock: &Clock) -> Result<(), StoreError> {
         for user in found {
             let (organization_id, user_id) = (user.organization_id, user.id);
             let mut tx = store.begin().await?;
-            if let Ok(email) = Email::parse(&user.email) {
-                if users::respell(&mut tx, &user, &email, clock.now()).await? {
-                    let changes = json!({ "before": { "email": user.email }, "after": { "email": email } });
-                    let event = Record {
-                        organization_id,
-                        actor: "system".to_owned(),
-                        action: "user.update",
-                        target: format!("user/{user_id}"),
-                        outcome: Outcome::Success,
-                        details: json!({ "changes": changes, "reason": "the domain is spelled as DNS has it" }),
-                    };
-                    audit::record(&mut tx, clock, event).await?;
-                    tx.commit().await?;
-                    continue;
-                }
+            if let Ok(email) = Email::parse(&user.email)
+                && users::respell(&mut tx, &user, &email, clock.now()).await?
+            {
+                let changes = json!({ "before": { "email": user.email }, "after": { "email": email } });
+                let event = Record {
+                    organization_id,
+                    actor: "system".to_owned(),
+                    action: "user.update",
+                    target: format!("user/{user_id}"),
+                    outcome: Outcome::Success,
+                    details: json!({ "changes": changes, "reason": "the domain is spelled as DNS has it" }),
+                };
+                audit::record(&mut tx, clock, event).await?;
+                tx.commit().await?;
+                continue;
             }
             // Another host may have been faster, or somebody has removed the user.
             let now = users::get(&mut tx, organization_id, user_id).await?;
