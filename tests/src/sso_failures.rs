@@ -136,9 +136,9 @@ async fn a_newcomer_counts_as_a_user(backend: Backend) {
 
 async fn a_subject_that_is_too_long_signs_nobody_in(backend: Backend) {
     let company = Company::start(backend, json!({ "default_role": "viewer" })).await;
-    // Longer than a row of PostgreSQL's index, and nothing that it could make smaller.
+    // As long as a plugin may answer, which with a long issuer would be longer than a row of PostgreSQL's index.
     let long: String =
-        (0..4000_u32).map(|n| char::from(b'a' + (n.wrapping_mul(2_654_435_761) >> 27) as u8 % 26)).collect();
+        (0..1900_u32).map(|n| char::from(b'a' + (n.wrapping_mul(2_654_435_761) >> 27) as u8 % 26)).collect();
     company.issuer.vouches(&long, "ada@acme.test");
     assert_eq!(company.sign_in().await.1.status, 403);
     assert_eq!(company.event("auth.login", "failure").await["details"]["code"], "subject_not_accepted");
