@@ -17,7 +17,7 @@ use crate::{
     plugins::{Ingredients, Plugins},
     sandbox::egress,
     secrets::Secrets,
-    store::Store,
+    store::{Store, quota::Allowances},
 };
 
 /// Everything a request or a job needs. Cheap to clone; the state of every route.
@@ -40,6 +40,8 @@ pub struct Parts {
     pub authz: Authz,
     /// Denials that repeat.
     pub denials: Denials,
+    /// What organizations may add before their rows are counted again.
+    pub allowances: Allowances,
     /// Sign-in, sessions and tokens.
     pub identity: Identity,
     /// HTTP to wherever a tenant's configuration points: checked against the operator's settings.
@@ -123,6 +125,7 @@ impl App {
             secrets,
             authz,
             denials,
+            allowances: Allowances::default(),
             identity,
             egress,
             plugins,

@@ -4,10 +4,7 @@ use super::problem::{Problem, Result};
 use crate::{
     app::App,
     domain::id::OrganizationId,
-    store::{
-        Tx,
-        quota::{self, Counted},
-    },
+    store::{Tx, quota::Counted},
 };
 
 /// To be called in the transaction that adds one. On PostgreSQL two at once may both be let in by it, and so at the most one for each
@@ -27,7 +24,7 @@ pub async fn room(app: &App, tx: &mut Tx, organization: OrganizationId, what: Co
         }
         Counted::WaitingJobs => (limits.jobs_waiting_per_organization, "jobs waiting", "jobs_waiting_per_organization"),
     };
-    if quota::count(tx, organization, what, most).await? < most {
+    if app.allowances.room(tx, organization, what, most).await? {
         return Ok(());
     }
     Err(Problem::conflict(format!(

@@ -1,5 +1,15 @@
 //! How many rows an organization has, up to a bound: so that no tenant fills the tables that all share.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use moka::sync::Cache;
+
 use super::{Connection, StoreError};
 use crate::{
     domain::{
@@ -10,7 +20,7 @@ use crate::{
 };
 
 /// What is counted.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Counted {
     /// Users of the organization.
     Users,
@@ -60,4 +70,111 @@ pub async fn count(
         }
     };
     Ok(on!(c, |c| sqlx::query_scalar(sql).bind(organization).bind(most).fetch_one(c).await)?)
+}
+
+/// How many rows an organization may add on this host before they are counted again: counting reads each of them, so whoever has many
+/// and adds more would pay for all that are there each time.
+///
+/// An allowance is one part in 64 of the room that was counted, so one host alone never goes beyond the bound, and each further one by
+/// less than one part in 64 of it.
+#[derive(Clone)]
+pub struct Allowances(Cache<(OrganizationId, Counted), Arc<AtomicI64>>);
+
+/// Of the room that was counted, one host takes this part.
+const SHARE: i64 = 64;
+/// How long other hosts may have added to what was counted.
+const ALLOWANCE_TIME: Duration = Duration::from_secs(60);
+/// Allowances that are kept; who has none is counted.
+const ALLOWANCES: u64 = 10_000;
+
+impl Default for Allowances {
+    fn default() -> Self {
+        Self(Cache::builder().max_capacity(ALLOWANCES).time_to_live(ALLOWANCE_TIME).build())
+    }
+}
+
+impl Allowances {
+    /// Whether one more may be added, and takes it from the allowance.
+    ///
+    /// # Errors
+    /// As the database says.
+    pub async fn room(
+        &self,
+        c: &mut impl Connection,
+        organization: OrganizationId,
+        what: Counted,
+        most: i64,
+    ) -> Result<bool, StoreError> {
+        let key = (organization, what);
+        if self.0.get(&key).is_some_and(|left| left.fetch_sub(1, Ordering::Relaxed) > 0) {
+            return Ok(true);
+        }
+        let counted = count(c, organization, what, most).await?;
+        match (most - counted - 1) / SHARE {
+            left if left > 0 => self.0.insert(key, Arc::new(AtomicI64::new(left))),
+            _ => self.0.invalidate(&key),
+        }
+        Ok(counted < most)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::Clock,
+        domain::tenancy::{Organization, Workspace},
+        store::{fixture::Database, organizations, workspaces},
+    };
+
+    #[tokio::test]
+    async fn hosts_that_count_now_and_then_go_hardly_beyond() {
+        const MOST: i64 = 200;
+        for (database, hosts) in Database::each().await.into_iter().zip([1, 4]) {
+            let (store, clock) = (&database.store, Clock::system());
+            let organization = Organization {
+                id: clock.id(),
+                name: "Acme".into(),
+                policy_version_id: None,
+                created_at: clock.now(),
+                updated_at: clock.now(),
+                revision: 1,
+            };
+            let mut tx = store.begin().await.unwrap();
+            organizations::insert(&mut tx, &organization).await.unwrap();
+            tx.commit().await.unwrap();
+            let others = hosts - 1;
+            let hosts: Vec<_> = (0..hosts).map(|_| Allowances::default()).collect();
+            let (mut added, mut refused) = (0, 0);
+            for host in hosts.iter().cycle() {
+                let mut tx = store.begin().await.unwrap();
+                if !host.room(&mut tx, organization.id, Counted::Workspaces, MOST).await.unwrap() {
+                    refused += 1;
+                    if refused == hosts.len() {
+                        break;
+                    }
+                    continue;
+                }
+                refused = 0;
+                added += 1;
+                let workspace = Workspace {
+                    id: clock.id(),
+                    organization_id: organization.id,
+                    name: format!("workspace {added}"),
+                    description: String::new(),
+                    created_at: clock.now(),
+                    updated_at: clock.now(),
+                    revision: 1,
+                };
+                workspaces::insert(&mut tx, &workspace).await.unwrap();
+                tx.commit().await.unwrap();
+            }
+            assert!((MOST..=MOST + others * MOST / SHARE).contains(&added), "{added}");
+            let mut tx = store.begin().await.unwrap();
+            let one = Allowances::default();
+            assert!(one.room(&mut tx, organization.id, Counted::Agents, MOST).await.unwrap());
+            let allowed = one.0.get(&(organization.id, Counted::Agents)).unwrap().load(Ordering::Relaxed);
+            assert_eq!(allowed, 3, "so many more are not counted");
+        }
+    }
 }
