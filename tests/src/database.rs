@@ -4,7 +4,10 @@ use futures::future::join_all;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Answer, Backend, Client, Database, Direct, Gateway, Proxy, Setup, World, eventually, id};
+use crate::{
+    harness::{Answer, Backend, Client, Database, Direct, Gateway, PASSWORD, Proxy, Setup, World, eventually, id},
+    identities::Company,
+};
 
 on_both!(refused_deployments_do_not_keep_others_from_reading, characters_that_a_database_refuses_are_refused_before);
 
@@ -74,13 +77,21 @@ pub async fn make_writable(direct: &mut Direct) {
 
 #[tokio::test]
 async fn a_database_that_becomes_read_only_is_told_and_comes_back() {
-    let world = World::start(Backend::Postgres).await;
-    let owner = world.tenant("acme").await.owner;
+    let company = Company::start(Backend::Postgres, json!({ "default_role": "viewer" })).await;
+    company.issuer.vouches("1", "ada@acme.test");
+    let (world, owner) = (&company.world, company.tenant.owner.clone());
     let mut direct = world.setup.database.direct().await;
     let refused = make_read_only(&mut direct, &owner).await;
     assert!(!refused.header("retry-after").is_empty());
     refused.problem(503, "unavailable");
     owner.get("/api/v1/workspaces").await.ok(200);
+    // Signing in is a change.
+    let login = json!({ "email": "owner@acme.test", "password": PASSWORD });
+    let login = world.client().post("/api/v1/auth/login", login).await;
+    assert!(!login.header("retry-after").is_empty());
+    login.problem(503, "unavailable");
+    let (_, page) = company.sign_in().await;
+    assert!(page.status == 503 && page.text.contains("takes no changes"), "{page:?}");
     let http = reqwest::Client::builder().no_proxy().build().expect("a client");
     let ready = async || {
         let answer = http.get(format!("{}/readyz", world.server.ops)).send().await.expect("an answer");

@@ -268,10 +268,14 @@ impl From<SsoError> for Page {
                 "Your identity provider took too long to answer. You are not signed in; try again in a moment.",
             ),
             SsoError::Refusal(refusal) => Self::new(StatusCode::FORBIDDEN, "Not signed in", refusal.to_string()),
-            SsoError::Issue(IssueError::Store(StoreError::Unavailable(_))) => failed(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "The server's database does not answer. You are not signed in; try again in a moment.",
-            ),
+            SsoError::Issue(IssueError::Store(StoreError::Unavailable(_))) => {
+                let text = "The server's database does not answer. You are not signed in; try again in a moment.";
+                Self { retry_after: Some(1), ..failed(StatusCode::SERVICE_UNAVAILABLE, text) }
+            }
+            SsoError::Issue(IssueError::Store(StoreError::Unwritable(..))) => {
+                let text = "The server's database takes no changes at the moment, and signing in is one. Try again in a moment.";
+                Self { retry_after: Some(5), ..failed(StatusCode::SERVICE_UNAVAILABLE, text) }
+            }
             SsoError::Issue(_) => Self::internal(&error),
         }
     }

@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    IssueError,
     code::{ProviderError, clean},
     provision::Refusal,
     session::Method,
@@ -25,7 +24,7 @@ use crate::{
     clock::Clock,
     domain::{audit::Outcome, client::Client, id::OrganizationId},
     plugins::PluginError,
-    store::{Store, StoreError},
+    store::Store,
 };
 
 /// Who signs in, as far as the request tells.
@@ -100,8 +99,7 @@ impl SsoError {
             SsoError::Config(_) => "connection_settings",
             SsoError::Refusal(refusal) => refusal.code(),
             SsoError::Timeout => "timeout",
-            SsoError::Issue(IssueError::Store(StoreError::Unavailable(_))) => "database_unavailable",
-            SsoError::Issue(_) => "internal",
+            SsoError::Issue(error) => error.code(),
         }
     }
 }

@@ -85,8 +85,8 @@ impl LoginError {
             LoginError::Several(_) => "several_organizations",
             LoginError::Limited(_) => "rate_limited",
             LoginError::Password(PasswordError::Busy) => "busy",
-            LoginError::Issue(IssueError::Store(StoreError::Unavailable(_))) => "database_unavailable",
-            LoginError::Password(_) | LoginError::Issue(_) => "internal",
+            LoginError::Password(_) => "internal",
+            LoginError::Issue(error) => error.code(),
         }
     }
 }

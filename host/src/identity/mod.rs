@@ -124,6 +124,17 @@ pub enum IssueError {
     Store(#[from] StoreError),
 }
 
+impl IssueError {
+    /// A stable name, for the log, metrics and the audit trail.
+    pub fn code(&self) -> &'static str {
+        match self {
+            IssueError::Store(StoreError::Unavailable(_)) => "database_unavailable",
+            IssueError::Store(StoreError::Unwritable(..)) => "database_unwritable",
+            _ => "internal",
+        }
+    }
+}
+
 impl Identity {
     /// Loads or makes this host's signing key, and tells the other hosts.
     ///
