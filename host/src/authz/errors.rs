@@ -119,7 +119,7 @@ impl Errors {
     /// Writes down what waits, of one organization or of all.
     ///
     /// # Errors
-    /// As the database says; what is not written waits on.
+    /// As the database says, the first of them; what is not written waits on.
     pub(super) async fn write(&self, store: &Store, only: Option<OrganizationId>) -> Result<(), StoreError> {
         let due: Vec<_> = {
             let mut waiting = self.waiting.lock();
@@ -132,21 +132,28 @@ impl Errors {
         if only.is_none() {
             self.log(&due);
         }
+        let mut failed = None;
         let mut due = due.into_iter();
         while let Some(((organization, version), of_version)) = due.next() {
             let mut rows: Vec<_> = of_version.values().map(Pending::row).collect();
             // Hosts that write the same rows take their locks in one order.
             rows.sort_by_key(|row| row.place);
-            if let Err(error) = write(store, organization, version, &rows).await {
-                let mut waiting = self.waiting.lock();
-                // The others would find the same database.
-                for (key, of_version) in std::iter::once(((organization, version), of_version)).chain(due) {
-                    of_version.into_values().for_each(|pending| self.add(&mut waiting, key, pending));
-                }
+            let Err(error) = write(store, organization, version, &rows).await else { continue };
+            self.again((organization, version), of_version);
+            // The others would find the same database. Rows that it does not take are one organization's.
+            if matches!(error, StoreError::Unavailable(_) | StoreError::Unwritable(..)) {
+                due.for_each(|(key, of_version)| self.again(key, of_version));
                 return Err(error);
             }
+            failed.get_or_insert(error);
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// What was not written waits on.
+    fn again(&self, key: (OrganizationId, PolicyVersionId), of_version: OfVersion) {
+        let mut waiting = self.waiting.lock();
+        of_version.into_values().for_each(|pending| self.add(&mut waiting, key, pending));
     }
 
     /// One line for each organization, as many as are allowed.

@@ -184,6 +184,61 @@ async fn of_an_organization_the_last_version_is_kept() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_written_of_one_organization_holds_up_no_other() {
+    use crate::{
+        authz::{About, Deciding},
+        on,
+    };
+    let stored = Stored::new().await;
+    let index = async |sql: &'static str| {
+        let mut tx = stored.store.begin().await.unwrap();
+        on!(&mut tx, |c| sqlx::query(sql).execute(c).await.map(drop)).unwrap();
+        tx.commit().await.unwrap();
+    };
+    let mut in_force = Vec::new();
+    for n in [1, 2] {
+        let set = stored.set(n, n).await;
+        let version = stored.version(n, set, n, FORBID).await;
+        let mut tx = stored.store.begin().await.unwrap();
+        policies::put_in_force(&mut tx, id(n), Some(version), now()).await.unwrap();
+        tx.commit().await.unwrap();
+        in_force.push((id::<OrganizationId>(n), set, version));
+    }
+    let (written, refused) = (in_force[0], in_force[1]);
+    let policy = About {
+        id: "p".into(),
+        origin: Origin::Tenant,
+        permits: false,
+        description: None,
+        place: 0,
+        line: 1,
+        column: 1,
+    };
+    let erred = [Deciding { policy: policy.into(), error: Some("the same".into()) }];
+    let counts = async |(organization, set, _): (OrganizationId, PolicySetId, PolicyVersionId)| {
+        let mut conn = stored.store.read().await.unwrap();
+        let rows = policies::errors(&mut conn, organization, set, 10).await.unwrap();
+        rows.iter().map(|row| row.count).collect::<Vec<_>>()
+    };
+    // The database takes the first organization's row, and none of the other.
+    index("CREATE UNIQUE INDEX one_message ON policy_errors (message)").await;
+    let errors = &stored.authz.0.errors;
+    errors.note(written.0, written.2, erred.iter(), now());
+    errors.write(&stored.store, None).await.unwrap();
+    // They are written in any order.
+    for n in 1..=20 {
+        for (organization, _, version) in [written, refused] {
+            errors.note(organization, version, erred.iter(), now());
+        }
+        assert!(errors.write(&stored.store, None).await.is_err());
+        assert_eq!((counts(written).await, counts(refused).await), (vec![n + 1], vec![]));
+    }
+    index("DROP INDEX one_message").await;
+    errors.write(&stored.store, None).await.unwrap();
+    assert_eq!((counts(written).await, counts(refused).await), (vec![21], vec![20]));
+}
+
+#[tokio::test]
 async fn what_errs_is_kept_for_the_version_in_force_within_bounds() {
     let stored = Stored::new().await;
     let set = stored.set(1, 1).await;
