@@ -7,7 +7,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     audit::denials::Denials,
-    authz::Authz,
+    authz::{self, Authz},
     bus::Bus,
     canvas::{self, Canvases},
     clock::Clock,
@@ -87,6 +87,7 @@ impl App {
     ) -> anyhow::Result<Self> {
         let store = connect(&config).await?;
         store.migrate().await?;
+        authz::respell::environments(&store).await?;
         let bus = Bus::connect(config.redis_url.as_deref(), &clock)?;
         let secrets = Secrets::load(&config, &clock)?;
         let authz = Authz::new(clock.clone(), &config.limits)?;

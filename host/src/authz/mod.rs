@@ -16,6 +16,7 @@ mod parts;
 mod queues;
 mod reads;
 mod required;
+pub mod respell;
 mod schema;
 mod spelling;
 mod tenant;

@@ -11,6 +11,7 @@ pub mod connections;
 mod db;
 pub mod delivery;
 pub mod deployments;
+pub mod environments;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod health;
