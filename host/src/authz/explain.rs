@@ -119,14 +119,19 @@ impl Decision {
         }
     }
 
+    /// The first 10 of the policies that decided; the sentence of what is forbidden says how many more there are.
+    pub fn named(&self) -> Vec<Value> {
+        self.policies.iter().take(TOLD).map(Deciding::to_json).collect()
+    }
+
     /// For a problem's `denial`, the audit trail and the API: `{allowed, reason, message, policies: [{id, source, effect,
-    /// description, error}]}`, of which the first 10 policies; the message says how many more there are.
+    /// description, error}]}`, with the policies of [`Decision::named`].
     pub fn to_json(&self) -> Value {
         json!({
             "allowed": self.allowed,
             "reason": self.reason,
             "message": self.sentence(),
-            "policies": self.policies.iter().take(TOLD).map(Deciding::to_json).collect::<Vec<_>>(),
+            "policies": self.named(),
         })
     }
 }
