@@ -130,6 +130,11 @@ impl super::Identity {
             tracing::debug!(code, client = %visit.client.address, error = why, "sign-in elsewhere failed");
             return None;
         };
+        if code == "database_unwritable" {
+            // Named in the log once, where it began; and no event could be written.
+            tracing::debug!(code, connection_id = %connection, client = %visit.client.address, "sign-in elsewhere failed");
+            return None;
+        }
         let Some(last) = self.recorded.admit(connection, error) else {
             tracing::debug!(code, connection_id = %connection, client = %visit.client.address, error = why, "sign-in elsewhere failed");
             return None;
