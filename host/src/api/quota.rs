@@ -8,7 +8,8 @@ use crate::{
 };
 
 /// To be called in the transaction that adds one. On PostgreSQL two at once may both be let in by it, and so at the most one for each
-/// connection to the database goes beyond: the bound is one of order, not of safety.
+/// connection to the database goes beyond; several hosts go beyond as [`Allowances`](crate::store::quota::Allowances) tells. The bound
+/// is one of order, not of safety.
 ///
 /// # Errors
 /// 409 that names what there is too much of, the bound, and the operator's setting.

@@ -20,8 +20,7 @@ pub(super) fn misspelt(text: &str, parsed: &Parsed, most: usize, stop: &dyn Fn()
             let (Clause::When(expr) | Clause::Unless(expr)) = clause;
             walk(expr, &mut |written| compared.push(written.clone()));
         }
-        for written in compared.into_iter().take(most - faults.len()) {
-            let Some((shown, instead)) = instead_of(&written) else { continue };
+        for (shown, instead) in compared.iter().filter_map(instead_of).take(most - faults.len()) {
             let at = find(text, &source.part, &[&shown]);
             faults.push((at, format!("in {}: no environment is called {shown}: {instead}", source.name)));
         }
@@ -184,6 +183,8 @@ mod tests {
                 "{condition}: {found:?}"
             );
         }
+        let many = format!("[{}\"Production\"].contains(context.environment)", "\"eu\", ".repeat(1_000));
+        assert!(faults(&many)[0].contains("write `\"production\"`"), "behind many that are right");
         for condition in [
             "context.environment == \"production\"",
             "context.environment == \"\"",

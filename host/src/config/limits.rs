@@ -140,7 +140,7 @@ limits! {
         canvas_storage_mib_per_organization: i64 = 10_240, 1..=10_485_760, "canvases of one organization in the database, messages included, MiB; each open canvas may go beyond by 1 MiB and one transaction's 2 MiB";
     }
     "Rows of a tenant" {
-        users_per_organization: i64 = 100_000, 1..=10_000_000, "users of one organization; of these and the next, requests at the same moment may add more on PostgreSQL, at the most one for each connection to the database";
+        users_per_organization: i64 = 100_000, 1..=10_000_000, "users of one organization; of these and the next, requests at the same moment may add more on PostgreSQL, at the most one for each connection to the database, and each host but one may go beyond by one part in 64";
         workspaces_per_organization: i64 = 2_000, 1..=1_000_000, "workspaces of one organization";
         memberships_per_user: i64 = 500, 1..=100_000, "roles of one user, in the organization and in its workspaces together";
         agents_per_organization: i64 = 100_000, 1..=10_000_000, "agents of one organization";

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
+    IssueError,
     code::{ProviderError, clean},
     provision::Refusal,
     session::Method,
@@ -24,7 +25,7 @@ use crate::{
     clock::Clock,
     domain::{audit::Outcome, client::Client, id::OrganizationId},
     plugins::PluginError,
-    store::Store,
+    store::{Store, StoreError},
 };
 
 /// Who signs in, as far as the request tells.
@@ -130,7 +131,7 @@ impl super::Identity {
             tracing::debug!(code, client = %visit.client.address, error = why, "sign-in elsewhere failed");
             return None;
         };
-        if code == "database_unwritable" {
+        if matches!(error, SsoError::Issue(IssueError::Store(StoreError::Unwritable(..)))) {
             // Named in the log once, where it began; and no event could be written.
             tracing::debug!(code, connection_id = %connection, client = %visit.client.address, "sign-in elsewhere failed");
             return None;

@@ -316,8 +316,9 @@ async fn deciding_for_much_lets_others_in_between() {
     }
     assert!(first.get() > 20, "others ran {} times", first.get());
     assert!(stored.authz.0.long.is_empty());
-    let late = tokio::time::timeout(std::time::Duration::from_millis(5), list()).await;
-    assert!(late.is_err(), "a list that takes too long ends in the middle");
+    let mut late = Box::pin(list());
+    assert!(futures::poll!(&mut late).is_pending(), "it can be given up in the middle");
+    drop(late);
     tokio::select! {
         biased;
         () = counted(&second) => {}
