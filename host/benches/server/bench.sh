@@ -7,6 +7,9 @@
 #
 #   RUNS=3 SECS=10 CONNS=32 ROUTES="get_agent list_agents create_agent" host/benches/server/bench.sh
 #   BENCH_BINARY=target/release/kaizen    use this binary in place of building one
+#   BENCH_AGAINST=other/kaizen            run this one too, on a database of its own: bursts of SECS against each in turns,
+#                                         RUNS pairs, and the median of the pairs' ratios. What the machine does meanwhile
+#                                         falls on both, so that a difference of a few percent can be told from its noise.
 set -euo pipefail
 cd "$(dirname "$0")"
 RUNS=${RUNS:-3} SECS=${SECS:-10} CONNS=${CONNS:-32} ROUTES=${ROUTES:-get_agent list_agents create_agent}
@@ -24,12 +27,13 @@ if [ -z "$BINARY" ]; then
     BINARY=${CARGO_TARGET_DIR:-$root/target}/release/kaizen
 fi
 BINARY=$(realpath "$BINARY")
+AGAINST=${BENCH_AGAINST:+$(realpath "$BENCH_AGAINST")}
 
 tmp=$(mktemp -d)
 chmod 755 "$tmp"
-server= postgres=
+servers=() ports=() postgres=
 finish() {
-    [ -z "$server" ] || kill "$server" 2>/dev/null || true
+    [ ${#servers[@]} = 0 ] || kill "${servers[@]}" 2>/dev/null || true
     [ -z "$postgres" ] || kill -INT "$postgres" 2>/dev/null || true
     wait 2>/dev/null || true
     rm -rf "$tmp"
@@ -51,39 +55,43 @@ pg_port=$(free_port)
 (cd "$tmp" && exec taskset -c "$LOAD_CPU" "${as_pg[@]}" "$PG_BIN/postgres" -D "$tmp/pg" -p "$pg_port" -k "$tmp/pg" -h 127.0.0.1) >"$tmp/pg.log" 2>&1 &
 postgres=$!
 until_port "$pg_port" "$tmp/pg.log"
-"$PG_BIN/createdb" -h 127.0.0.1 -p "$pg_port" -U studio studio
+export KAIZEN_LOG=warn
+# start NUMBER BINARY: a server with a database and data of its own
+start() {
+    local port ops
+    "$PG_BIN/createdb" -h 127.0.0.1 -p "$pg_port" -U studio "studio$1"
+    port=$(free_port) ops=$(free_port)
+    export KAIZEN_DATABASE_URL=postgres://studio@127.0.0.1:$pg_port/studio$1 KAIZEN_DATA_DIR=$tmp/data$1
+    KAIZEN_LISTEN=127.0.0.1:$port KAIZEN_OPS_LISTEN=127.0.0.1:$ops KAIZEN_EGRESS_ALLOW_PRIVATE=127.0.0.1/32 \
+        taskset -c "$SERVER_CPU" "$2" serve >"$tmp/server$1.log" 2>&1 &
+    servers+=($!) ports+=("$port")
+    until_port "$port" "$tmp/server$1.log"
+    mkdir "$tmp/seed$1"
+    SEED_DIR=$tmp/seed$1 python3 seed.py "$2" "http://127.0.0.1:$port" >&2
+}
+start 0 "$BINARY"
+[ -z "$AGAINST" ] || start 1 "$AGAINST"
+"$PG_BIN/vacuumdb" -qaz -h 127.0.0.1 -p "$pg_port" -U studio
 
-export KAIZEN_DATABASE_URL=postgres://studio@127.0.0.1:$pg_port/studio KAIZEN_DATA_DIR=$tmp/data KAIZEN_LOG=warn
-port=$(free_port) ops=$(free_port)
-KAIZEN_LISTEN=127.0.0.1:$port KAIZEN_OPS_LISTEN=127.0.0.1:$ops KAIZEN_EGRESS_ALLOW_PRIVATE=127.0.0.1/32 \
-    taskset -c "$SERVER_CPU" "$BINARY" serve >"$tmp/server.log" 2>&1 &
-server=$!
-until_port "$port" "$tmp/server.log"
-
-export SEED_DIR=$tmp/seed
-mkdir "$SEED_DIR"
-python3 seed.py "$BINARY" "http://127.0.0.1:$port" >&2
-"$PG_BIN/psql" -qh 127.0.0.1 -p "$pg_port" -U studio studio -c 'VACUUM ANALYZE'
-
-ticks() { awk '{sub(/^.*\) /, ""); print $12 + $13}' "/proc/$server/stat"; }
+ticks() { awk '{sub(/^.*\) /, ""); print $12 + $13}' "/proc/${servers[$1]}/stat"; }
+# once SERVER SECONDS ROUTE: one burst; a line of JSON
 once() {
     local before line requests
-    before=$(ticks)
-    line=$(taskset -c "$LOAD_CPU" wrk -t1 -c"$CONNS" -d"$1s" -s routes.lua "http://127.0.0.1:$port" -- "$2" | grep '^{')
+    before=$(ticks "$1")
+    line=$(SEED_DIR=$tmp/seed$1 taskset -c "$LOAD_CPU" wrk -t1 -c"$CONNS" -d"$2s" -s routes.lua "http://127.0.0.1:${ports[$1]}" -- "$3" | grep '^{')
     requests=$(grep -o '[0-9]*}$' <<<"$line" | tr -d '}')
-    echo "${line%\}},\"cpu_ms\":$(awk "BEGIN {print ($(ticks) - $before) * 10 / $requests}")}"
+    echo "${line%\}},\"server\":$1,\"cpu_ms\":$(awk "BEGIN {print ($(ticks "$1") - $before) * 10 / $requests}")}"
 }
-median='import json, statistics, sys
-runs = [json.loads(line) for line in sys.stdin]
-m = lambda f: statistics.median(r[f] for r in runs)
-print("| %s | %d | %.1f | %.1f | %d | %.3f |" % (sys.argv[1], m("req_s"), m("p50_ms"), m("p99_ms"), m("errors"), m("cpu_ms")), end="")'
 echo
-echo "| route | req/s | p50 ms | p99 ms | errors | CPU ms/req | server RSS MiB |"
-echo "|---|---:|---:|---:|---:|---:|---:|"
+echo "| route | binary | req/s | p50 ms | p99 ms | errors | CPU ms/req | server RSS MiB |"
+echo "|---|---|---:|---:|---:|---:|---:|---:|"
 for route in $ROUTES; do
-    once 2 "$route" >/dev/null
-    for _ in $(seq "$RUNS"); do once "$SECS" "$route"; done | python3 -c "$median" "$route"
-    awk '/VmRSS/ {printf " %.0f |\n", $2 / 1024}' "/proc/$server/status"
+    for server in "${!servers[@]}"; do once "$server" 2 "$route" >/dev/null; done
+    # Each pair in the other order, so that whoever comes second has no advantage.
+    for run in $(seq "$RUNS"); do
+        for i in "${!servers[@]}"; do once $(((i + run) % ${#servers[@]})) "$SECS" "$route"; done
+    done | python3 report.py "$route" "${servers[@]}"
 done
 echo
-echo "machine: $(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs), $(nproc) CPUs; $("$PG_BIN/postgres" --version); $("$BINARY" --version)"
+echo "machine: $(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs), $(nproc) CPUs; $("$PG_BIN/postgres" --version)"
+for binary in "$BINARY" ${AGAINST:+"$AGAINST"}; do echo "$binary: $("$binary" --version)"; done
