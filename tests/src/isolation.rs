@@ -15,16 +15,16 @@ on_both!(
 );
 
 /// One operation of the document.
-struct Operation {
-    method: Method,
-    path: String,
-    body: Option<Value>,
+pub struct Operation {
+    pub method: Method,
+    pub path: String,
+    pub body: Option<Value>,
 }
 
 /// Routes that are there for people who are not signed in, and the socket, which says so by its close code.
-const PUBLIC: &[&str] = &["/auth/sso/", "/api/v1/auth/", "/.well-known/", "/ws/"];
+pub const PUBLIC: &[&str] = &["/auth/sso/", "/api/v1/auth/", "/.well-known/", "/ws/"];
 
-async fn operations(client: &Client) -> Vec<Operation> {
+pub async fn operations(client: &Client) -> Vec<Operation> {
     let document = client.get("/api/openapi.json").await.ok(200);
     let mut all = Vec::new();
     for (path, item) in document["paths"].as_object().expect("paths") {
@@ -76,7 +76,7 @@ fn sample(document: &Value, schema: &Value) -> Value {
 }
 
 /// One of everything, by the part of the path that comes before its id.
-async fn one_of_everything(tenant: &Tenant, gateway: &Gateway) -> BTreeMap<&'static str, String> {
+pub async fn one_of_everything(tenant: &Tenant, gateway: &Gateway) -> BTreeMap<&'static str, String> {
     let owner = &tenant.owner;
     let workspace = tenant.workspace("first").await;
     let member = tenant.stranger("member").await;
@@ -109,7 +109,7 @@ async fn one_of_everything(tenant: &Tenant, gateway: &Gateway) -> BTreeMap<&'sta
 }
 
 /// The path with this tenant's ids in it; `None` if it takes none.
-fn aimed(path: &str, ids: &BTreeMap<&'static str, String>) -> Option<String> {
+pub fn aimed(path: &str, ids: &BTreeMap<&'static str, String>) -> Option<String> {
     let mut parts: Vec<String> = Vec::new();
     let mut filled = false;
     for part in path.split('/') {

@@ -57,6 +57,7 @@ mod providers;
 mod proxies;
 mod quotas;
 mod removal;
+mod requests;
 mod resources;
 mod roles;
 mod rotation;

@@ -14,7 +14,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     extract::{Caller, SmallInput},
-    problem::{Problem, ProblemType, Result, request_id},
+    problem::{Problem, ProblemType, Result},
 };
 use crate::{
     app::App,
@@ -215,7 +215,7 @@ pub fn session_cookie(signed_in: &SignedIn) -> Option<HeaderValue> {
 /// Ends the session whose cookie the browser held until now: the new one takes its place.
 pub async fn replace_session(app: &App, headers: &HeaderMap, signed_in: &SignedIn) {
     let held = cookie(headers, SESSION_COOKIE);
-    match app.identity.replace((&app.store, &app.clock), held, signed_in, &request_id()).await {
+    match app.identity.replace((&app.store, &app.clock), held, signed_in).await {
         Ok(None) => {}
         Ok(Some(organization)) => {
             app.bus.publish(Hint::Access { organization });
@@ -238,7 +238,6 @@ async fn login(
     SmallInput(input): SmallInput<Login>,
 ) -> Result<Response> {
     let Trying { visitor, devices } = trying;
-    let request_id = request_id();
     let attempt = Attempt {
         email: &input.email,
         password: &input.password,
@@ -246,7 +245,6 @@ async fn login(
         client: visitor.client,
         devices: &devices,
         user_agent: &visitor.user_agent,
-        request_id: &request_id,
     };
     let signed_in = app.identity.login(&app.store, &app.clock, attempt).await.inspect_err(|error| {
         if let LoginError::Credentials(told) = error {
@@ -270,7 +268,7 @@ async fn login(
     request_body = Refresh, responses((status = OK, body = Tokens)))]
 async fn refresh(State(app): State<App>, SmallInput(input): SmallInput<Refresh>) -> Result<Response> {
     let refused = || Problem::new(ProblemType::Credentials, "The refresh token is not valid any more: sign in again.");
-    match app.identity.refresh(&app.store, &app.clock, &input.refresh_token, &request_id()).await? {
+    match app.identity.refresh(&app.store, &app.clock, &input.refresh_token).await? {
         Refreshed::Tokens(signed_in) => Ok(answer(&signed_in)),
         Refreshed::Refused => Err(refused()),
         Refreshed::Limited(wait) => Err(limited(wait)),
@@ -289,7 +287,7 @@ async fn refresh(State(app): State<App>, SmallInput(input): SmallInput<Refresh>)
 async fn logout(State(app): State<App>, Caller(caller): Caller) -> Result<Response> {
     if let Some(session) = caller.session_id {
         let of = (caller.organization_id, caller.user_id, session);
-        app.identity.sign_out(&app.store, &app.clock, of, &request_id()).await?;
+        app.identity.sign_out(&app.store, &app.clock, of).await?;
         app.bus.publish(Hint::Access { organization: caller.organization_id });
         app.bus.publish(Hint::Audit { organization: caller.organization_id });
     }

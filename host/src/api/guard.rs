@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::problem::{Problem, ProblemType, Result, client_request_id, request_id};
+use super::problem::{Problem, ProblemType, Result};
 use crate::{
     app::App,
     audit::{
@@ -55,7 +55,7 @@ impl App {
             kind,
             target: format!("{kind}/{}", on.id),
         };
-        Ok(denials::record(self, denial, json!({ "request_id": request_id(), "decision": decision })).await?)
+        Ok(denials::record(self, denial, json!({ "decision": decision })).await?)
     }
 }
 
@@ -83,17 +83,13 @@ pub async fn change(
     target: String,
     details: Value,
 ) -> Result<()> {
-    let mut details = json!({ "request_id": request_id(), "changes": details });
-    if let (Some(id), Some(details)) = (client_request_id(), details.as_object_mut()) {
-        details.insert("client_request_id".into(), id.into());
-    }
     let event = Record {
         organization_id: caller.organization_id,
         actor: actor(caller),
         action: action.as_str(),
         target,
         outcome: Outcome::Success,
-        details,
+        details: json!({ "changes": details }),
     };
     audit::record(&mut tx, &app.clock, event).await?;
     tx.commit().await?;

@@ -19,10 +19,10 @@ use tracing::{Instrument, field};
 use uuid::Uuid;
 
 use super::{
-    problem::{CLIENT_REQUEST_ID, Problem, ProblemType, REQUEST_ID},
+    problem::{Problem, ProblemType},
     requests::Requests,
 };
-use crate::{app::App, config::Config, domain::client::Client};
+use crate::{app::App, config::Config, domain::client::Client, request_id::RequestIds};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -82,7 +82,7 @@ pub async fn outermost(State(outermost): State<Outermost>, request: Request, nex
             }
         }
     };
-    let scoped = REQUEST_ID.scope(id.clone(), CLIENT_REQUEST_ID.scope(client_id, answer));
+    let scoped = RequestIds { id: id.clone(), client_id }.scope(answer);
     let mut response = scoped.instrument(span.clone()).await;
     let status = response.status();
     let took = begun.elapsed();

@@ -17,7 +17,7 @@ use super::{
     guard::{actor, change},
     idempotency::{Claimed, Once},
     page::{Listed, Page, cursor},
-    problem::{Fault, Problem, ProblemType, Result, request_id},
+    problem::{Fault, Problem, ProblemType, Result},
 };
 use crate::{
     app::App,
@@ -122,7 +122,6 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
         password: owner.password.as_ref(),
         platform_administrator: false,
         actor: &actor(&caller),
-        request_id: &request_id(),
     };
     let hash = organization::prepare(&app.identity.passwords, &app.clock, &new).await?;
     let mut tx = app.store.begin().await?;

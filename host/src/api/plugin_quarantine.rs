@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
@@ -19,7 +19,7 @@ use super::{
     guard::actor,
     plugin_changes::begin,
     plugins::{PluginView, named, require},
-    problem::{Fault, Problem, Result, request_id},
+    problem::{Fault, Problem, Result},
 };
 use crate::{
     app::App,
@@ -146,7 +146,6 @@ async fn finish(
         let mut details = json!({ "changes": changes, "connections": own.iter().take(NAMED).collect::<Vec<_>>() });
         let by_caller = *organization == caller.organization_id;
         if let (true, Some(details)) = (by_caller, details.as_object_mut()) {
-            details.insert("request_id".into(), Value::from(request_id()));
             details.insert("organizations".into(), organizations.len().into());
         }
         // By whom is the operator's matter.

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::auth::Choice;
 pub use crate::domain::fault::Fault;
-use crate::{identity::AuthError, store::StoreError};
+use crate::{identity::AuthError, request_id::request_id, store::StoreError};
 
 /// The body of every error: `application/problem+json`.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -226,23 +226,6 @@ impl From<AuthError> for Problem {
             ),
         }
     }
-}
-
-tokio::task_local! {
-    /// The id of the request being answered; set by the middleware.
-    pub static REQUEST_ID: String;
-    /// What its client calls it; set by the middleware too.
-    pub static CLIENT_REQUEST_ID: Option<String>;
-}
-
-/// The client's own name of the request being answered, if it gave one.
-pub fn client_request_id() -> Option<String> {
-    CLIENT_REQUEST_ID.try_with(Clone::clone).unwrap_or_default()
-}
-
-/// The id of the request being answered, for the log, the problem and the audit event.
-pub fn request_id() -> String {
-    REQUEST_ID.try_with(Clone::clone).unwrap_or_default()
 }
 
 impl IntoResponse for Problem {

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{
     auth::{Visitor, replace_session, session_cookie},
     extract::Parameters,
-    problem::{self, Problem, request_id},
+    problem::{self, Problem},
 };
 use crate::{
     app::App,
@@ -30,6 +30,7 @@ use crate::{
         throttle::Anonymous,
     },
     plugins::PluginError,
+    request_id::request_id,
     store::{StoreError, sso as stored},
 };
 
@@ -69,8 +70,7 @@ async fn begin(
     app.identity.admit(Anonymous::Lookup, visitor.client).map_err(Page::limited)?;
     let redirect_uri = redirect_uri(&app)?;
     let held = cookie(&headers, SSO_COOKIE);
-    let (desk, request_id) = (desk(&app, &redirect_uri), request_id());
-    let visit = visit(&visitor, &request_id);
+    let (desk, visit) = (desk(&app, &redirect_uri), visit(&visitor));
     let begun = app.identity.begin_sso(&desk, connection, return_to.as_deref(), held, &visit).await;
     let begun = begun.map_err(|failed| failed_page(&app, failed))?;
     let cookie = set_cookie(SSO_COOKIE, &begun.cookie, sso::LIFETIME.num_seconds());
@@ -110,9 +110,9 @@ async fn finish(State(app): State<App>, visitor: Visitor, uri: Uri, headers: Hea
         description: answer.error_description.as_deref(),
         iss: answer.iss.as_deref(),
     };
-    let (redirect_uri, request_id) = (redirect_uri(&app)?, request_id());
+    let redirect_uri = redirect_uri(&app)?;
     let held = cookie(&headers, SSO_COOKIE);
-    let visit = visit(&visitor, &request_id);
+    let visit = visit(&visitor);
     let finished = app.identity.finish_sso(&desk(&app, &redirect_uri), &callback, held, &visit).await;
     let (signed_in, return_to) = finished.map_err(|failed| failed_page(&app, failed))?;
     replace_session(&app, &headers, &signed_in).await;
@@ -125,8 +125,8 @@ async fn finish(State(app): State<App>, visitor: Visitor, uri: Uri, headers: Hea
     Ok(response)
 }
 
-fn visit<'a>(visitor: &'a Visitor, request_id: &'a str) -> Visit<'a> {
-    Visit { client: visitor.client, user_agent: &visitor.user_agent, request_id }
+fn visit(visitor: &Visitor) -> Visit<'_> {
+    Visit { client: visitor.client, user_agent: &visitor.user_agent }
 }
 
 /// The page of a sign-in that failed; who follows the audit trail hears of it.

@@ -23,6 +23,7 @@ use crate::{
     clock::{self, Clock},
     config::limits::ServerLimits,
     domain::{audit::Outcome, id::OrganizationId},
+    request_id,
     store::{Store, StoreError},
 };
 
@@ -194,7 +195,9 @@ impl Denials {
     /// # Errors
     /// As the database says.
     pub async fn record(&self, trail: Trail<'_>, denial: Denial, details: Value) -> Result<(), StoreError> {
-        let (details, now) = (shortened(details), trail.clock.now());
+        let (mut details, now) = (shortened(details), trail.clock.now());
+        // Repeats are written down after their requests were answered.
+        request_id::put_into(&mut details);
         let Some(key) = self.count(&denial, &details, now) else { return Ok(()) };
         // Whoever asked may go away while it is written.
         let unrecorded = scopeguard::guard((), |()| self.not_recorded(&key, 1, now));
@@ -286,7 +289,7 @@ async fn write_counted(app: &App, all: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::fixture::Database;
+    use crate::{request_id::RequestIds, store::fixture::Database};
 
     fn denials(per_person: usize, per_organization: usize) -> Denials {
         let limits = ServerLimits {
@@ -398,6 +401,20 @@ mod tests {
         assert!(request.await.unwrap_err().is_cancelled());
         assert_eq!(counted(denials.due(at(60), false)), 1);
         drop(held);
+    }
+
+    #[tokio::test]
+    async fn repeats_name_the_request_of_the_last_one() {
+        let database = Database::sqlite().await;
+        let (denials, one) = (denials(20, 500), denial(1, 1, 1));
+        assert!(denials.count(&one, &json!({}), at(0)).is_some());
+        let (clock, bus) = (Clock::fixed(at(1), 7), Bus::local());
+        let trail = Trail { store: &database.store, clock: &clock, bus: &bus };
+        let ids = RequestIds { id: "r2".to_owned(), client_id: Some("mine".to_owned()) };
+        ids.scope(denials.record(trail, one, json!({ "decision": {} }))).await.unwrap();
+        let due = denials.due(at(60), false);
+        let [(_, fold)] = due.as_slice() else { panic!("{due:?}") };
+        assert_eq!(fold.details, json!({ "decision": {}, "request_id": "r2", "client_request_id": "mine" }));
     }
 
     #[test]

@@ -15,8 +15,12 @@ use crate::{
         audit::{Event, Outcome, chain_hash},
         id::OrganizationId,
     },
+    request_id,
     store::{self, StoreError, Tx},
 };
+
+/// The actor of what nobody asked for.
+const SYSTEM: &str = "system";
 
 /// What is to be recorded.
 pub struct Record<'a> {
@@ -30,17 +34,22 @@ pub struct Record<'a> {
     pub target: String,
     /// How it ended.
     pub outcome: Outcome,
-    /// Request id, changes, deciding policies. Never a secret.
+    /// Changes, deciding policies. Never a secret. [`record`] puts in the ids of the request that is being answered.
     pub details: Value,
 }
 
-/// Appends to the organization's chain within the transaction of the change itself.
+/// Appends to the organization's chain within the transaction of the change itself. The details get the ids of the request that is
+/// being answered, unless the actor is `system`: what somebody's request does to other organizations is told without a trace of
+/// who asked for it.
 ///
 /// Takes the chain's lock: call it last, right before the commit.
 ///
 /// # Errors
 /// As the database says; the change must then not be committed.
-pub async fn record(tx: &mut Tx, clock: &Clock, record: Record<'_>) -> Result<Event, StoreError> {
+pub async fn record(tx: &mut Tx, clock: &Clock, mut record: Record<'_>) -> Result<Event, StoreError> {
+    if record.actor != SYSTEM {
+        request_id::put_into(&mut record.details);
+    }
     let mut event = Event {
         id: clock.id(),
         organization_id: record.organization_id,
@@ -90,7 +99,7 @@ pub async fn record_for_operators(
     for organization_id in &operators {
         let event = Record {
             organization_id: *organization_id,
-            actor: "system".to_owned(),
+            actor: SYSTEM.to_owned(),
             action,
             target: target.to_owned(),
             outcome: Outcome::Success,

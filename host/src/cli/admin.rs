@@ -121,7 +121,6 @@ impl CreateOrganization {
             password: Some(password),
             platform_administrator: self.platform_administrator,
             actor: "system",
-            request_id: "",
         };
         let (organization, user_id) = create_organization(store, clock, passwords, &new).await?;
         Ok(json!({ "organization_id": organization.id, "user_id": user_id }))

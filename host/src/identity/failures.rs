@@ -35,15 +35,12 @@ pub struct Visit<'a> {
     pub client: Client,
     /// As the browser names itself.
     pub user_agent: &'a str,
-    /// The request's.
-    pub request_id: &'a str,
 }
 
 impl Visit<'_> {
     /// What an audit event tells of it.
     pub fn details(&self, method: Method) -> Value {
         json!({
-            "request_id": self.request_id,
             "method": method.as_str(),
             "client": self.client.address,
             "user_agent": super::session::cut(self.user_agent),

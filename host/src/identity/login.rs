@@ -47,8 +47,6 @@ pub struct Attempt<'a> {
     pub devices: &'a [Device],
     /// As the browser names itself.
     pub user_agent: &'a str,
-    /// The request's.
-    pub request_id: &'a str,
 }
 
 /// Why somebody was not signed in.
@@ -73,7 +71,7 @@ pub enum LoginError {
 
 impl Attempt<'_> {
     fn visit(&self) -> Visit<'_> {
-        Visit { client: self.client, user_agent: self.user_agent, request_id: self.request_id }
+        Visit { client: self.client, user_agent: self.user_agent }
     }
 }
 
@@ -108,7 +106,7 @@ impl Identity {
         failures::count(Method::Password, outcome);
         // Not the address: people type their password there. Nor who is limited: as often as they like.
         if result.as_ref().is_err_and(|error| !matches!(error, LoginError::Limited(_))) {
-            tracing::info!(code = outcome, client = %attempt.client.address, request_id = attempt.request_id, "sign-in by password failed");
+            tracing::info!(code = outcome, client = %attempt.client.address, "sign-in by password failed");
         }
         result
     }

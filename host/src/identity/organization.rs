@@ -38,8 +38,6 @@ pub struct NewOrganization<'a> {
     pub platform_administrator: bool,
     /// Who asks: `system` for the command line.
     pub actor: &'a str,
-    /// The request's, if there is one.
-    pub request_id: &'a str,
 }
 
 /// Why it was not made.
@@ -147,7 +145,6 @@ pub async fn create(
         target: format!("organization/{organization_id}"),
         outcome: Outcome::Success,
         details: json!({
-            "request_id": new.request_id,
             "changes": { "after": organization, "owner": user, "workspace": workspace },
         }),
     };

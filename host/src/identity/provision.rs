@@ -154,7 +154,6 @@ pub async fn user(
     clock: &Clock,
     (connection, vouched): (&Connection, &Vouched),
     most: Quotas,
-    request_id: &str,
 ) -> Result<UserId, Error> {
     let Vouched { issuer, identity, default_role } = vouched;
     if !subject_fits(&identity.subject) {
@@ -168,7 +167,7 @@ pub async fn user(
             Err(StoreError::Stale) => return Err(Refusal::Unlinked(id).into()),
             kept => kept?,
         }
-        refresh(tx, clock, connection, found, identity, request_id).await?;
+        refresh(tx, clock, connection, found, identity).await?;
         return Ok(id);
     }
     let email = identity.email.as_deref().filter(|_| identity.email_verified).ok_or(Refusal::Unverified)?;
@@ -188,9 +187,9 @@ pub async fn user(
             if !linked.is_empty() {
                 return Err(Refusal::AnotherSubject { user: id, subject: identity.subject.clone(), linked }.into());
             }
-            refresh(tx, clock, connection, found, identity, request_id).await?;
+            refresh(tx, clock, connection, found, identity).await?;
             let changes = json!({ "issuer": issuer, "subject": identity.subject });
-            note(tx, clock, connection, id, "user.link", changes, request_id).await?;
+            note(tx, clock, connection, id, "user.link", changes).await?;
             id
         }
         None => {
@@ -202,7 +201,7 @@ pub async fn user(
             if users >= most.users || i64::try_from(roles.len()).is_ok_and(|roles| roles > most.memberships_per_user) {
                 return Err(Refusal::Full.into());
             }
-            newcomer(tx, clock, connection, identity, &email, &roles, request_id).await?
+            newcomer(tx, clock, connection, identity, &email, &roles).await?
         }
     };
     let link = Identity {
@@ -256,7 +255,6 @@ async fn newcomer(
     identity: &ProviderIdentity,
     email: &Email,
     roles: &BTreeSet<Role>,
-    request_id: &str,
 ) -> Result<UserId, StoreError> {
     let (organization_id, now) = (connection.organization_id, clock.now());
     let user = User {
@@ -286,7 +284,7 @@ async fn newcomer(
         };
         memberships::insert(tx, &membership).await?;
     }
-    note(tx, clock, connection, user.id, "user.create", json!({ "after": user, "roles": roles }), request_id).await?;
+    note(tx, clock, connection, user.id, "user.create", json!({ "after": user, "roles": roles })).await?;
     Ok(user.id)
 }
 
@@ -297,7 +295,6 @@ async fn refresh(
     connection: &Connection,
     before: User,
     identity: &ProviderIdentity,
-    request_id: &str,
 ) -> Result<(), StoreError> {
     let mut after = before.clone();
     after.attributes.0 = renewed(&before.attributes.0, &identity.attributes);
@@ -306,7 +303,7 @@ async fn refresh(
     }
     after.updated_at = clock.now();
     let after = users::update(tx, &after, None).await?;
-    note(tx, clock, connection, after.id, "user.update", json!({ "before": before, "after": after }), request_id).await
+    note(tx, clock, connection, after.id, "user.update", json!({ "before": before, "after": after })).await
 }
 
 /// What was known of somebody, with what their provider says now. What it names and cannot be kept (`null` among it) does not
@@ -344,7 +341,6 @@ async fn note(
     user: UserId,
     action: &str,
     changes: Value,
-    request_id: &str,
 ) -> Result<(), StoreError> {
     let event = Record {
         organization_id: connection.organization_id,
@@ -352,7 +348,7 @@ async fn note(
         action,
         target: format!("user/{user}"),
         outcome: Outcome::Success,
-        details: json!({ "request_id": request_id, "changes": changes }),
+        details: json!({ "changes": changes }),
     };
     audit::record(tx, clock, event).await.map(drop)
 }

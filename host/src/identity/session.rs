@@ -165,7 +165,6 @@ impl Identity {
         store: &Store,
         clock: &Clock,
         presented: &SecretString,
-        request_id: &str,
     ) -> Result<Refreshed, super::IssueError> {
         let Some(presented) = Opaque::parse(REFRESH_PREFIX, presented.expose_secret()) else {
             return Ok(Refreshed::Refused);
@@ -211,7 +210,7 @@ impl Identity {
                     action: "auth.refresh",
                     target: format!("session/{session_id}"),
                     outcome: Outcome::Denied,
-                    details: json!({ "request_id": request_id, "reason": "a refresh token was used again; the session was ended" }),
+                    details: json!({ "reason": "a refresh token was used again; the session was ended" }),
                 };
                 audit::record(&mut tx, clock, event).await?;
                 tx.commit().await?;
@@ -243,7 +242,6 @@ impl Identity {
         (store, clock): (&Store, &Clock),
         cookie: Option<&str>,
         by: &SignedIn,
-        request_id: &str,
     ) -> Result<Option<OrganizationId>, StoreError> {
         let Some(cookie) = cookie.and_then(|cookie| Opaque::parse("", cookie)) else { return Ok(None) };
         let mut tx = store.begin().await?;
@@ -257,7 +255,6 @@ impl Identity {
             target: format!("session/{}", old.session),
             outcome: Outcome::Success,
             details: json!({
-                "request_id": request_id,
                 "reason": "the browser signed in anew",
                 // Of another organization's sessions nothing is told.
                 "replaced_by": (old.organization == by.organization_id).then_some(by.session_id),
@@ -277,7 +274,6 @@ impl Identity {
         store: &Store,
         clock: &Clock,
         (organization_id, user_id, session_id): (OrganizationId, UserId, SessionId),
-        request_id: &str,
     ) -> Result<bool, StoreError> {
         let mut tx = store.begin().await?;
         if !sessions::revoke(&mut tx, organization_id, session_id, clock.now()).await? {
@@ -289,7 +285,7 @@ impl Identity {
             action: "auth.logout",
             target: format!("session/{session_id}"),
             outcome: Outcome::Success,
-            details: json!({ "request_id": request_id }),
+            details: json!({}),
         };
         audit::record(&mut tx, clock, event).await?;
         tx.commit().await?;

@@ -387,7 +387,7 @@ impl Identity {
         let mut again = true;
         let session = loop {
             let mut tx = desk.store.begin().await?;
-            match provision::user(&mut tx, desk.clock, (&connection, &answered), self.quotas, visit.request_id).await {
+            match provision::user(&mut tx, desk.clock, (&connection, &answered), self.quotas).await {
                 Ok(user) => {
                     let session = self.begin(&mut tx, desk.clock, (connection.organization_id, user), &how).await?;
                     tx.commit().await?;

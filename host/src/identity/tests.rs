@@ -79,8 +79,8 @@ async fn what_is_revoked_is_felt_by_the_next_request() {
         let (first, second) = (one.access_token.expose_secret(), two.access_token.expose_secret());
         let principal = fixture.bearer(second).await.unwrap();
         let of = (fixture.organization, fixture.user, one.session_id);
-        assert!(fixture.identity.sign_out(&fixture.store, &fixture.clock, of, "r").await.unwrap());
-        assert!(!fixture.identity.sign_out(&fixture.store, &fixture.clock, of, "r").await.unwrap(), "once");
+        assert!(fixture.identity.sign_out(&fixture.store, &fixture.clock, of).await.unwrap());
+        assert!(!fixture.identity.sign_out(&fixture.store, &fixture.clock, of).await.unwrap(), "once");
         assert!(refused(fixture.bearer(first).await));
 
         let mut tx = fixture.store.begin().await.unwrap();
@@ -126,7 +126,6 @@ async fn failures_are_told_only_where_the_person_was_seen_before() {
             password: Some(&password),
             platform_administrator: false,
             actor: "system",
-            request_id: "",
         };
         let (store, clock) = (&fixture.store, &fixture.clock);
         let made = create_organization(store, clock, &fixture.identity.passwords, &new).await;
@@ -204,7 +203,6 @@ async fn an_address_of_several_organizations_chooses() {
             password: Some(&password),
             platform_administrator: false,
             actor: "system",
-            request_id: "",
         };
         let made = create_organization(&fixture.store, &fixture.clock, &fixture.identity.passwords, &new).await;
         let (beta, _) = made.unwrap();
@@ -218,7 +216,6 @@ async fn an_address_of_several_organizations_chooses() {
             client: Client::UNKNOWN,
             devices: &[],
             user_agent: "",
-            request_id: "",
         };
         let signed_in = fixture.identity.login(&fixture.store, &fixture.clock, attempt).await.unwrap();
         assert_eq!(signed_in.organization_id, beta.id);
@@ -238,7 +235,6 @@ async fn nobodys_place_to_sign_in_is_pushed_out_by_others() {
             password: None,
             platform_administrator: false,
             actor: "system",
-            request_id: "",
         };
         let made = create_organization(store, clock, &fixture.identity.passwords, &new).await;
         let (nosy, nosy_owner) = made.unwrap();

@@ -14,6 +14,8 @@ pub struct Client {
     pub http: reqwest::Client,
     pub base: String,
     pub token: Option<String>,
+    /// What each of its requests is called: `X-Request-Id`.
+    pub request_id: Option<String>,
 }
 
 /// An answer, read to its end.
@@ -38,7 +40,7 @@ impl Client {
             .timeout(Duration::from_secs(60))
             .build()
             .expect("a client");
-        Self { http, base: base.to_owned(), token: None }
+        Self { http, base: base.to_owned(), token: None, request_id: None }
     }
 
     /// Nobody, coming from this address of the machine's own network (127.0.0.0/8), over a new connection each time.
@@ -51,7 +53,7 @@ impl Client {
             .pool_max_idle_per_host(0)
             .build()
             .expect("a client");
-        Self { http, base: base.to_owned(), token: None }
+        Self { http, base: base.to_owned(), token: None, request_id: None }
     }
 
     /// The same caller at another server.
@@ -62,6 +64,11 @@ impl Client {
     /// The same address, with this token.
     pub fn bearing(&self, token: &str) -> Self {
         Self { token: Some(token.to_owned()), ..self.clone() }
+    }
+
+    /// The same caller, who gives each request this name.
+    pub fn calling_requests(&self, name: &str) -> Self {
+        Self { request_id: Some(name.to_owned()), ..self.clone() }
     }
 
     /// Signs in by password; returns the client that is signed in.
@@ -75,6 +82,9 @@ impl Client {
         let mut request = self.http.request(method, format!("{}{path}", self.base));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
+        }
+        if let Some(name) = &self.request_id {
+            request = request.header("x-request-id", name);
         }
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -120,6 +130,9 @@ impl Client {
         request = request.header(CONTENT_TYPE, format!("multipart/form-data; boundary={BOUNDARY}"));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
+        }
+        if let Some(name) = &self.request_id {
+            request = request.header("x-request-id", name);
         }
         for (name, value) in headers {
             request = request.header(*name, *value);

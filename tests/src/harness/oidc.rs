@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, process::Stdio};
 
-use reqwest::{Method, Url};
+use reqwest::{Method, Url, header::HeaderMap};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -85,8 +85,14 @@ pub struct Page {
 
 impl Browser {
     pub fn new() -> Self {
+        Self::sending(HeaderMap::new())
+    }
+
+    /// One that sends these headers with each request.
+    pub fn sending(headers: HeaderMap) -> Self {
         let http = reqwest::Client::builder()
             .no_proxy()
+            .default_headers(headers)
             .cookie_store(true)
             .redirect(reqwest::redirect::Policy::none())
             .timeout(std::time::Duration::from_secs(30))

@@ -87,7 +87,6 @@ impl Story<'_> {
             password: Some(&SecretString::from(owner.password.clone())),
             platform_administrator: false,
             actor: "system",
-            request_id: "",
         };
         create_organization(store, clock, passwords, &new).await.context("creating the organization")?;
         let ada =

@@ -65,7 +65,6 @@ impl Fixture {
                 password: Some(&password),
                 platform_administrator: false,
                 actor: "system",
-                request_id: "",
             };
             create_organization(&store, &clock, &identity.passwords, &new).await.unwrap()
         };
@@ -81,7 +80,6 @@ impl Fixture {
             client: Client::UNKNOWN,
             devices: &[],
             user_agent: "test",
-            request_id: "r",
         };
         self.identity.login(&self.store, &self.clock, attempt).await
     }
@@ -99,7 +97,7 @@ impl Fixture {
     }
 
     pub(super) async fn refresh(&self, token: &SecretString) -> Refreshed {
-        self.identity.refresh(&self.store, &self.clock, token, "r").await.unwrap()
+        self.identity.refresh(&self.store, &self.clock, token).await.unwrap()
     }
 
     pub(super) async fn actions(&self) -> Vec<String> {
