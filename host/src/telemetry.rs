@@ -33,7 +33,9 @@ const SIZES: &[f64] = &[
 /// If a subscriber is installed already.
 pub fn logs(config: &Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&config.log)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log that cannot be written, because its disk is full or its reader gone, would be told on standard error: that panics there.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let json = config.log_json.unwrap_or(!std::io::stderr().is_terminal());
     let installed = if json {
         builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()

@@ -1,15 +1,23 @@
 //! The database in trouble, and what must not trouble it.
 
-use futures::future::join_all;
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use reqwest::Method;
 use serde_json::json;
 
 use crate::{
-    harness::{Answer, Backend, Client, Database, Direct, Gateway, PASSWORD, Proxy, Setup, World, eventually, id},
+    harness::{
+        Answer, Backend, Client, Database, Direct, Gateway, PASSWORD, Proxy, Server, Setup, World, eventually, id,
+    },
     identities::Company,
+    sso_failures::metric,
 };
 
-on_both!(refused_deployments_do_not_keep_others_from_reading, characters_that_a_database_refuses_are_refused_before);
+on_both!(
+    refused_deployments_do_not_keep_others_from_reading,
+    characters_that_a_database_refuses_are_refused_before,
+    a_full_disk_is_told_and_room_is_used_at_once,
+    a_defect_in_looking_callers_up_is_not_told_as_a_database_that_is_away,
+);
 
 async fn refused_deployments_do_not_keep_others_from_reading(backend: Backend) {
     let world = World::start(backend).await;
@@ -92,6 +100,10 @@ async fn a_database_that_becomes_read_only_is_told_and_comes_back() {
     login.problem(503, "unavailable");
     let (_, page) = company.sign_in().await;
     assert!(page.status == 503 && page.text.contains("takes no changes"), "{page:?}");
+    for method in ["password", "sso"] {
+        let counted = metric(world, &format!("method=\"{method}\" outcome=\"database_unwritable\"")).await;
+        assert!(counted, "a sign-in by {method} is counted under its code");
+    }
     let http = reqwest::Client::builder().no_proxy().build().expect("a client");
     let ready = async || {
         let answer = http.get(format!("{}/readyz", world.server.ops)).send().await.expect("an answer");
@@ -107,6 +119,109 @@ async fn a_database_that_becomes_read_only_is_told_and_comes_back() {
     make_writable(&mut direct).await;
     eventually("it is ready again", || async { (ready().await.0 == 200).then_some(()) }).await;
     owner.request(Method::POST, "/api/v1/workspaces", Some(json!({ "name": "first" })), &[]).await.ok(201);
+}
+
+/// Whether the server, which was started with `SIGXFSZ` ignored, finds no room for what it writes: not for its log either.
+fn fill(server: &Server, full: bool) {
+    let soft = if full { "--fsize=0:" } else { "--fsize=unlimited:" };
+    let done = std::process::Command::new("prlimit").args(["--pid", &server.pid().to_string(), soft]).status();
+    assert!(done.expect("`prlimit` is needed, of util-linux").success());
+}
+
+async fn a_full_disk_is_told_and_room_is_used_at_once(backend: Backend) {
+    let world = World::with(Setup::new(backend).await.run_by(&["env", "--ignore-signal=XFSZ"])).await;
+    let owner = world.tenant("acme").await.owner;
+    let mut direct = world.setup.database.direct().await;
+    match backend {
+        Backend::Sqlite => fill(&world.server, true),
+        // As PostgreSQL says it: its own disk is not this test's.
+        Backend::Postgres => {
+            let full = "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                            RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = 'disk_full';
+                        END $$;
+                        CREATE TRIGGER full_disk BEFORE INSERT ON audit_events EXECUTE FUNCTION full_disk();
+                        CREATE TRIGGER full_disk BEFORE INSERT OR UPDATE ON write_probe EXECUTE FUNCTION full_disk();";
+            direct.execute(full).await;
+        }
+    }
+    let login = json!({ "email": owner.email, "password": PASSWORD });
+    let workspace = json!({ "name": "first" });
+    let nobody = world.client();
+    for refused in [
+        owner.post("/api/v1/workspaces", workspace.clone()).await,
+        owner.patch(&format!("/api/v1/users/{}", owner.id), json!({ "name": "Ada" })).await,
+        nobody.post("/api/v1/auth/login", login.clone()).await,
+    ] {
+        assert_eq!(refused.header("retry-after"), "5", "{refused:?}");
+        let problem = refused.problem(503, "unavailable");
+        assert!(problem["detail"].as_str().expect("text").contains("takes no changes"), "{problem}");
+    }
+    assert!(metric(&world, "method=\"password\" outcome=\"database_unwritable\"").await);
+    assert!(owner.all("/api/v1/workspaces").await.iter().all(|one| one["name"] != "first"), "nothing of it is there");
+    let ops = Client::new(&world.server.ops);
+    let why = "the database's disk is full or cannot be written";
+    eventually("/readyz says why", || async {
+        let ready = ops.get("/readyz").await;
+        (ready.status == 503 && ready.text.contains(why)).then_some(())
+    })
+    .await;
+    if backend == Backend::Postgres {
+        assert_eq!(world.server.log().matches(why).count(), 1, "named once: {}", world.server.log());
+    }
+    match backend {
+        Backend::Sqlite => fill(&world.server, false),
+        Backend::Postgres => drop(direct.execute("DROP FUNCTION full_disk CASCADE").await),
+    }
+    owner.post("/api/v1/workspaces", workspace).await.ok(201);
+    nobody.post("/api/v1/auth/login", login).await.ok(200);
+    eventually("it is ready again", || async { (ops.get("/readyz").await.status == 200).then_some(()) }).await;
+    assert_eq!(owner.get("/api/v1/audit/verify").await.ok(200)["valid"], true);
+}
+
+/// Several requests share a look-up, and its error.
+async fn a_defect_in_looking_callers_up_is_not_told_as_a_database_that_is_away(backend: Backend) {
+    let world = World::start(backend).await;
+    let owner = world.tenant("acme").await.owner;
+    let mut direct = world.setup.database.direct().await;
+    direct.execute("ALTER TABLE sessions RENAME TO sessions_elsewhere").await;
+    for answer in join_all((0..30).map(|_| owner.get("/api/v1/agents"))).await {
+        let problem = answer.problem(500, "internal");
+        assert!(!problem.to_string().contains("sessions"), "internals are not told: {problem}");
+    }
+    direct.execute("ALTER TABLE sessions_elsewhere RENAME TO sessions").await;
+    owner.get("/api/v1/agents").await.ok(200);
+}
+
+#[tokio::test]
+async fn more_requests_of_an_organization_than_may_wait_are_refused_and_no_others() {
+    let setup = Setup::new(Backend::Postgres).await.with("KAIZEN_CALLER_LOOKUPS_PER_ORGANIZATION", "2");
+    let world = World::with(setup.with("KAIZEN_CALLER_LOOKUP_SECONDS", "60")).await;
+    let (tenant, other) = (world.tenant("acme").await, world.tenant("globex").await);
+    let mut direct = world.setup.database.direct().await;
+    // No look-up ends.
+    direct.execute("BEGIN; LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE").await;
+    let refused = |answer: Answer| {
+        assert_eq!(answer.header("retry-after"), "1", "{answer:?}");
+        let problem = answer.problem(503, "unavailable");
+        assert!(problem["detail"].as_str().expect("text").contains("of your organization wait"), "{problem}");
+    };
+    let mut asked: FuturesUnordered<_> = (0..40).map(|_| tenant.owner.get("/api/v1/agents")).collect();
+    let flood = async {
+        // Two wait, and at most two are in each of the two look-ups.
+        for _ in 0..34 {
+            refused(asked.next().await.expect("an answer"));
+        }
+        direct.execute("COMMIT").await;
+        let mut served = 0;
+        while let Some(answer) = asked.next().await {
+            if answer.status == 200 { served += 1 } else { refused(answer) }
+        }
+        served
+    };
+    let (theirs, served) = tokio::join!(other.owner.get("/api/v1/agents"), flood);
+    theirs.ok(200);
+    assert!((3..=6).contains(&served), "{served}");
+    tenant.owner.get("/api/v1/agents").await.ok(200);
 }
 
 #[tokio::test]

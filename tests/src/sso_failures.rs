@@ -20,7 +20,8 @@ on_both!(
     a_new_sign_in_replaces_the_browsers_old_session,
 );
 
-async fn metric(world: &World, labels: &str) -> bool {
+/// Whether sign-ins with these labels were counted.
+pub async fn metric(world: &World, labels: &str) -> bool {
     let text = world.client().at(&world.server.ops).get("/metrics").await.text;
     text.lines().any(|line| line.starts_with("kaizen_sign_ins_total{") && labels.split(' ').all(|l| line.contains(l)))
 }

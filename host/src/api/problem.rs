@@ -248,3 +248,48 @@ impl IntoResponse for Problem {
         response
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use sqlx::migrate::MigrateError;
+
+    use super::*;
+    use crate::store::Unwritable;
+
+    async fn answered(error: StoreError) -> (StatusCode, Option<HeaderValue>, String) {
+        let response = Problem::from(error).into_response();
+        let (status, retry_after) = (response.status(), response.headers().get(header::RETRY_AFTER).cloned());
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, retry_after, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    /// A defect is not told as a database that is away, nor the other way round, however many wait for it.
+    #[tokio::test]
+    async fn an_error_that_several_wait_for_is_answered_like_the_same_one_of_a_single_request() {
+        type Expected = (fn() -> StoreError, u16, Option<&'static str>);
+        let errors: [Expected; 10] = [
+            (|| StoreError::Url("no address".to_owned()), 500, None),
+            (|| StoreError::Duplicate("users_email".to_owned()), 409, None),
+            (|| StoreError::Reference("agents_workspace".to_owned()), 409, None),
+            (|| StoreError::Stale, 412, None),
+            (|| StoreError::Unavailable(sqlx::Error::PoolTimedOut), 503, Some("1")),
+            (|| StoreError::Overloaded, 503, Some("1")),
+            (|| StoreError::Unwritable(Unwritable::DiskFull, sqlx::Error::PoolClosed), 503, Some("5")),
+            (|| StoreError::Newer(7), 500, None),
+            (|| StoreError::Migration(MigrateError::VersionMissing(7)), 500, None),
+            (|| StoreError::Database(sqlx::Error::RowNotFound), 500, None),
+        ];
+        for (error, status, retry_after) in errors {
+            let single = answered(error()).await;
+            let expected = (status, retry_after.map(str::to_owned));
+            let told = single.1.as_ref().map(|value| value.to_str().unwrap().to_owned());
+            assert_eq!((single.0.as_u16(), told), expected, "{}", error());
+            let (one, other) = (Arc::new(error()), error());
+            let held = one.clone();
+            assert_eq!(answered(StoreError::shared(one)).await, single, "{other}");
+            assert_eq!(answered(StoreError::shared(held)).await, single, "{other}: the last of them");
+        }
+    }
+}

@@ -30,6 +30,8 @@ pub const MASTER_KEY: &str = "74657374737465737473746573747374657374737465737473
 pub struct Setup {
     pub database: Database,
     env: BTreeMap<String, String>,
+    /// The command that the binary is run by, with its arguments; none for the binary itself.
+    wrapper: Vec<String>,
     starts: AtomicU32,
     dir: TempDir,
 }
@@ -82,7 +84,7 @@ impl Setup {
     }
 
     fn build(dir: TempDir, database: Database) -> Self {
-        let setup = Self { database, env: BTreeMap::new(), starts: AtomicU32::new(0), dir };
+        let setup = Self { database, env: BTreeMap::new(), wrapper: Vec::new(), starts: AtomicU32::new(0), dir };
         setup.take_compiled();
         let (data, url) = (setup.data_dir().display().to_string(), setup.database.url.clone());
         // The same address after a restart, and the same issuer of tokens on every host.
@@ -126,6 +128,13 @@ impl Setup {
         self
     }
 
+    /// With the binary run by a command that puts itself out of the way, as `env` does.
+    #[must_use]
+    pub fn run_by(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     /// The folder of the test: the server's working folder.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -136,7 +145,15 @@ impl Setup {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(binary());
+        let binary = binary();
+        let mut command = match self.wrapper.split_first() {
+            Some((wrapper, own)) => {
+                let mut command = Command::new(wrapper);
+                command.args(own).arg(binary);
+                command
+            }
+            None => Command::new(binary),
+        };
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("KAIZEN_") {
                 command.env_remove(name);
