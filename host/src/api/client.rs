@@ -228,6 +228,30 @@ mod tests {
     }
 
     #[test]
+    fn hops_beyond_the_bound_are_not_looked_at() {
+        let proxy = |n: usize| format!("10.1.{}.{}", n / 250, n % 250);
+        for (header, name, key) in
+            [(ForwardedBy::XForwardedFor, "x-forwarded-for", ""), (ForwardedBy::Forwarded, "forwarded", "for=")]
+        {
+            // The client, then this many trusted proxies up to the nearest one.
+            let hops = |proxies: usize| {
+                let proxies = (0..proxies).rev().map(|n| format!("{key}{}", proxy(n)));
+                std::iter::once(format!("{key}192.0.2.7")).chain(proxies).collect::<Vec<_>>()
+            };
+            let as_one_line = |proxies| of(header, "10.0.0.1", &[(name, &hops(proxies).join(", "))]);
+            let as_many_lines = |proxies| {
+                let hops = hops(proxies);
+                of(header, "10.0.0.1", &hops.iter().map(|hop| (name, hop.as_str())).collect::<Vec<_>>())
+            };
+            assert_eq!((as_one_line(HOPS - 1), as_many_lines(HOPS - 1)), ("192.0.2.7".into(), "192.0.2.7".into()));
+            // Whoever makes the list longer than that is taken for a proxy of ours: one client, and nobody of their choice.
+            for more in [HOPS, HOPS + 1, 10 * HOPS] {
+                assert_eq!((as_one_line(more), as_many_lines(more)), (proxy(HOPS - 1), proxy(HOPS - 1)), "{more}");
+            }
+        }
+    }
+
+    #[test]
     fn one_way_to_name_the_client_and_no_other() {
         let lines = [("x-forwarded-for", "192.0.2.1"), ("forwarded", "for=192.0.2.2")];
         assert_eq!(of(ForwardedBy::XForwardedFor, "10.0.0.1", &lines), "192.0.2.1");
