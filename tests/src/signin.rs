@@ -6,7 +6,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, jw
 use reqwest::{Method, header::SET_COOKIE};
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Backend, Client, Headers, PASSWORD, Person, Setup, Tenant, World, eventually};
+use crate::harness::{Answer, Backend, Client, Headers, PASSWORD, Person, Setup, Tenant, World, eventually, id};
 
 on_both!(
     a_password_signs_in_and_a_wrong_one_does_not,
@@ -18,6 +18,7 @@ on_both!(
     a_person_who_is_disabled_or_gets_a_new_password_is_out,
     attempts_are_limited,
     nobody_locks_somebody_else_out,
+    an_address_of_more_organizations_than_are_tried_needs_to_name_one,
 );
 
 async fn try_login(client: &Client, email: &str, password: &str) -> Answer {
@@ -335,4 +336,29 @@ async fn what_anybody_may_ask_is_limited_for_each_client() {
     refresh(&from(30), &token).await.problem(429, "rate_limited");
     let other = text(&try_login(&from(33), &tenant.owner.email, PASSWORD).await.ok(200), "refresh_token");
     refresh(&from(30), &other).await.ok(200);
+}
+
+async fn an_address_of_more_organizations_than_are_tried_needs_to_name_one(backend: Backend) {
+    const ANOTHER: &str = "amber window ladder pigeon";
+    let world = World::with(Setup::new(backend).await.with("KAIZEN_SIGN_IN_ORGANIZATIONS", "2")).await;
+    let operator = world.operator().await;
+    let mut organizations = Vec::new();
+    for (name, password) in [("one", PASSWORD), ("two", PASSWORD), ("three", ANOTHER)] {
+        let owner = json!({ "email": "ada@many.test", "password": password });
+        let made = operator.owner.create("/api/v1/organizations", json!({ "name": name, "owner": owner })).await;
+        organizations.push(id(&made));
+    }
+    let client = world.client();
+    let offered = try_login(&client, "ada@many.test", PASSWORD).await.problem(409, "conflict");
+    let offered: Vec<_> = offered["organizations"].as_array().expect("a list").iter().map(id).collect();
+    assert_eq!(offered, organizations[..2], "in the order in which they were made");
+    // Of the newest one nothing is tried: the answer says what to send, to everybody alike.
+    let refused = try_login(&client, "ada@many.test", ANOTHER).await.problem(401, "invalid_credentials");
+    assert!(refused["detail"].as_str().expect("text").contains("`organization_id`"), "{refused}");
+    let nobody = try_login(&client, "nobody@many.test", ANOTHER).await.problem(401, "invalid_credentials");
+    assert_eq!(nobody["detail"], refused["detail"]);
+    let login = json!({ "email": "ada@many.test", "password": ANOTHER, "organization_id": organizations[2] });
+    let tokens = client.post("/api/v1/auth/login", login).await.ok(200);
+    let me = client.bearing(&text(&tokens, "access_token")).get("/api/v1/auth/me").await.ok(200);
+    assert_eq!(me["organization"]["id"], organizations[2]);
 }
