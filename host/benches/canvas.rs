@@ -12,7 +12,7 @@ use kaizen::{
     },
     clock::Clock,
     domain::{
-        canvas::Op,
+        canvas::{Limits, Op},
         id::{AgentId, CanvasId, OrganizationId, UserId},
     },
     on,
@@ -89,7 +89,7 @@ fn canvas(c: &mut Criterion) {
     let seeded = runtime.block_on(seed());
     let Seeded { store, clock, organization, agent, canvas, user, .. } = &seeded;
     let (journal, edits) = runtime.block_on(async {
-        let mut journal = Journal::open(store, clock, *organization, *canvas, Duration::from_secs(20)).await.unwrap();
+        let mut journal = Journal::open(store, clock, *organization, *canvas, Duration::from_secs(20), Limits::CANVAS).await.unwrap();
         let mut edits = Edits::new(clock.clone(), *organization, *agent, *canvas);
         let node = |n| json!({ "op": "node.put", "node": { "id": format!("n{n}"), "type": "task", "position": { "x": 0, "y": 0 }, "data": { "label": "a node" } } });
         let ops = json!((0..200).map(node).collect::<Vec<_>>());

@@ -129,7 +129,7 @@ fn bounds() -> Bounds {
 
 async fn load(folder: &std::path::Path) -> Plugins {
     let policy = Policy::default();
-    let egress = Client::new(policy, Arc::new(SystemResolver));
+    let egress = Client::new(policy, Arc::new(SystemResolver::default()));
     let cache = Cache::new(folder.to_path_buf(), &[1; 32]);
     let sandbox = Sandbox::within(bounds(), cache, egress, Clock::system()).unwrap();
     Plugins::within(sandbox, bundled().collect(), BTreeMap::new()).await.unwrap()

@@ -95,7 +95,8 @@ impl App {
         let bus = Bus::connect(config.redis_url.as_deref(), &clock)?;
         let secrets = Secrets::load(&config, &clock)?;
         let authz = Authz::new(clock.clone(), &config.limits)?;
-        let egress = egress::Client::new(config.egress(), Arc::new(egress::SystemResolver));
+        let resolver = egress::SystemResolver::new(config.limits.name_lookups, config.limits.name_lookups_per_domain);
+        let egress = egress::Client::new(config.egress(), Arc::new(resolver));
         let ingredients = Ingredients {
             config: &config,
             secrets: &secrets,
@@ -107,7 +108,7 @@ impl App {
         let plugins = plugins(ingredients).await?;
         let identity = Identity::new(&config, &clock, &store, &secrets, &egress).await?;
         let denials = Denials::new(&config.limits);
-        let jobs = Jobs::new();
+        let jobs = Jobs::new(&config.limits);
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
         let tasks = TaskTracker::new();
         let canvases = Canvases::new(canvas::Parts {

@@ -1,5 +1,6 @@
 //! Every setting, validated once: `kaizen.toml`, then `KAIZEN_…` environment variables, then flags.
 
+mod fixed;
 mod layers;
 pub mod limits;
 mod plugins;

@@ -80,7 +80,7 @@ async fn events(
     if deployment.status.settled() && first.is_empty() {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let room = follow.app.jobs.streams.open(follow.caller.user_id).ok_or_else(|| {
+    let room = follow.app.jobs.streams.open(follow.caller.organization_id, follow.caller.user_id).ok_or_else(|| {
         Problem::new(ProblemType::RateLimited, "Too many event streams are open: close one, or ask again shortly.")
             .with_header(header::RETRY_AFTER, HeaderValue::from_static("2"))
     })?;

@@ -61,7 +61,7 @@ mod tests {
             // What runs does not wait.
             let now = app.clock.now();
             let mut tx = fixture.store.begin().await.unwrap();
-            store::jobs::claim(&mut tx, "w", now, now + app.config.limits.job_lease()).await.unwrap().unwrap();
+            store::jobs::claim(&mut tx, "w", now, now + app.config.limits.job_lease(), 8).await.unwrap().unwrap();
             tx.commit().await.unwrap();
             assert_eq!(refused(&busy).await, None);
         }

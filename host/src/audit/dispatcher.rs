@@ -36,10 +36,6 @@ const POLL: Duration = Duration::from_secs(1);
 const GATHER: Duration = Duration::from_millis(50);
 /// How often the lag is measured.
 const MEASURE: Duration = Duration::from_secs(5);
-/// Sinks that one host delivers to at once.
-const SLOTS: usize = 8;
-/// Sinks of one organization that are delivered to at once, by all hosts.
-const SLOTS_EACH: i64 = 3;
 /// Events of one batch at the most.
 const BATCH_EVENTS: i64 = 100;
 /// Bytes of one batch at the most, unless a single event is larger.
@@ -50,8 +46,6 @@ const BATCHES: usize = 20;
 const TURN: Duration = Duration::from_secs(10);
 /// The longest pause after failures, unless the far side asks for more.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// How long a stopping host waits for batches that are under way.
-const DRAIN: Duration = Duration::from_secs(10);
 /// How long a stopping host tries to give its sinks back: a database that hangs must not hold it up.
 const RELEASE: Duration = Duration::from_secs(4);
 /// Characters of an error that are kept.
@@ -65,7 +59,7 @@ pub fn start(app: &App) {
 
 async fn dispatch(app: App) {
     let owner: Arc<str> = format!("dispatcher-{}", app.clock.id::<Uuid>()).into();
-    let slots = Arc::new(Semaphore::new(SLOTS));
+    let slots = Arc::new(Semaphore::new(app.config.limits.audit_deliveries));
     let deliveries = TaskTracker::new();
     let ended = Arc::new(Notify::new());
     let mut hints = app.bus.subscribe();
@@ -78,7 +72,8 @@ async fn dispatch(app: App) {
         app.stopping.run_until_cancelled(wait(&mut hints, &ended)).await;
     }
     deliveries.close();
-    if tokio::time::timeout(DRAIN, deliveries.wait()).await.is_err() {
+    let drain = Duration::from_secs(app.config.limits.audit_stop_seconds);
+    if tokio::time::timeout(drain, deliveries.wait()).await.is_err() {
         tracing::info!("stopping while a sink still takes its batch; it will be sent again");
     }
     let released = async {
@@ -111,7 +106,8 @@ async fn round(
     if room == 0 {
         return Ok(());
     }
-    let due = store::delivery::due(&mut app.store.read().await?, app.clock.now(), room, SLOTS_EACH).await?;
+    let each = app.config.limits.audit_deliveries_per_organization;
+    let due = store::delivery::due(&mut app.store.read().await?, app.clock.now(), room, each).await?;
     for (organization, sink) in due {
         let Ok(permit) = slots.clone().try_acquire_owned() else { break };
         let (app, owner, ended) = (app.clone(), owner.clone(), ended.clone());

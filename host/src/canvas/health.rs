@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{Parts, frames, journal::Journal, outbox::Close, patience, peers::send_all, room::Room};
 use crate::{
-    domain::agent::Agent,
+    domain::{agent::Agent, canvas::Limits},
     store::{StoreError, canvas},
 };
 
@@ -21,13 +21,24 @@ impl Parts {
         Instant::now() + self.patience()
     }
 
+    /// What messages may make of a canvas.
+    fn graph_limits(&self) -> Limits {
+        let set = &self.limits;
+        Limits {
+            nodes: set.canvas_nodes,
+            edges: set.canvas_edges,
+            graph: set.canvas_graph_kib * 1024,
+            ..Limits::CANVAS
+        }
+    }
+
     /// Reads the agent's canvas.
     ///
     /// # Errors
     /// As the database says.
     pub(super) async fn journal(&self, agent: &Agent) -> Result<Journal, StoreError> {
         let (organization, canvas) = (agent.organization_id, agent.canvas_id);
-        Journal::open(&self.store, &self.clock, organization, canvas, self.patience()).await
+        Journal::open(&self.store, &self.clock, organization, canvas, self.patience(), self.graph_limits()).await
     }
 }
 

@@ -105,6 +105,8 @@ pub struct Journal {
     loose_bytes: usize,
     /// How long a commit may take.
     patience: Duration,
+    /// What messages may make of the graph.
+    limits: Limits,
     /// Where messages may have been stored by a commit whose result is unknown; without an end until the next commit.
     doubtful: Option<(i64, Option<i64>)>,
 }
@@ -120,7 +122,7 @@ struct Plan {
 }
 
 impl Journal {
-    /// Reads the canvas as it is now. Each commit may later take as long as `patience`.
+    /// Reads the canvas as it is now. Each commit may later take as long as `patience`, and keeps to `limits`.
     ///
     /// # Errors
     /// As the database says.
@@ -130,6 +132,7 @@ impl Journal {
         organization: OrganizationId,
         canvas: CanvasId,
         patience: Duration,
+        limits: Limits,
     ) -> Result<Self, StoreError> {
         let mut conn = store.read().await?;
         let Loaded { sequence, graph, snapshot, tail_bytes } = canvas::load(&mut conn, organization, canvas).await?;
@@ -152,6 +155,7 @@ impl Journal {
             tail_bytes,
             loose_bytes: tail_bytes,
             patience,
+            limits,
             doubtful,
         })
     }
@@ -308,7 +312,7 @@ impl Journal {
                 plan.outcomes.push(if same { Outcome::Repeated(*before) } else { Outcome::Reused(*before) });
                 continue;
             }
-            match self.graph.apply(&message.ops, &Limits::CANVAS) {
+            match self.graph.apply(&message.ops, &self.limits) {
                 Err(rejection) => plan.outcomes.push(Outcome::Rejected(rejection)),
                 Ok(undo) => {
                     sequence += 1;

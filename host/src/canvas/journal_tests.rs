@@ -6,7 +6,7 @@ use super::{
     testing::{Fixture, put},
 };
 use crate::{
-    domain::canvas::{Code, Graph},
+    domain::canvas::{Code, Graph, Limits},
     store::{self, StoreError},
 };
 
@@ -25,7 +25,7 @@ fn message(f: &Fixture, user: usize, reference: Option<&str>, ops: Value) -> Sub
 }
 
 async fn open(f: &Fixture) -> (Journal, Edits) {
-    let journal = Journal::open(&f.store, &f.clock, f.organization, f.canvas, PATIENCE).await.unwrap();
+    let journal = Journal::open(&f.store, &f.clock, f.organization, f.canvas, PATIENCE, Limits::CANVAS).await.unwrap();
     (journal, Edits::new(f.clock.clone(), f.organization, f.agent, f.canvas))
 }
 
@@ -223,7 +223,7 @@ async fn edits_are_told_once_a_window_with_the_first_of_them() {
 async fn a_canvas_of_another_organization_is_not_there() {
     let f = Fixture::new().await;
     let stranger = f.clock.id();
-    let mut journal = Journal::open(&f.store, &f.clock, stranger, f.canvas, PATIENCE).await.unwrap();
+    let mut journal = Journal::open(&f.store, &f.clock, stranger, f.canvas, PATIENCE, Limits::CANVAS).await.unwrap();
     let mut edits = Edits::new(f.clock.clone(), stranger, f.agent, f.canvas);
     let committed = journal.commit(&[message(&f, 0, None, put("a", 1))], &mut edits).await;
     assert!(matches!(committed.outcomes, Err(StoreError::Reference(_))), "{committed:?}");
@@ -266,7 +266,7 @@ async fn a_ticket_lets_in_once_and_for_a_while() {
 async fn what_a_commit_without_an_answer_stored_is_not_stored_again() {
     let f = Fixture::new().await;
     let patience = std::time::Duration::from_secs(1);
-    let mut here = Journal::open(&f.store, &f.clock, f.organization, f.canvas, patience).await.unwrap();
+    let mut here = Journal::open(&f.store, &f.clock, f.organization, f.canvas, patience, Limits::CANVAS).await.unwrap();
     let (mut there, mut edits) = open(&f).await;
     // Of a client without a name that resumed from nothing: otherwise never a repeat.
     let sent =

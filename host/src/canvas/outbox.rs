@@ -12,9 +12,6 @@ use super::frames::Frame;
 
 /// Frames that may wait.
 const FRAMES: usize = 512;
-/// Bytes that may wait, a snapshot among them. Frames are shared by all sockets of a room.
-const BYTES: usize = 8 * 1024 * 1024;
-
 /// Why a socket is closed (RFC 6455, section 7.4): code and reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Close(pub u16, pub &'static str);
@@ -69,6 +66,8 @@ pub struct Outbox {
 #[derive(Debug, Default)]
 struct State {
     bytes: AtomicUsize,
+    /// Bytes that may wait, a snapshot among them. Frames are shared by all sockets of a room.
+    most: usize,
     close: OnceLock<Close>,
     closed: CancellationToken,
 }
@@ -80,10 +79,10 @@ pub struct Outgoing {
     state: Arc<State>,
 }
 
-/// Both ends.
-pub fn pair() -> (Outbox, Outgoing) {
+/// Both ends of a queue in which so many bytes may wait.
+pub fn pair(most: usize) -> (Outbox, Outgoing) {
     let (sender, queue) = mpsc::channel(FRAMES);
-    let state = Arc::new(State::default());
+    let state = Arc::new(State { most, ..State::default() });
     (Outbox { queue: sender, state: state.clone() }, Outgoing { queue, state })
 }
 
@@ -95,7 +94,7 @@ impl Outbox {
         }
         let bytes = frame.len();
         let waiting = self.state.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let fits = waiting == 0 || waiting + bytes <= BYTES;
+        let fits = waiting == 0 || waiting + bytes <= self.state.most;
         if !fits || self.queue.try_send(Out::Frame(frame)).is_err() {
             self.close(Close::SLOW);
         }
@@ -169,13 +168,15 @@ impl Outgoing {
 mod tests {
     use super::*;
 
+    const BYTES: usize = 1024;
+
     fn frame(bytes: usize) -> Frame {
         "x".repeat(bytes).into()
     }
 
     #[tokio::test]
     async fn a_queue_that_is_full_closes_as_too_slow() {
-        let (outbox, mut outgoing) = pair();
+        let (outbox, mut outgoing) = pair(BYTES);
         for _ in 0..=FRAMES {
             outbox.send(frame(1));
         }
@@ -184,7 +185,7 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_are_bounded_but_one_frame_always_fits() {
-        let (outbox, mut outgoing) = pair();
+        let (outbox, mut outgoing) = pair(BYTES);
         outbox.send(frame(BYTES + 1));
         assert!(matches!(outgoing.next().await, Out::Frame(_)));
         outbox.send(frame(BYTES));
@@ -196,7 +197,7 @@ mod tests {
 
     #[tokio::test]
     async fn finishing_sends_what_waits_and_revoking_does_not() {
-        let (outbox, mut outgoing) = pair();
+        let (outbox, mut outgoing) = pair(BYTES);
         outbox.send(frame(1));
         outbox.finish(Close::RESTART);
         assert!(matches!(outgoing.next().await, Out::Frame(_)));

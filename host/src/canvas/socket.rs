@@ -70,7 +70,7 @@ impl Canvases {
             Ok(seat) => seat,
             Err(close) => return refuse(socket, close).await,
         };
-        let (outbox, outgoing) = outbox::pair();
+        let (outbox, outgoing) = outbox::pair(self.parts.limits.canvas_outbox_kib * 1024);
         let peer = hex::encode(self.parts.clock.bytes::<8>());
         let patience = Duration::from_secs(self.parts.limits.canvas_join_seconds);
         let joined = tokio::select! {

@@ -49,6 +49,30 @@ async fn a_full_disk_is_told_of_until_there_is_room_again() {
 }
 
 #[tokio::test]
+async fn a_canvas_holds_as_much_as_is_set() {
+    let bounds = [("KAIZEN_CANVAS_NODES", "2"), ("KAIZEN_CANVAS_EDGES", "1"), ("KAIZEN_CANVAS_GRAPH_KIB", "64")];
+    let host = Host::with(&bounds).await;
+    let (mut ada, _) = host.joined(0).await;
+    ada.commit("a", put("a", 1)).await;
+    ada.commit("b", large("b")).await;
+    let edge = |id: &str| json!([{ "op": "edge.put", "edge": { "id": id, "source": "a", "target": "b" } }]);
+    ada.commit("ab", edge("ab")).await;
+    let longer = json!([{ "op": "node.patch", "id": "a", "set": { "data": "x".repeat(6_000) } }]);
+    for (reference, ops, told) in [
+        ("c", put("c", 1), "the canvas holds 2 nodes"),
+        ("ba", edge("ba"), "the canvas holds 1 edges"),
+        ("longer", longer, "at most 65536"),
+    ] {
+        ada.ops(reference, ops).await;
+        let refused = ada.answer(reference).await;
+        assert_eq!(refused["code"], "limit", "{refused}");
+        assert!(refused["detail"].as_str().unwrap().contains(told), "{refused}");
+    }
+    ada.commit("b-away", json!([{ "op": "node.remove", "id": "b" }])).await;
+    ada.commit("c", put("c", 1)).await;
+}
+
+#[tokio::test]
 async fn an_organization_whose_canvases_take_too_much_may_only_remove() {
     let bounds = [("KAIZEN_CANVAS_STORAGE_MIB_PER_ORGANIZATION", "2"), ("KAIZEN_CANVAS_JOURNAL_KIB", "1024")];
     let host = Host::with(&bounds).await;

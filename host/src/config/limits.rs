@@ -1,4 +1,5 @@
-//! How much a caller, a tenant, a plugin or a server elsewhere may take: every bound in one table, each a setting.
+//! How much a caller, a tenant, a plugin or a server elsewhere may take: every bound in one table, each a setting. The few that are no
+//! settings are told of in [`super::fixed`].
 //!
 //! A bound is one line of [`limits!`] below. The settings, `kaizen --help`, [`ServerLimits`] and `host/docs/limits.md` come
 //! from it; a test writes that page anew when it is out of date.
@@ -10,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{ConfigError, Layers, Setting, fault};
+use super::{ConfigError, Layers, Setting, fault, fixed};
 
 /// One line of the table, as documentation shows it.
 struct Bound {
@@ -110,6 +111,14 @@ limits! {
         caller_lookup_seconds: u64 = 5, 1..=60, "how long it may take to look up who is asking, seconds";
         caller_lookups_per_organization: usize = 512, 1..=100_000, "requests of one organization that wait for that at once";
         job_lease_seconds: u64 = 30, 1..=3600, "how long a host that died keeps its jobs and sinks before another takes them over, seconds";
+        jobs_running: usize = 16, 1..=1_000, "jobs that one host runs at once";
+        jobs_running_per_organization: i64 = 8, 1..=100_000, "jobs of one organization that run at once, on all hosts together";
+        event_streams: usize = 1_000, 1..=1_000_000, "streams of deployments' events open on one host";
+        event_streams_per_organization: usize = 250, 1..=1_000_000, "one organization's among them";
+        event_streams_per_person: usize = 20, 1..=1_000_000, "one person's among them";
+        audit_deliveries: usize = 8, 1..=1_000, "audit sinks that one host delivers to at once";
+        audit_deliveries_per_organization: i64 = 3, 1..=100_000, "audit sinks of one organization that are delivered to at once, by all hosts together";
+        audit_stop_seconds: u64 = 10, 1..=600, "how long batches that are being delivered may take to end once the server stops, seconds; they are delivered again by another host";
         job_stop_seconds: u64 = 20, 1..=600, "how long jobs under way may take to end once the server stops, seconds; others go back to the queue";
     }
     "Lists, checks and denials" {
@@ -131,6 +140,10 @@ limits! {
         canvas_room_messages_burst: u32 = 4_000, 1..=1_000_000, "messages with operations at once on one canvas after a pause";
         canvas_rate_refusals: u32 = 100, 1..=1_000_000, "messages of one socket refused with `rate`, beyond one in a second, before it is closed with 4429";
         canvas_inbox_kib: usize = 4_096, 256..=1_048_576, "messages with operations that wait for one canvas of one host, KiB";
+        canvas_outbox_kib: usize = 8_192, 256..=1_048_576, "what waits to be sent to one socket before it is closed with 4408, KiB; one frame always may";
+        canvas_nodes: usize = 2_000, 1..=10_000, "nodes of one canvas; what is beyond a lowered limit stays, and can be changed and removed";
+        canvas_edges: usize = 5_000, 1..=10_000, "edges of one canvas, likewise";
+        canvas_graph_kib: usize = 4_096, 64..=8_192, "nodes and edges of one canvas as JSON, KiB, likewise";
         canvas_database_ms: u64 = 3_000, 100..=60_000, "time of one exchange of a canvas with the database, after which its result is unknown, milliseconds";
         canvas_join_seconds: u64 = 15, 1..=600, "time to join a canvas, reading it from the database included, seconds";
         canvas_unconfirmed_seconds: u64 = 30, 2..=3_600, "how long sockets stay open while the database does not confirm that they may, seconds";
@@ -195,6 +208,7 @@ limits! {
         plugin_calls_for_newcomers_percent: u32 = 25, 0..=90, "of the places of one plugin, and of those of all plugins that are not kept for sign-in, the share that only organizations may take which have no call there, percent";
         plugin_waiting: u32 = 1024, 0..=100_000, "calls of all plugins together that may wait for a place";
         plugin_waiting_per_organization: u32 = 128, 0..=100_000, "calls of one organization that may wait for a place";
+        plugin_waiting_per_connection: u32 = 64, 0..=100_000, "calls of one connection that may wait for a place";
         plugin_queue_seconds: u64 = 10, 1..=600, "how long a call waits for its place, seconds";
         plugin_check_seconds: u64 = 15, 1..=600, "time of one check of a connection; with the wait for its place below what a request may take, seconds";
         plugin_checks_per_minute: u32 = 60, 1..=100_000, "checks of one organization's connections in a minute";
@@ -211,6 +225,10 @@ limits! {
         plugin_schema_patterns: usize = 64, 1..=10_000, "patterns of a plugin's configuration schema, with every `$ref` followed";
         plugin_schema_patterns_kib: usize = 2048, 64..=1_048_576, "these patterns compiled, KiB";
         plugin_schema_ms: u64 = 5000, 100..=60_000, "time to compile such a schema, or to apply it to one configuration, milliseconds";
+        plugin_config_kib: usize = 64, 1..=512, "configuration of one connection, KiB";
+        plugin_secret_kib: usize = 16, 1..=512, "one secret of a connection, KiB";
+        name_lookups: usize = 64, 1..=1_000, "host names that are looked up at once for plugins and sign-in; each takes a thread";
+        name_lookups_per_domain: usize = 4, 1..=1_000, "names of one domain among them";
         plugin_folder_mib: u64 = 1024, 1..=1_048_576, "what one connection's folder may hold, MiB";
         plugin_folder_files: u64 = 1000, 1..=100_000, "files and folders in one connection's folder";
         plugin_trip_failures: u32 = 5, 1..=1000, "failures in a row that suspend a connection's calls";
@@ -292,7 +310,8 @@ impl ServerLimits {
 pub fn page() -> String {
     let mut page = String::from(
         "# Limits\n\nWhat one caller, tenant, plugin or server elsewhere may take. Each is a setting: a key of `kaizen.toml`, or a variable\n\
-         with `KAIZEN_` before its name in capitals. This page is written by a test from `host/src/config/limits.rs`.\n",
+         with `KAIZEN_` before its name in capitals; what is no setting is listed under [Fixed](#fixed). This page is written by a test\n\
+         from `host/src/config/limits.rs` and `fixed.rs`.\n",
     );
     let mut section = "";
     for bound in BOUNDS {
@@ -303,6 +322,7 @@ pub fn page() -> String {
         let Bound { name, help, default, range, .. } = bound;
         let _ = writeln!(page, "| `{name}` | {help} | {default} | {range} |");
     }
+    page.push_str(&fixed::section());
     page
 }
 

@@ -60,7 +60,9 @@ async fn claim(app: &App, owner: &str) -> Result<Option<Claimed>, StoreError> {
         return Ok(None);
     }
     let mut tx = app.store.begin().await?;
-    let claimed = store::jobs::claim(&mut tx, owner, now, now + app.config.limits.job_lease()).await?;
+    let limits = &app.config.limits;
+    let each = limits.jobs_running_per_organization;
+    let claimed = store::jobs::claim(&mut tx, owner, now, now + limits.job_lease(), each).await?;
     // Also without one: a job that cannot be read was set aside.
     tx.commit().await?;
     Ok(claimed)

@@ -38,6 +38,7 @@ use self::{attempt::attempt, backend::Claims};
 use crate::{
     app::App,
     clock::Clock,
+    config::limits::ServerLimits,
     domain::{
         id::{JobId, OrganizationId},
         job::{JobKind, Payload},
@@ -45,15 +46,13 @@ use crate::{
     store::{self, StoreError, Tx, jobs::Claimed},
 };
 
-/// Jobs that one host runs at once.
-const SLOTS: usize = 16;
 /// How long a stopping host tries to give its jobs back: a database that hangs must not hold it up.
 const RELEASE: Duration = Duration::from_secs(4);
 /// How often what is old is removed.
 const PRUNING: Duration = Duration::from_secs(600);
 
 /// What the routes share with the background work. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Jobs {
     /// Event streams that are open.
     pub streams: Streams,
@@ -61,8 +60,8 @@ pub struct Jobs {
 
 impl Jobs {
     /// None running.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(limits: &ServerLimits) -> Self {
+        Self { streams: Streams::new(limits) }
     }
 }
 
@@ -151,7 +150,7 @@ fn monitor(app: &App, owner: &str) -> Monitor {
             WorkerBuilder::new(format!("{owner}-{restarts}"))
                 .backend(Claims::new(app.clone(), owner.clone()))
                 .catch_panic()
-                .concurrency(SLOTS)
+                .concurrency(app.config.limits.jobs_running)
                 .build(handler)
         })
         .should_restart(|worker, error| {

@@ -47,15 +47,15 @@ pub struct Manifest {
     pub slots: Vec<SecretSlot>,
     /// What it asks for.
     pub capabilities: Vec<Capability>,
+    /// Bytes of a configuration at the most.
+    config_bytes: usize,
+    /// Bytes of a secret at the most.
+    secret_bytes: usize,
 }
 
 /// A secret that no connection supplies: the access token of the sign-in under way.
 pub const ACCESS_TOKEN: &str = "access-token";
 
-/// A configuration with more than this has no business in a database row.
-const CONFIG_BYTES: usize = 64 << 10;
-/// A secret may be a key file, not more.
-const SECRET_BYTES: usize = 16 << 10;
 /// Secrets, and places that one of them may be sent to.
 const SLOTS: usize = 32;
 /// Capabilities.
@@ -105,6 +105,8 @@ impl Manifest {
             schema,
             slots,
             capabilities,
+            config_bytes: bounds.config_bytes,
+            secret_bytes: bounds.secret_bytes,
         };
         manifest.properties_exist()?;
         Ok(manifest)
@@ -159,8 +161,8 @@ impl Manifest {
         names: &[&str],
     ) -> Result<Vec<Fault>, Busy> {
         let mut faults = Vec::new();
-        if config.to_string().len() > CONFIG_BYTES {
-            return Ok(vec![Fault::new("/config", format!("at most {} KiB", CONFIG_BYTES >> 10))]);
+        if config.to_string().len() > self.config_bytes {
+            return Ok(vec![Fault::new("/config", format!("at most {} KiB", self.config_bytes >> 10))]);
         }
         for mistake in self.mistakes(config).await? {
             faults.push(Fault::new(format!("/config{}", mistake.pointer), mistake.message));
@@ -173,8 +175,8 @@ impl Manifest {
                     faults.push(Fault::new(pointer, "is not supplied: it is the access token of each sign-in"))
                 }
                 None if supplied => faults.push(Fault::new(pointer, format!("is needed: {}", slot.description))),
-                Some(value) if value.is_empty() || value.len() > SECRET_BYTES => {
-                    faults.push(Fault::new(pointer, format!("1 to {SECRET_BYTES} bytes")));
+                Some(value) if value.is_empty() || value.len() > self.secret_bytes => {
+                    faults.push(Fault::new(pointer, format!("1 to {} bytes", self.secret_bytes)));
                 }
                 Some(value) if !slot.hosts.is_empty() && http::HeaderValue::from_str(value).is_err() => {
                     faults.push(Fault::new(
@@ -435,5 +437,20 @@ mod tests {
         assert_eq!(pointers(good, Some("t"), &["token", "a/b"]).await, ["/secrets/a~1b"]);
         assert_eq!(pointers(json!({"url": 1}), Some("t"), &["token"]).await, ["/config/url"]);
         assert_eq!(pointers(json!({}), Some("t"), &["token"]).await, ["/config"]);
+    }
+
+    #[tokio::test]
+    async fn a_configuration_and_a_secret_are_as_long_as_is_set() {
+        let bounds = Bounds { config_bytes: 30, secret_bytes: 4, ..Bounds::default() };
+        let manifest = Manifest::check(&said(), &bounds).await.unwrap();
+        for (url, token, expected) in [
+            ("https://a.example", "four", &[][..]),
+            ("https://a.example", "fives", &["/secrets/token"]),
+            ("https://a.example/far", "four", &["/config"]),
+        ] {
+            let faults = manifest.validate(Kind::AuditSink, &json!({ "url": url }), |_| Some(token), &["token"]).await;
+            let pointers: Vec<String> = faults.unwrap().into_iter().map(|fault| fault.pointer).collect();
+            assert_eq!(pointers, expected, "{url} {token}");
+        }
     }
 }

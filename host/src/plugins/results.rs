@@ -155,7 +155,7 @@ mod tests {
         let grants = Grants::resolve(&[], &[slot], &serde_json::Value::Null, &BTreeMap::new()).unwrap();
         let vault = Vault::new(&grants, &BTreeMap::from([("token".to_owned(), SECRET.into())]));
         let lines = Arc::new(LogRate::new(50, Clock::system()));
-        let egress = Client::new(Policy::default(), Arc::new(SystemResolver));
+        let egress = Client::new(Policy::default(), Arc::new(SystemResolver::default()));
         Context::new("bad".into(), "c".into(), grants, vault, Limits::default(), lines, egress)
     }
 

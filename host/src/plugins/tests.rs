@@ -15,7 +15,7 @@ fn client(private: &[&str]) -> egress::Client {
         allow_private: private.iter().map(|net| net.parse().unwrap()).collect(),
         deny: Vec::new(),
     };
-    egress::Client::new(policy, Arc::new(SystemResolver))
+    egress::Client::new(policy, Arc::new(SystemResolver::default()))
 }
 
 async fn plugins(folder: &std::path::Path, private: &[&str]) -> Plugins {

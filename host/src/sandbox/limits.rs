@@ -138,6 +138,8 @@ pub struct Bounds {
     pub waiting: u32,
     /// Calls of one organization that may wait for a place.
     pub waiting_per_organization: u32,
+    /// Calls of one connection that may wait for a place.
+    pub waiting_per_connection: u32,
     /// How long a call waits for its place.
     pub queue: Duration,
     /// The time that a check may take, which somebody waits for.
@@ -162,6 +164,10 @@ pub struct Bounds {
     pub schema_patterns_bytes: usize,
     /// Time to compile a schema, or to apply it to one configuration.
     pub schema_time: Duration,
+    /// Bytes of one connection's configuration.
+    pub config_bytes: usize,
+    /// Bytes of one secret of a connection.
+    pub secret_bytes: usize,
     /// Bytes that one connection's folder may hold.
     pub folder_bytes: u64,
     /// Files and folders in one connection's folder.
@@ -189,6 +195,7 @@ impl Default for Bounds {
             calls_for_newcomers_percent: 25,
             waiting: 1024,
             waiting_per_organization: 128,
+            waiting_per_connection: 64,
             queue: Duration::from_secs(10),
             check: Duration::from_secs(15),
             checks_per_minute: 60,
@@ -201,6 +208,8 @@ impl Default for Bounds {
             schema_patterns: 64,
             schema_patterns_bytes: 2 << 20,
             schema_time: Duration::from_secs(5),
+            config_bytes: 64 << 10,
+            secret_bytes: 16 << 10,
             folder_bytes: 1 << 30,
             folder_files: 1000,
             log_lines_per_second: 50,

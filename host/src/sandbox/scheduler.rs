@@ -27,9 +27,6 @@ use uuid::Uuid;
 
 use super::limits::Bounds;
 
-/// Calls of one connection that may wait, for each that may run.
-const WAITING_PER_CONNECTION: u32 = 8;
-
 /// Whom a call is for.
 #[derive(Debug, Clone, Default)]
 pub struct Caller {
@@ -193,10 +190,9 @@ impl Scheduler {
         let waiting = |key: Key| state.waiting_of.of(&key);
         let room = |key: Option<Key>, most: u32| key.is_none_or(|key| waiting(key) < most);
         let all = u32::try_from(state.waiting.len()).unwrap_or(u32::MAX);
-        let per_connection = bounds.calls_per_connection.saturating_mul(WAITING_PER_CONNECTION);
         (caller.signs_in || all < bounds.waiting)
             && room(caller.organization.map(Key::Organization), bounds.waiting_per_organization)
-            && room(caller.connection.map(Key::Connection), per_connection)
+            && room(caller.connection.map(Key::Connection), bounds.waiting_per_connection)
     }
 
     /// Whether there is a place for it now.
@@ -352,7 +348,9 @@ mod tests {
 
     #[test]
     fn what_waits_holds_nothing_and_what_gives_up_leaves_nothing_behind() {
-        let scheduler = scheduler(Bounds { calls_per_connection: 1, calls_per_plugin: 2, ..Bounds::default() });
+        let bounds =
+            Bounds { calls_per_connection: 1, calls_per_plugin: 2, waiting_per_connection: 8, ..Bounds::default() };
+        let scheduler = scheduler(bounds);
         let one = |connection| Caller { plugin: "webhook".into(), ..of(connection, connection) };
         let running = place(&scheduler, one(1));
         let waiting: Vec<_> = (0..8).map(|_| wait(&scheduler, one(1))).collect();

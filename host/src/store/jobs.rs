@@ -34,9 +34,6 @@ macro_rules! known_kinds {
     };
 }
 
-/// Jobs of one organization that run at once, at the most: so that none keeps the workers from the others.
-const RUNNING_EACH: i64 = 8;
-
 /// A job to be done.
 pub struct NewJob {
     /// Its id.
@@ -214,7 +211,8 @@ pub struct Claimed {
 }
 
 /// Takes the job that waited longest, or one whose worker let its lease end. The attempt is counted here, so that a job
-/// that kills its worker is not tried forever.
+/// that kills its worker is not tried forever. Of one organization no more than `each` run at once, so that none keeps the
+/// workers from the others.
 ///
 /// # Errors
 /// As the database says.
@@ -223,6 +221,7 @@ pub async fn claim(
     owner: &str,
     now: DateTime<Utc>,
     lease_until: DateTime<Utc>,
+    each: i64,
 ) -> Result<Option<Claimed>, StoreError> {
     // An abandoned job already counts among its organization's running ones: it is always taken over.
     macro_rules! candidate {
@@ -245,7 +244,7 @@ pub async fn claim(
         Tx::Postgres(_) => candidate!("FOR UPDATE SKIP LOCKED"),
     };
     let found: Option<(JobId, i64, i64)> =
-        on!(tx, |c| sqlx::query_as(candidate).bind(now).bind(RUNNING_EACH).fetch_optional(c).await)?;
+        on!(tx, |c| sqlx::query_as(candidate).bind(now).bind(each).fetch_optional(c).await)?;
     let Some((id, attempts, max_attempts)) = found else { return Ok(None) };
     let exhausted = attempts >= max_attempts;
     let sql = columns!(

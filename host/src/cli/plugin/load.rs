@@ -91,7 +91,7 @@ pub async fn load(name: &Path, policy: Policy, bounds: Bounds, data: &Path) -> a
         // It costs time only.
         Err(_) => Cache::new(scratch.path().join("compiled"), &Clock::system().bytes()),
     };
-    let egress = Client::new(policy, Arc::new(SystemResolver));
+    let egress = Client::new(policy, Arc::new(SystemResolver::default()));
     let sandbox = Sandbox::within(bounds, cache, egress, Clock::system())
         .map_err(|error| anyhow::anyhow!("the sandbox cannot start: {error}"))?;
     let started = Instant::now();

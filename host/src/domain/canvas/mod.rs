@@ -96,7 +96,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Those of every canvas.
+    /// Those of every canvas unless settings say otherwise. `work` allows for a message that removes all of the largest canvas
+    /// that can be set.
     pub const CANVAS: Self = Self {
         nodes: 2_000,
         edges: 5_000,

@@ -122,7 +122,7 @@ pub(super) fn config(url: &str, folder: &Path) -> Config {
 
 pub(super) async fn host(config: &Config, clock: &Clock, store: &Store) -> Identity {
     let policy = egress::Policy::default();
-    let egress = egress::Client::new(policy, std::sync::Arc::new(egress::SystemResolver));
+    let egress = egress::Client::new(policy, std::sync::Arc::new(egress::SystemResolver::default()));
     Identity::new(config, clock, store, &Secrets::new([7; 32]), &egress).await.unwrap()
 }
 

@@ -22,7 +22,7 @@ async fn begun(fixture: &Fixture, app: &App) -> (Tenant, crate::domain::deployme
     let (mut deployment, _) = fixture.deployment(&tenant, DeploymentState::Queued, JobKind::Deploy).await;
     let now = app.clock.now();
     let mut tx = fixture.store.begin().await.unwrap();
-    let claimed = store::jobs::claim(&mut tx, "w", now, now + app.config.limits.job_lease()).await.unwrap().unwrap();
+    let claimed = store::jobs::claim(&mut tx, "w", now, now + app.config.limits.job_lease(), 8).await.unwrap().unwrap();
     store::deployments::advance(&mut tx, &mut deployment, DeploymentState::Running, Change::default(), now)
         .await
         .unwrap();
@@ -173,7 +173,7 @@ async fn what_is_postponed_again_and_again_is_told_once_for_each_reason() {
             assert_eq!(settle(&app, &job, failure).await, "postponed");
             let mut tx = fixture.store.begin().await.unwrap();
             let at = app.clock.now() + TimeDelta::hours(1);
-            job = store::jobs::claim(&mut tx, "w", at, at).await.unwrap().unwrap().job;
+            job = store::jobs::claim(&mut tx, "w", at, at, 8).await.unwrap().unwrap().job;
             let (organization, id) = (tenant.organization, deployment.id);
             told = store::deployments::events(&mut tx, organization, id, 0, 100).await.unwrap();
             tx.commit().await.unwrap();
@@ -264,7 +264,8 @@ async fn a_stalled_attempt_cannot_finish_over_its_successor() {
     let (_, deployment, stalled) = begun(&fixture, &app).await;
     let later = app.clock.now() + TimeDelta::seconds(5);
     let mut tx = fixture.store.begin().await.unwrap();
-    let successor = store::jobs::claim(&mut tx, "other", later, later + TimeDelta::seconds(30)).await.unwrap().unwrap();
+    let successor =
+        store::jobs::claim(&mut tx, "other", later, later + TimeDelta::seconds(30), 8).await.unwrap().unwrap();
     tx.commit().await.unwrap();
     assert_eq!((successor.job.id, successor.job.attempts), (stalled.id, 2));
     let registration = || Registration { id: "r".to_owned(), endpoint: None };

@@ -20,7 +20,7 @@ async fn whoever_changed_something_does_not_wait_for_this_host_to_run_it() {
     };
     let cache = Cache::new(app.config.data_dir.join("compiled"), &[9; 32]);
     let policy = Policy { allow: Vec::new(), allow_private: Vec::new(), deny: Vec::new() };
-    let sandbox = Sandbox::new(cache, Client::new(policy, Arc::new(SystemResolver))).unwrap();
+    let sandbox = Sandbox::new(cache, Client::new(policy, Arc::new(SystemResolver::default()))).unwrap();
     let plugins = Plugins::assemble(sandbox, Vec::new(), Default::default(), Some(library)).await.unwrap();
     let library = plugins.0.library.as_ref().unwrap();
     // As if this host were reading the tables from a database that takes its time.

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, ToSocketAddrs as _},
-    sync::{Arc, LazyLock},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -19,10 +19,6 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::Resolve;
 
-/// Names that are looked up at once.
-const LOOKUPS: usize = 64;
-/// Of these, names of one domain.
-const LOOKUPS_PER_DOMAIN: usize = 4;
 /// How long a name that does not resolve is not asked for again.
 const FAILED: Duration = Duration::from_secs(5);
 /// The same for a name whose servers took longer than [`SLOW`] to say anything.
@@ -32,27 +28,34 @@ const SLOW: Duration = Duration::from_secs(5);
 const REMEMBERED: usize = 1024;
 
 /// The machine's own resolver.
-pub struct SystemResolver;
+pub struct SystemResolver(Arc<Lookups>);
+
+impl SystemResolver {
+    /// Looks up so many names at once, and so many of one domain among them.
+    pub fn new(lookups: usize, per_domain: usize) -> Self {
+        Self(Arc::new(Lookups::new(lookups, per_domain)))
+    }
+}
+
+impl Default for SystemResolver {
+    fn default() -> Self {
+        Self::new(64, 4)
+    }
+}
 
 #[async_trait]
 impl Resolve for SystemResolver {
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
-        static LOOKUPS: LazyLock<Arc<Lookups>> = LazyLock::new(Arc::default);
-        LOOKUPS.resolve(name, |name| Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect())).await
+        self.0.resolve(name, |name| Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect())).await
     }
 }
 
 struct Lookups {
     all: Arc<Semaphore>,
+    per_domain: usize,
     domains: Mutex<HashMap<String, Arc<Semaphore>>>,
     /// Names that did not resolve: until when that holds, and why.
     failed: Mutex<HashMap<String, (Instant, String)>>,
-}
-
-impl Default for Lookups {
-    fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(LOOKUPS)), domains: Mutex::default(), failed: Mutex::default() }
-    }
 }
 
 /// What comes before a country's code where names are registered below both. Going by its length, `x.abc.de` would be a
@@ -72,6 +75,11 @@ fn domain(name: &str) -> String {
 }
 
 impl Lookups {
+    fn new(lookups: usize, per_domain: usize) -> Self {
+        let all = Arc::new(Semaphore::new(lookups));
+        Self { all, per_domain, domains: Mutex::default(), failed: Mutex::default() }
+    }
+
     async fn resolve(
         self: &Arc<Self>,
         name: &str,
@@ -104,7 +112,7 @@ impl Lookups {
             // Those that somebody holds or waits for stay; there are no more of them than of calls.
             domains.retain(|_, lookups| Arc::strong_count(lookups) > 1);
         }
-        domains.entry(domain(name)).or_insert_with(|| Arc::new(Semaphore::new(LOOKUPS_PER_DOMAIN))).clone()
+        domains.entry(domain(name)).or_insert_with(|| Arc::new(Semaphore::new(self.per_domain))).clone()
     }
 
     fn remember(&self, name: String, found: &io::Result<Vec<IpAddr>>, took: Duration) {
@@ -147,7 +155,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_domain_whose_servers_do_not_answer_leaves_threads_to_others() {
-        let lookups = Arc::new(Lookups::default());
+        let lookups = Arc::new(Lookups::new(8, 4));
         let (mut ends, mut slow) = (Vec::new(), Vec::new());
         for number in 0..20 {
             let (end, ended) = mpsc::channel::<()>();
@@ -163,7 +171,7 @@ mod tests {
             assert!(futures::poll!(&mut looking).is_pending());
             slow.push(looking);
         }
-        assert_eq!(lookups.all.available_permits(), LOOKUPS - LOOKUPS_PER_DOMAIN);
+        assert_eq!(lookups.all.available_permits(), 8 - 4);
         let found = lookups.resolve("good.example.org", |_| Ok(vec![IpAddr::from([192, 0, 2, 1])])).await.unwrap();
         assert_eq!(found.len(), 1);
         drop(ends);
@@ -172,7 +180,7 @@ mod tests {
         }
         let again = lookups.resolve("0.evil.example", |_| panic!("it is not asked again")).await.unwrap_err();
         assert_eq!(again.to_string(), "no answer");
-        let local = SystemResolver.resolve("localhost").await.unwrap();
+        let local = SystemResolver::default().resolve("localhost").await.unwrap();
         assert!(!local.is_empty() && local.iter().all(IpAddr::is_loopback), "{local:?}");
     }
 }

@@ -8,10 +8,11 @@ use crate::{
 };
 
 const LEASE: TimeDelta = TimeDelta::seconds(30);
+const EACH: i64 = 8;
 
 async fn claim_at(fixture: &Fixture, owner: &str, now: DateTime<Utc>) -> Option<Claimed> {
     let mut tx = fixture.store.begin().await.unwrap();
-    let claimed = claim(&mut tx, owner, now, now + LEASE).await.unwrap();
+    let claimed = claim(&mut tx, owner, now, now + LEASE, EACH).await.unwrap();
     tx.commit().await.unwrap();
     claimed
 }
@@ -145,12 +146,12 @@ async fn a_stopping_worker_gives_back_what_it_holds_and_nothing_else() {
 async fn one_tenant_cannot_keep_the_workers_from_the_others() {
     for fixture in Fixture::each().await {
         let (busy, quiet) = (fixture.tenant().await, fixture.tenant().await);
-        for _ in 0..=RUNNING_EACH {
+        for _ in 0..=EACH {
             queued(&fixture, &busy).await;
         }
         let id = queued(&fixture, &quiet).await;
         let now = Clock::system().now();
-        for _ in 0..RUNNING_EACH {
+        for _ in 0..EACH {
             let claimed = claim_at(&fixture, "a", now).await.unwrap();
             assert_eq!(claimed.job.organization_id, busy.organization);
         }
@@ -251,7 +252,7 @@ async fn a_job_of_a_kind_that_is_not_known_here_stays_for_a_host_that_knows_it()
         let sql = "UPDATE jobs SET kind = 'deployment.deploy' WHERE id = $1 AND state = 'queued' AND attempts = 0";
         on!(&mut tx, |c| sqlx::query(sql).bind(newer).execute(c).await.map(drop)).unwrap();
         assert!(unknown(&mut tx).await.unwrap().is_empty());
-        assert_eq!(claim(&mut tx, "b", now, now + LEASE).await.unwrap().unwrap().job.id, newer);
+        assert_eq!(claim(&mut tx, "b", now, now + LEASE, EACH).await.unwrap().unwrap().job.id, newer);
     }
 }
 
