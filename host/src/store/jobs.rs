@@ -1,13 +1,10 @@
-//! Background jobs: the queue, its leases and their fences.
-//!
-//! What a worker does to a job it holds is refused with [`StoreError::Stale`] once another has claimed the job since:
-//! every such statement names the fence of the claim.
+//! Background jobs: the queue, and what people see of it and do to it.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Connection, StoreError, Tx, one};
+use super::{Connection, StoreError, Tx};
 use crate::{
     domain::{
         id::{JobId, OrganizationId, UserId, WorkspaceId},
@@ -33,6 +30,11 @@ macro_rules! known_kinds {
         "('deployment.deploy', 'deployment.undeploy')"
     };
 }
+
+// Behind the macros, which it uses.
+mod lease;
+
+pub use lease::{Claimed, claim, due, finish, hold, later, release, renew, uncount};
 
 /// A job to be done.
 pub struct NewJob {
@@ -172,22 +174,6 @@ pub async fn list(
     })?)
 }
 
-/// Whether there is something to claim: a look that takes no lock.
-///
-/// # Errors
-/// As the database says.
-pub async fn due(c: &mut impl Connection, now: DateTime<Utc>) -> Result<bool, StoreError> {
-    let sql = concat!(
-        "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND run_at <= $1 AND kind IN ",
-        known_kinds!(),
-        ") OR EXISTS (SELECT 1 FROM jobs WHERE state = 'running' AND lease_until <= $1 AND kind IN ",
-        known_kinds!(),
-        ")"
-    );
-    let (due,) = on!(c, |c| sqlx::query_as::<_, (bool,)>(sql).bind(now).fetch_one(c).await)?;
-    Ok(due)
-}
-
 /// Jobs of kinds that this binary does not know, by kind: they wait for a host that does.
 ///
 /// # Errors
@@ -199,200 +185,6 @@ pub async fn unknown(c: &mut impl Connection) -> Result<Vec<(String, i64)>, Stor
         " GROUP BY kind ORDER BY kind LIMIT 20"
     );
     Ok(on!(c, |c| sqlx::query_as(sql).fetch_all(c).await)?)
-}
-
-/// A job that this worker now holds.
-#[derive(Debug, Clone)]
-pub struct Claimed {
-    /// The job, with its new fence.
-    pub job: Job,
-    /// All attempts were used up, the last one by a worker that did not come back: to be given up, not tried again.
-    pub exhausted: bool,
-}
-
-/// Takes the job that waited longest, or one whose worker let its lease end. The attempt is counted here, so that a job
-/// that kills its worker is not tried forever. Of one organization no more than `each` run at once, so that none keeps the
-/// workers from the others.
-///
-/// # Errors
-/// As the database says.
-pub async fn claim(
-    tx: &mut Tx,
-    owner: &str,
-    now: DateTime<Utc>,
-    lease_until: DateTime<Utc>,
-    each: i64,
-) -> Result<Option<Claimed>, StoreError> {
-    // An abandoned job already counts among its organization's running ones: it is always taken over.
-    macro_rules! candidate {
-        ($lock:literal) => {
-            concat!(
-                "SELECT id, attempts, max_attempts FROM jobs AS j
-                 WHERE ((state = 'running' AND lease_until <= $1)
-                    OR (state = 'queued' AND run_at <= $1
-                        AND (SELECT COUNT(*) FROM jobs AS r WHERE r.organization_id = j.organization_id
-                                AND r.state = 'running' AND r.lease_until > $1) < $2))
-                   AND kind IN ",
-                known_kinds!(),
-                " ORDER BY run_at LIMIT 1 ",
-                $lock
-            )
-        };
-    }
-    let candidate = match tx {
-        Tx::Sqlite(_) => candidate!(""),
-        Tx::Postgres(_) => candidate!("FOR UPDATE SKIP LOCKED"),
-    };
-    let found: Option<(JobId, i64, i64)> =
-        on!(tx, |c| sqlx::query_as(candidate).bind(now).bind(each).fetch_optional(c).await)?;
-    let Some((id, attempts, max_attempts)) = found else { return Ok(None) };
-    let exhausted = attempts >= max_attempts;
-    let sql = columns!(
-        "UPDATE jobs SET uncertain = uncertain OR state = 'running', state = 'running', attempts = $2, fence = fence + 1,
-                         lease_owner = $3, lease_until = $4, updated_at = $5
-         WHERE id = $1 RETURNING",
-        ""
-    );
-    let counted = if exhausted { attempts } else { attempts + 1 };
-    let job = on!(tx, |c| {
-        sqlx::query_as(sql).bind(id).bind(counted).bind(owner).bind(lease_until).bind(now).fetch_one(c).await
-    });
-    match job {
-        Ok(job) => Ok(Some(Claimed { job, exhausted })),
-        Err(error @ (sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_))) => {
-            set_aside(tx, id, &error, now).await?;
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// A job that this binary cannot read would be claimed first, again and again, and stop all others: it has failed.
-async fn set_aside(tx: &mut Tx, id: JobId, error: &sqlx::Error, now: DateTime<Utc>) -> Result<(), StoreError> {
-    tracing::error!(job = %id, %error, "a job cannot be read and is set aside as failed");
-    let sql =
-        "UPDATE jobs SET state = 'failed', last_error = $2, updated_at = $3, finished_at = $3, lease_owner = NULL,
-                               lease_until = NULL
-               WHERE id = $1";
-    let why = "this version of the server cannot read the job";
-    on!(tx, |c| sqlx::query(sql).bind(id).bind(why).bind(now).execute(c).await.map(drop))?;
-    Ok(())
-}
-
-/// Locks a held job until the transaction ends and returns it as it is now: the first statement of every transaction in
-/// which a worker writes.
-///
-/// # Errors
-/// [`StoreError::Stale`] if it is no longer held under this fence.
-pub async fn hold(tx: &mut Tx, held: &Job, now: DateTime<Utc>) -> Result<Job, StoreError> {
-    let sql = columns!(
-        "UPDATE jobs SET updated_at = $4
-         WHERE organization_id = $1 AND id = $2 AND fence = $3 AND state = 'running' RETURNING",
-        ""
-    );
-    let job = on!(tx, |c| {
-        sqlx::query_as(sql).bind(held.organization_id).bind(held.id).bind(held.fence).bind(now).fetch_optional(c).await
-    })?;
-    job.ok_or(StoreError::Stale)
-}
-
-/// Keeps a held job for longer.
-///
-/// # Errors
-/// [`StoreError::Stale`] if it is no longer held under this fence.
-pub async fn renew(tx: &mut Tx, held: &Job, lease_until: DateTime<Utc>) -> Result<(), StoreError> {
-    let sql = "UPDATE jobs SET lease_until = $4
-               WHERE organization_id = $1 AND id = $2 AND fence = $3 AND state = 'running'";
-    one(on!(tx, |c| sqlx::query(sql)
-        .bind(held.organization_id)
-        .bind(held.id)
-        .bind(held.fence)
-        .bind(lease_until)
-        .execute(c)
-        .await
-        .map(|done| done.rows_affected()))?)
-}
-
-/// Ends a held job.
-///
-/// # Errors
-/// [`StoreError::Stale`] if it is no longer held under this fence.
-pub async fn finish(
-    tx: &mut Tx,
-    held: &Job,
-    state: JobState,
-    error: Option<&str>,
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    let sql = "UPDATE jobs SET state = $4, last_error = $5, updated_at = $6, finished_at = $6, lease_owner = NULL,
-                               lease_until = NULL
-               WHERE organization_id = $1 AND id = $2 AND fence = $3 AND state = 'running'";
-    one(on!(tx, |c| sqlx::query(sql)
-        .bind(held.organization_id)
-        .bind(held.id)
-        .bind(held.fence)
-        .bind(state)
-        .bind(error)
-        .bind(now)
-        .execute(c)
-        .await
-        .map(|done| done.rows_affected()))?)
-}
-
-/// Puts a held job back, to be tried again from `run_at`; `uncertain` if the attempt may have reached the far side.
-///
-/// # Errors
-/// [`StoreError::Stale`] if it is no longer held under this fence.
-pub async fn later(
-    tx: &mut Tx,
-    held: &Job,
-    run_at: DateTime<Utc>,
-    error: &str,
-    uncertain: bool,
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    let sql = "UPDATE jobs SET state = 'queued', run_at = $4, last_error = $5, updated_at = $6, lease_owner = NULL,
-                               lease_until = NULL, uncertain = uncertain OR $7
-               WHERE organization_id = $1 AND id = $2 AND fence = $3 AND state = 'running'";
-    one(on!(tx, |c| sqlx::query(sql)
-        .bind(held.organization_id)
-        .bind(held.id)
-        .bind(held.fence)
-        .bind(run_at)
-        .bind(error)
-        .bind(now)
-        .bind(uncertain)
-        .execute(c)
-        .await
-        .map(|done| done.rows_affected()))?)
-}
-
-/// Takes back that an attempt was counted when this held job was claimed: it did not come to one.
-///
-/// # Errors
-/// [`StoreError::Stale`] if it is no longer held under this fence.
-pub async fn uncount(tx: &mut Tx, held: &Job) -> Result<(), StoreError> {
-    let sql = "UPDATE jobs SET attempts = attempts - 1
-               WHERE organization_id = $1 AND id = $2 AND fence = $3 AND state = 'running' AND attempts > 0";
-    one(on!(tx, |c| sqlx::query(sql)
-        .bind(held.organization_id)
-        .bind(held.id)
-        .bind(held.fence)
-        .execute(c)
-        .await
-        .map(|done| done.rows_affected()))?)
-}
-
-/// Gives back everything a stopping worker still holds. The attempts it cut short are not counted, and the fence moves on,
-/// so that none of them can still write. Returns how many.
-///
-/// # Errors
-/// As the database says.
-pub async fn release(tx: &mut Tx, owner: &str, now: DateTime<Utc>) -> Result<u64, StoreError> {
-    let sql = "UPDATE jobs SET state = 'queued', run_at = $2, updated_at = $2, lease_owner = NULL, lease_until = NULL,
-                               attempts = attempts - 1, fence = fence + 1, uncertain = TRUE
-               WHERE state = 'running' AND lease_owner = $1";
-    Ok(on!(tx, |c| sqlx::query(sql).bind(owner).bind(now).execute(c).await.map(|done| done.rows_affected()))?)
 }
 
 /// Calls off a job: at once if it waits; if it runs, the attempt is told to undo what it does.
