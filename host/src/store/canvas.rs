@@ -1,18 +1,22 @@
-//! Canvases: the journal, its snapshots, and tickets for sockets.
+//! Canvases: the journal and its snapshots.
 //!
 //! A canvas's row in `canvases` is the lock that orders its messages: [`advance`] moves its sequence on from the one that
 //! the writer has seen, and fails if another host was quicker.
+
+mod graph;
+mod tickets;
 
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 
+pub use self::{
+    graph::{Loaded, graph, load, replay},
+    tickets::{Ticket, issue_ticket, redeem_ticket, ticket_exists},
+};
 use super::{Connection, StoreError, Tx};
 use crate::{
-    domain::{
-        canvas::{Graph, Limits, Op},
-        id::{CanvasId, OrganizationId, SessionId, UserId},
-    },
+    domain::id::{CanvasId, OrganizationId},
     on,
 };
 
@@ -325,156 +329,4 @@ pub async fn compact(
 pub async fn bytes(c: &mut impl Connection, organization: OrganizationId) -> Result<i64, StoreError> {
     let sql = "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM canvases WHERE organization_id = $1";
     Ok(on!(c, |c| sqlx::query_scalar(sql).bind(organization).fetch_one(c).await)?)
-}
-
-/// Messages read at once while a graph is put together.
-const STEP: i64 = 256;
-/// A snapshot that is replaced while it is read is read again; more often than this it is a defect.
-const TRIES: usize = 8;
-
-/// What [`load`] found.
-#[derive(Debug, Default)]
-pub struct Loaded {
-    /// The last sequence.
-    pub sequence: i64,
-    /// The graph at that sequence.
-    pub graph: Graph,
-    /// Up to where the snapshot went.
-    pub snapshot: i64,
-    /// Bytes of the operations since.
-    pub tail_bytes: usize,
-}
-
-/// The graph as of now: the latest snapshot and what was stored since.
-///
-/// # Errors
-/// As the database says; [`StoreError::Database`] if the journal has a gap or cannot be read: a defect.
-pub async fn load(
-    c: &mut impl Connection,
-    organization: OrganizationId,
-    canvas: CanvasId,
-) -> Result<Loaded, StoreError> {
-    'again: for _ in 0..TRIES {
-        let mut loaded = Loaded::default();
-        if let Some((sequence, text)) = snapshot(c, organization, canvas).await? {
-            loaded.graph = serde_json::from_str(&text).map_err(unreadable)?;
-            loaded.sequence = sequence;
-            loaded.snapshot = sequence;
-        }
-        loop {
-            let entries = tail(c, organization, canvas, loaded.sequence, STEP).await?;
-            let last = i64::try_from(entries.len()).is_ok_and(|count| count < STEP);
-            for entry in entries {
-                if entry.sequence != loaded.sequence + 1 {
-                    // A newer snapshot was made between the two statements, and what it covers forgotten.
-                    continue 'again;
-                }
-                replay(&mut loaded.graph, &entry)?;
-                loaded.sequence = entry.sequence;
-                loaded.tail_bytes += entry.ops.len();
-            }
-            if last {
-                return Ok(loaded);
-            }
-        }
-    }
-    Err(unreadable(format!("the journal of canvas {canvas} has a gap")))
-}
-
-/// The graph and its sequence as of now, for whoever cuts a version; empty before the first message.
-///
-/// # Errors
-/// As [`load`].
-pub async fn graph(
-    c: &mut impl Connection,
-    organization: OrganizationId,
-    canvas: CanvasId,
-) -> Result<(i64, Graph), StoreError> {
-    let loaded = load(c, organization, canvas).await?;
-    Ok((loaded.sequence, loaded.graph))
-}
-
-/// Applies a stored message to the graph before it.
-///
-/// # Errors
-/// [`StoreError::Database`] if it does not apply, which it did once: a defect, or an edited database.
-pub fn replay(graph: &mut Graph, entry: &Entry) -> Result<(), StoreError> {
-    let ops: Vec<Op> = serde_json::from_str(&entry.ops).map_err(unreadable)?;
-    graph.apply(&ops, &Limits::REPLAY).map(drop).map_err(unreadable)
-}
-
-fn unreadable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
-    StoreError::Database(sqlx::Error::Decode(error.into()))
-}
-
-/// Whom a ticket lets in, once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
-pub struct Ticket {
-    /// Where.
-    pub organization_id: OrganizationId,
-    /// To which canvas.
-    pub canvas_id: CanvasId,
-    /// Whom.
-    pub user_id: UserId,
-    /// The sign-in it was issued to.
-    pub session_id: Option<SessionId>,
-}
-
-/// Keeps a ticket by its SHA-256, and forgets those that nobody came with.
-///
-/// # Errors
-/// [`StoreError::Reference`] if the canvas or the user is not the organization's.
-pub async fn issue_ticket(
-    tx: &mut Tx,
-    hash: &[u8],
-    ticket: &Ticket,
-    now: DateTime<Utc>,
-    expires_at: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    let sweep = "DELETE FROM canvas_tickets WHERE expires_at < $1";
-    on!(tx, |c| sqlx::query(sweep).bind(now).execute(c).await.map(drop))?;
-    let sql = "INSERT INTO canvas_tickets (hash, organization_id, canvas_id, user_id, session_id, expires_at)
-               VALUES ($1, $2, $3, $4, $5, $6)";
-    on!(tx, |c| sqlx::query(sql)
-        .bind(hash)
-        .bind(ticket.organization_id)
-        .bind(ticket.canvas_id)
-        .bind(ticket.user_id)
-        .bind(ticket.session_id)
-        .bind(expires_at)
-        .execute(c)
-        .await
-        .map(drop))?;
-    Ok(())
-}
-
-/// Whether [`redeem_ticket`] may find this ticket. Asked first: whoever comes with a made-up one takes no write lock.
-///
-/// # Errors
-/// As the database says.
-pub async fn ticket_exists(
-    c: &mut impl Connection,
-    hash: &[u8],
-    canvas: CanvasId,
-    now: DateTime<Utc>,
-) -> Result<bool, StoreError> {
-    let sql = "SELECT COUNT(*) FROM canvas_tickets WHERE hash = $1 AND canvas_id = $2 AND expires_at > $3";
-    let count: i64 = on!(c, |c| sqlx::query_scalar(sql).bind(hash).bind(canvas).bind(now).fetch_one(c).await)?;
-    Ok(count > 0)
-}
-
-/// Takes a ticket, so that it cannot be taken again on any host. The one query that does not name an organization: the
-/// ticket tells it, as a session's cookie does.
-///
-/// # Errors
-/// As the database says.
-pub async fn redeem_ticket(
-    tx: &mut Tx,
-    hash: &[u8],
-    canvas: CanvasId,
-    now: DateTime<Utc>,
-) -> Result<Option<Ticket>, StoreError> {
-    let sql = "DELETE FROM canvas_tickets WHERE hash = $1 AND canvas_id = $2 AND expires_at > $3
-               RETURNING organization_id, canvas_id, user_id, session_id";
-    Ok(on!(tx, |c| sqlx::query_as(sql).bind(hash).bind(canvas).bind(now).fetch_optional(c).await)?)
 }
