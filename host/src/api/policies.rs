@@ -1,16 +1,21 @@
 //! `/api/v1/policies`: a tenant's own policy sets, their versions, and which one is in force.
 
+mod body;
+
 use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use self::body::{
+    ActivatedPolicySet, Activation, NewPolicySet, NewPolicyVersion, PolicyError, PolicyErrors, PolicySetChange,
+    PolicyWarning, WrittenPolicyVersion,
+};
 use super::{
     extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
     guard::change,
@@ -20,7 +25,7 @@ use super::{
 };
 use crate::{
     app::App,
-    authz::{self, Action, Context, Invalid, Kind, PolicyFault, Resource, Validated},
+    authz::{self, Action, Context, Invalid, Kind, Resource, Validated},
     bus::Hint,
     domain::{
         fault::{self, Fault},
@@ -41,107 +46,6 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(activate))
         .routes(routes!(deactivate))
         .routes(routes!(errors))
-}
-
-/// A new policy set.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewPolicySet {
-    /// Unique in the organization.
-    name: String,
-    #[serde(default)]
-    description: String,
-}
-
-/// What to change; what is absent stays.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PolicySetChange {
-    name: Option<String>,
-    description: Option<String>,
-}
-
-/// A new version.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewPolicyVersion {
-    /// The policies, in Cedar; at most `policy_text_kib` (256) KiB and `policies_per_set` (2,000). Validated strictly. A byte
-    /// order mark at its beginning is left out.
-    text: String,
-    /// What changed, for people.
-    #[serde(default)]
-    note: String,
-}
-
-/// Which version to put in force.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Activation {
-    /// Its number; an older one rolls back.
-    version: i64,
-}
-
-/// A version that was just written, and what may surprise in it.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct WrittenPolicyVersion {
-    #[serde(flatten)]
-    written: PolicyText,
-    /// Accepted all the same.
-    warnings: Vec<PolicyWarning>,
-}
-
-/// A policy set of which a version was put in force, and what may surprise in that version.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct ActivatedPolicySet {
-    #[serde(flatten)]
-    set: PolicySet,
-    /// As when it was written.
-    warnings: Vec<PolicyWarning>,
-}
-
-/// What may surprise, and where.
-#[derive(Debug, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct PolicyWarning {
-    /// From 1.
-    line: usize,
-    /// From 1, in characters.
-    column: usize,
-    /// What to know.
-    message: String,
-}
-
-impl From<PolicyFault> for PolicyWarning {
-    fn from(PolicyFault { line, column, message }: PolicyFault) -> Self {
-        Self { line, column, message }
-    }
-}
-
-/// The policies of a version that could not be evaluated.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct PolicyErrors {
-    /// The number of the version in force; null if none of this set is.
-    version: Option<i64>,
-    /// The latest first, at most 100.
-    items: Vec<PolicyError>,
-}
-
-/// A policy that could not be evaluated.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct PolicyError {
-    /// Its `@id`, or its place in the text.
-    policy: String,
-    /// Where it begins in the text of the version, from 1.
-    line: i64,
-    /// From 1, in characters.
-    column: i64,
-    /// What went wrong the last time.
-    message: String,
-    /// Decisions that it could not be evaluated for since the version was put in force. Things of a list that no policy tells
-    /// apart are decided once.
-    count: i64,
-    /// When last.
-    #[serde(serialize_with = "crate::clock::micros")]
-    last_at: chrono::DateTime<chrono::Utc>,
 }
 
 /// Errors that are told.
