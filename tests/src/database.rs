@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     harness::{
-        Answer, Backend, Client, Database, Direct, Gateway, PASSWORD, Proxy, Server, Setup, World, eventually, id,
+        Answer, Backend, Client, Database, Direct, Gateway, PASSWORD, Proxy, Server, Setup, World, eventually, id, within,
     },
     identities::Company,
     sso_failures::metric,
@@ -222,6 +222,37 @@ async fn more_requests_of_an_organization_than_may_wait_are_refused_and_no_other
     theirs.ok(200);
     assert!((3..=6).contains(&served), "{served}");
     tenant.owner.get("/api/v1/agents").await.ok(200);
+}
+
+#[tokio::test]
+async fn a_deadlock_is_answered_with_503_and_the_next_try_succeeds() {
+    let world = World::start(Backend::Postgres).await;
+    let owner = world.tenant("acme").await.owner;
+    let mut direct = world.setup.database.direct().await;
+    // Of those that wait for each other, PostgreSQL ends the one that has waited for so long: it is to be the server's, and before
+    // `database_lock_seconds` are over.
+    let later =
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET deadlock_timeout = ''3s''', current_database()); END $$";
+    direct.execute(later).await;
+    direct.execute(END_OTHERS).await;
+    eventually("the server has connected anew", || async {
+        (owner.get("/api/v1/workspaces").await.status == 200).then_some(())
+    })
+    .await;
+    direct.execute("SET deadlock_timeout = '60s'; BEGIN; SELECT 1 FROM audit_heads FOR UPDATE").await;
+    let mut watching = world.setup.database.direct().await;
+    let create = async || owner.post("/api/v1/workspaces", json!({ "name": "first" })).await;
+    let close_the_circle = async {
+        let waiting =
+            "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        within("the server waits for the chain's head", async { while watching.number(waiting).await == 0 {} }).await;
+        direct.execute("SELECT 1 FROM organizations FOR UPDATE; ROLLBACK").await;
+    };
+    let (refused, ()) = tokio::join!(create(), close_the_circle);
+    assert!(!refused.header("retry-after").is_empty(), "{refused:?}");
+    refused.problem(503, "unavailable");
+    assert!(world.server.log().contains("deadlock detected"), "{}", world.server.log());
+    create().await.ok(201);
 }
 
 #[tokio::test]

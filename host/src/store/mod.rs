@@ -335,3 +335,5 @@ fn migrator(of: &Migrator) -> Migrator {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trouble_tests;
