@@ -1,6 +1,10 @@
 //! What an operator sees: health, metrics, an orderly end, headers; and the documentation.
 
 use futures::StreamExt;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::json;
 
 use crate::{
@@ -95,6 +99,21 @@ async fn a_stop_is_orderly(backend: Backend) {
     team.world.again().await;
     team.ada.client = team.ada.client.at(&team.world.server.url);
     assert_eq!(team.join(&team.ada).await.seq, seq);
+}
+
+#[tokio::test]
+async fn a_server_that_still_starts_stops_when_asked() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = silent.local_addr().expect("bound").port();
+    let setup = Setup::new(Backend::Sqlite).await;
+    let setup = setup.with("KAIZEN_DATABASE_URL", format!("postgres://kaizen@127.0.0.1:{port}/kaizen"));
+    let mut starting = setup.spawn(&["serve"]);
+    let (_connection, _) = within("it connects to its database", silent.accept()).await.expect("a connection");
+    let id = i32::try_from(starting.id().expect("it runs")).expect("a process id");
+    kill(Pid::from_raw(id), Signal::SIGTERM).expect("a signal");
+    let status = within("it stops", starting.wait()).await.expect("its end");
+    // A signal that nobody listens for would have ended it by itself, but not the first process of a container.
+    assert_eq!(status.code(), Some(0), "{status:?}");
 }
 
 async fn several_start_at_once_on_an_empty_database(backend: Backend) {

@@ -21,7 +21,7 @@ use crate::{
     telemetry,
 };
 
-/// What is left to write down once requests, canvases and jobs have had their time to end.
+/// For giving back what has not ended once requests, canvases, jobs and deliveries have had their time to.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 /// For questions to the operators' listener that are under way at the very end, seconds.
 const OPS_STOP_SECONDS: u64 = 2;
@@ -127,7 +127,8 @@ impl Running {
         self.app.stopping.cancel();
         self.app.tasks.close();
         let limits = &self.app.config.limits;
-        let under_way = limits.stop_seconds.max(limits.canvas_stop_seconds).max(limits.job_stop_seconds);
+        let background = limits.canvas_stop_seconds.max(limits.job_stop_seconds).max(limits.audit_stop_seconds);
+        let under_way = limits.stop_seconds.max(background);
         if tokio::time::timeout(Duration::from_secs(under_way) + LAST_WRITES, self.app.tasks.wait()).await.is_err() {
             tracing::warn!(tasks = self.app.tasks.len(), "stopping while background work waits for the database");
         }
@@ -191,7 +192,16 @@ impl Serve {
     /// # Errors
     /// One line that names what to change.
     pub async fn run(self, config: Config) -> anyhow::Result<()> {
-        let running = Running::start(config, self.role).await?;
+        // Asked for from the beginning: the kernel drops a signal to the first process of a container that does not listen for it.
+        let running = tokio::select! {
+            biased;
+            asked = stop_asked() => {
+                asked?;
+                tracing::info!("stopped before it was up");
+                return Ok(());
+            }
+            running = Running::start(config, self.role) => running?,
+        };
         tracing::info!("ops on http://{}", running.ops_address);
         if let Some(address) = running.address {
             tracing::info!("listening on http://{address}");

@@ -163,6 +163,11 @@ impl Setup {
         command
     }
 
+    /// Starts a command, which is killed with what is returned.
+    pub fn spawn(&self, args: &[&str]) -> Child {
+        self.command(args).stdin(Stdio::null()).spawn().expect("kaizen starts")
+    }
+
     /// Runs a command to its end.
     pub async fn run(&self, args: &[&str], stdin: &str) -> Ran {
         let mut command = self.command(args);
