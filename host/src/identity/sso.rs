@@ -369,8 +369,12 @@ impl Identity {
     ) -> Result<(SignedIn, String), SsoError> {
         let state = Opaque::parse("", callback.state).ok_or(SsoError::State)?;
         let browser = cookie.and_then(|text| Opaque::parse("", text)).ok_or(SsoError::State)?;
+        let (state_hash, browser_hash) = (state.hash(), browser.hash());
+        if !pending::exists(&mut desk.store.read().await?, &state_hash, &browser_hash, desk.clock.now()).await? {
+            return Err(SsoError::State);
+        }
         let mut tx = desk.store.begin().await?;
-        let begun = pending::take(&mut tx, &state.hash(), &browser.hash()).await?;
+        let begun = pending::take(&mut tx, &state_hash, &browser_hash).await?;
         tx.commit().await?;
         let begun = begun.filter(|begun| begun.expires_at > desk.clock.now()).ok_or(SsoError::State)?;
         *by = Some(By { organization: begun.organization_id, connection: begun.connection_id });

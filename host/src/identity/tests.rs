@@ -1,6 +1,7 @@
 //! Sign-in, sessions and tokens against both databases. PostgreSQL is the one that `tests/run` offers.
 
 mod fixture;
+mod sso_states;
 mod tokens;
 
 use chrono::TimeDelta;

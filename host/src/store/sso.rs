@@ -42,6 +42,21 @@ pub async fn begin(tx: &mut Tx, state: &[u8], browser: &[u8], pending: &Pending)
     Ok(())
 }
 
+/// Whether [`take`] may find this sign-in. Asked first: whoever comes with a made-up state takes no write lock.
+///
+/// # Errors
+/// As the database says.
+pub async fn exists(
+    c: &mut impl Connection,
+    state: &[u8],
+    browser: &[u8],
+    now: DateTime<Utc>,
+) -> Result<bool, StoreError> {
+    let sql = "SELECT COUNT(*) FROM sso_states WHERE state_hash = $1 AND browser_hash = $2 AND expires_at > $3";
+    let count: i64 = on!(c, |c| sqlx::query_scalar(sql).bind(state).bind(browser).bind(now).fetch_one(c).await)?;
+    Ok(count > 0)
+}
+
 /// Takes a sign-in under way out, once, for the browser that began it.
 ///
 /// # Errors
