@@ -15,6 +15,7 @@ on_both!(
     a_newcomer_counts_as_a_user,
     a_subject_that_is_too_long_signs_nobody_in,
     a_provider_that_takes_too_long_ends_in_a_page,
+    a_connection_that_changes_meanwhile_signs_nobody_in,
     only_who_has_the_required_claims_comes_in,
     a_token_that_is_dated_back_is_taken,
     a_new_sign_in_replaces_the_browsers_old_session,
@@ -150,13 +151,42 @@ async fn a_subject_that_is_too_long_signs_nobody_in(backend: Backend) {
 async fn a_provider_that_takes_too_long_ends_in_a_page(backend: Backend) {
     let setup = Setup::new(backend).await.with("KAIZEN_SIGN_IN_SECONDS", "1");
     let company = Company::at(World::with(setup).await, json!({ "default_role": "viewer" })).await;
-    company.issuer.trouble(Some(Trouble::Silent));
+    company.issuer.trouble(Some(Trouble::Hold));
     let (browser, page) = company.sign_in().await;
     assert_eq!(page.status, 504);
     assert!(page.text.starts_with("<!doctype html>") && page.text.contains("took too long"), "{}", page.text);
     company.me(&browser).await.problem(401, "unauthenticated");
     assert_eq!(company.event("auth.login", "failure").await["details"]["code"], "timeout");
     assert_eq!(company.tenant.owner.all("/api/v1/users").await.len(), 1, "nobody was made");
+}
+
+/// While the provider is asked who it is.
+async fn a_connection_that_changes_meanwhile_signs_nobody_in(backend: Backend) {
+    let company = Company::start(backend, json!({ "default_role": "viewer" })).await;
+    let owner = &company.tenant.owner;
+    company.issuer.vouches("1", "ada@acme.test");
+    let stricter = json!({ "config": { "required_claims": { "hd": "acme.test" } } });
+    for (change, status, code) in [
+        (Some(stricter), 409, "connection_changed"),
+        (Some(json!({ "config": { "required_claims": null }, "active": false })), 404, "no_connection"),
+        (None, 404, "no_connection"),
+    ] {
+        if change.is_none() {
+            owner.patch(&company.one(), json!({ "active": true })).await.ok(200);
+        }
+        company.issuer.trouble(Some(Trouble::Hold));
+        let act = async {
+            match &change {
+                Some(change) => drop(owner.patch(&company.one(), change.clone()).await.ok(200)),
+                None => drop(owner.delete(&company.one()).await.ok(204)),
+            }
+        };
+        let ((), (browser, page)) = tokio::join!(company.issuer.meanwhile(act), company.sign_in());
+        assert_eq!((page.status, page.url.path()), (status, "/auth/sso/callback"), "{change:?}: {page:?}");
+        company.me(&browser).await.problem(401, "unauthenticated");
+        assert_eq!(company.event("auth.login", "failure").await["details"]["code"], code);
+    }
+    assert_eq!(owner.all("/api/v1/users").await.len(), 1, "nobody was made");
 }
 
 async fn only_who_has_the_required_claims_comes_in(backend: Backend) {

@@ -232,6 +232,10 @@ impl From<SsoError> for Page {
                     "This address does not lead to an identity provider, or the connection to it is switched off.";
                 Self::new(StatusCode::NOT_FOUND, "No such sign-in", text)
             }
+            SsoError::Changed => {
+                let text = "The connection to your identity provider was changed while you signed in. Start again.";
+                Self::new(StatusCode::CONFLICT, "Not signed in", text)
+            }
             SsoError::ReturnTo => {
                 let text = "The link you followed wants to lead to another site after signing in. That is not allowed.";
                 Self::new(StatusCode::BAD_REQUEST, "This link is not safe", text)

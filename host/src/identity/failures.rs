@@ -88,6 +88,7 @@ impl SsoError {
     pub fn code(&self) -> &'static str {
         match self {
             SsoError::NotFound => "no_connection",
+            SsoError::Changed => "connection_changed",
             SsoError::ReturnTo => "return_to_refused",
             SsoError::State => "not_under_way",
             SsoError::Refused { .. } => "refused_by_provider",

@@ -26,7 +26,7 @@ use crate::{
     plugins::{Attempt, Binding, IdentityGrant, PluginError, Plugins, Protocol, bind},
     secrets::Secrets,
     store::{
-        Store, StoreError,
+        Store, StoreError, Tx,
         connections::{self, Connection},
         sso::{self as pending, Pending},
     },
@@ -44,6 +44,9 @@ pub enum SsoError {
     /// There is no such connection, or it is not in use.
     #[error("no such identity connection")]
     NotFound,
+    /// The connection was changed while the provider was asked: what it said was said of another configuration.
+    #[error("the identity connection was changed during this sign-in")]
+    Changed,
     /// It would lead away.
     #[error("return_to leads elsewhere")]
     ReturnTo,
@@ -249,6 +252,15 @@ fn derive(browser: &Opaque, state: &Opaque) -> Derived {
     Derived { nonce: with("nonce"), verifier: with("verifier") }
 }
 
+/// Refuses unless a connection is as it was when the provider was asked; then it stays so until the transaction ends.
+async fn unchanged(tx: &mut Tx, connection: &Connection) -> Result<(), SsoError> {
+    match connections::lock(tx, connection.organization_id, connection.id).await? {
+        Some((true, revision)) if revision == connection.revision => Ok(()),
+        Some((true, _)) => Err(SsoError::Changed),
+        Some((false, _)) | None => Err(SsoError::NotFound),
+    }
+}
+
 impl Identity {
     /// Whether the provider is there, for an administrator who asks: one of OpenID Connect is asked for its discovery
     /// document and keys. OAuth 2 has no endpoint that tells.
@@ -391,6 +403,7 @@ impl Identity {
         let mut again = true;
         let session = loop {
             let mut tx = desk.store.begin().await?;
+            unchanged(&mut tx, &connection).await?;
             match provision::user(&mut tx, desk.clock, (&connection, &answered), self.quotas).await {
                 Ok(user) => {
                     let session = self.begin(&mut tx, desk.clock, (connection.organization_id, user), &how).await?;

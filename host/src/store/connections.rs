@@ -144,6 +144,18 @@ pub async fn any_active(c: &mut impl Conn, organization: OrganizationId, kind: K
     Ok(found.is_some())
 }
 
+/// Whether a connection is in use, and its revision; both stay so until the transaction ends.
+///
+/// # Errors
+/// As the database says.
+pub async fn lock(tx: &mut Tx, organization: OrganizationId, id: Uuid) -> Result<Option<(bool, i64)>, StoreError> {
+    let sql = match tx {
+        Tx::Sqlite(_) => "SELECT active, revision FROM connections WHERE organization_id = $1 AND id = $2",
+        Tx::Postgres(_) => "SELECT active, revision FROM connections WHERE organization_id = $1 AND id = $2 FOR SHARE",
+    };
+    Ok(on!(tx, |c| sqlx::query_as(sql).bind(organization).bind(id).fetch_optional(c).await)?)
+}
+
 /// Changes a connection that is still at `connection.revision`, and returns it as it is then.
 ///
 /// # Errors

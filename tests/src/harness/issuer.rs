@@ -15,9 +15,9 @@ use axum::{
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
-use super::{CLIENT_ID, fresh_id};
+use super::{CLIENT_ID, fresh_id, within};
 
 const KEY: &str = include_str!("../../keys/provider.pem");
 /// The modulus of [`KEY`].
@@ -32,8 +32,8 @@ pub enum Trouble {
     Callback(Vec<(&'static str, String)>),
     /// The token endpoint answers this.
     Token(u16, Value),
-    /// The token endpoint never answers.
-    Silent,
+    /// The token endpoint answers after [`Issuer::release`].
+    Hold,
 }
 
 struct Inner {
@@ -43,7 +43,8 @@ struct Inner {
     trouble: Mutex<Option<Trouble>>,
     /// Nonce and claims by code.
     codes: Mutex<HashMap<String, (String, Value)>>,
-    never: Semaphore,
+    held: watch::Sender<usize>,
+    gate: Semaphore,
 }
 
 /// The provider; gone when dropped.
@@ -63,7 +64,8 @@ impl Issuer {
             claims: Mutex::new(json!({})),
             trouble: Mutex::default(),
             codes: Mutex::default(),
-            never: Semaphore::new(0),
+            held: watch::Sender::new(0),
+            gate: Semaphore::new(0),
         });
         let app = Router::new()
             .route("/.well-known/openid-configuration", get(discovery))
@@ -94,6 +96,15 @@ impl Issuer {
     /// From now on this goes wrong; with nothing, all is well.
     pub fn trouble(&self, trouble: Option<Trouble>) {
         *self.inner.trouble.lock().expect("lock") = trouble;
+    }
+
+    /// Waits until the token endpoint holds the next request, does this, and lets the request go on.
+    pub async fn meanwhile(&self, act: impl Future<Output = ()>) {
+        let mut held = self.inner.held.subscribe();
+        let before = *held.borrow_and_update();
+        within("the token endpoint is asked", held.wait_for(|n| *n > before)).await.expect("alive");
+        act.await;
+        self.inner.gate.add_permits(1);
     }
 }
 
@@ -147,7 +158,10 @@ async fn token(State(inner): State<Arc<Inner>>, body: String) -> Response {
         Some(Trouble::Token(status, body)) => {
             return (StatusCode::from_u16(status).expect("a status"), Json(body)).into_response();
         }
-        Some(Trouble::Silent) => inner.never.acquire().await.expect("never closed").forget(),
+        Some(Trouble::Hold) => {
+            inner.held.send_modify(|n| *n += 1);
+            inner.gate.acquire().await.expect("never closed").forget();
+        }
         _ => {}
     }
     let form: Form = url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
