@@ -1,8 +1,8 @@
 //! Environments that an earlier version stored in another spelling than the one they are compared in now.
 //!
 //! Migration 0011 did what SQL can: the letters that the database knows small ones of, and spaces. Other white space, and on
-//! SQLite letters beyond ASCII, are left to the start: policies on `deployment.*`, and rolling back to what was deployed
-//! before, compare what is stored. What can be no environment any more stays as it is.
+//! SQLite letters beyond ASCII, are left to the first start after an upgrade: policies on `deployment.*`, and rolling back to
+//! what was deployed before, compare what is stored. What can be no environment any more stays as it is.
 
 use uuid::Uuid;
 
@@ -19,12 +19,12 @@ const SPELLINGS: i64 = 200;
 /// Rows that are changed in one transaction.
 const ROWS: u32 = 500;
 
-/// Spells stored environments as they are compared now. Several hosts may do so at once.
+/// Spells stored environments as they are compared now, where an upgrade may have left others. Several hosts may do so at once.
 ///
 /// # Errors
 /// As the database says.
 pub async fn environments(store: &Store) -> Result<(), StoreError> {
-    in_parts(store, ROWS).await
+    store.after_migrations("environments", Box::pin(in_parts(store, ROWS))).await
 }
 
 async fn in_parts(store: &Store, rows: u32) -> Result<(), StoreError> {
@@ -130,6 +130,20 @@ mod tests {
             let gateway = connections::get(&mut conn, organization, Kind::DeploymentTarget, gateway).await;
             let gateway = gateway.unwrap().unwrap();
             assert_eq!((gateway.environment.as_deref(), gateway.revision), (Some("production"), 2), "once");
+        }
+    }
+
+    #[tokio::test]
+    async fn environments_are_looked_through_once_after_an_upgrade() {
+        for fixture in Fixture::each().await {
+            let tenant = fixture.tenant().await;
+            let (deployment, _) = fixture.deployment(&tenant, DeploymentState::Failed, JobKind::Deploy).await;
+            for spelled in ["production", "\tProduction"] {
+                store_as(&fixture.store, Of::Deployments, deployment.id.0, "\tProduction").await;
+                let (one, two) = tokio::join!(environments(&fixture.store), environments(&fixture.store));
+                one.and(two).unwrap();
+                assert_eq!(fixture.seen(&deployment).await.environment, spelled);
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Sign-in, sessions and tokens against both databases. PostgreSQL is the one that `tests/run` offers.
 
 mod fixture;
+mod respell;
 mod sso_states;
 mod tokens;
 
@@ -18,7 +19,7 @@ use super::{
     turns::Hashing,
 };
 use crate::{
-    domain::{client::Client, connection::Kind, email::Email, name::Name, user::User},
+    domain::{client::Client, connection::Kind, email::Email, name::Name},
     store::{
         connections::{self, Connection},
         memberships, sessions, sso, users,
@@ -151,43 +152,6 @@ async fn failures_are_told_only_where_the_person_was_seen_before() {
         assert!(matches!(fixture.attempt("another password").await, Err(LoginError::Credentials(_))));
         let expected = ["organization.create Success", "auth.login Success", "auth.login Failure"];
         assert_eq!(fixture.actions_of(nosy.id).await, expected);
-    }
-}
-
-/// Addresses whose domains were stored as they are written, before they were compared by their A-labels.
-#[tokio::test]
-async fn addresses_of_an_earlier_version_are_spelled_as_they_are_compared() {
-    for fixture in Fixture::each().await {
-        let (store, clock) = (&fixture.store, &fixture.clock);
-        let mut tx = store.begin().await.unwrap();
-        let owner = users::get(&mut tx, fixture.organization, fixture.user).await.unwrap().unwrap();
-        let mut ids = Vec::new();
-        for email in
-            ["ada@b\u{fc}cher.example", "ada@xn--strae-oqa.example", "ada@stra\u{df}e.example", "j\u{f6}rg@x.example"]
-        {
-            let user = User { id: clock.id(), email: email.to_owned(), ..owner.clone() };
-            users::insert(&mut tx, &user, None).await.unwrap();
-            ids.push(user.id);
-        }
-        tx.commit().await.unwrap();
-        for _ in 0..2 {
-            super::respell::addresses(store, clock).await.unwrap();
-        }
-        let mut conn = store.read().await.unwrap();
-        let mut emails = Vec::new();
-        for id in ids {
-            emails.push(users::get(&mut conn, fixture.organization, id).await.unwrap().unwrap().email);
-        }
-        drop(conn);
-        // The third is another user's already, the fourth is none that is accepted.
-        let expected = [
-            "ada@xn--bcher-kva.example",
-            "ada@xn--strae-oqa.example",
-            "ada@stra\u{df}e.example",
-            "j\u{f6}rg@x.example",
-        ];
-        assert_eq!(emails, expected);
-        assert_eq!(fixture.actions().await, ["organization.create Success", "user.update Success"], "once");
     }
 }
 

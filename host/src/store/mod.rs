@@ -8,6 +8,7 @@ mod answer;
 pub mod audit;
 pub mod canvas;
 pub mod connections;
+mod data_migrations;
 mod db;
 pub mod delivery;
 pub mod deployments;
@@ -224,6 +225,15 @@ impl Store {
             MigrateError::VersionMissing(version) => StoreError::Newer(version),
             other => StoreError::Migration(other),
         })
+    }
+
+    /// The last migration that this binary knows: once [`Store::migrate`] has returned, the database's own.
+    fn last_migration(&self) -> i64 {
+        let migrations = match &self.db {
+            Db::Sqlite { .. } => &SQLITE,
+            Db::Postgres(_) => &POSTGRES,
+        };
+        migrations.iter().map(|migration| migration.version).max().unwrap_or_default()
     }
 
     /// A connection for reading.
