@@ -61,7 +61,7 @@ pub fn description(pointer: &str, text: &str, faults: &mut Vec<Fault>) {
 }
 
 /// Brings labels into their one spelling: at most 64, keys of 1 to 63 letters, digits and `-_./`, values of at most 255
-/// characters that can be seen ([`text::comparable`]).
+/// characters that can be seen and do not imitate ASCII's ([`text::distinct`]).
 pub fn labels(pointer: &str, labels: &mut BTreeMap<String, String>, faults: &mut Vec<Fault>) {
     if labels.len() > 64 {
         faults.push(Fault::new(pointer, "at most 64 labels"));
@@ -72,7 +72,7 @@ pub fn labels(pointer: &str, labels: &mut BTreeMap<String, String>, faults: &mut
         if key.is_empty() || key.len() > 63 || !key.chars().all(good) {
             faults.push(Fault::new(format!("{pointer}/{escaped}"), "a key has 1 to 63 letters, digits, or - _ . /"));
         }
-        match text::comparable(value) {
+        match text::distinct(value) {
             Ok(spelled) if spelled.chars().count() <= 255 => *value = spelled,
             Ok(_) => faults.push(Fault::new(format!("{pointer}/{escaped}"), "at most 255 characters")),
             Err(fault) => faults.push(Fault::new(format!("{pointer}/{escaped}"), fault.to_string())),
@@ -93,5 +93,7 @@ mod tests {
         assert_eq!((good, faults.len()), (of("Zoë 1"), 0));
         labels("/labels", &mut of("sup\u{200B}port"), &mut faults);
         assert!(faults[0].pointer == "/labels/a~1b" && faults[0].message.contains("U+200B"), "{faults:?}");
+        labels("/labels", &mut of("\u{501}\u{435}\u{475}"), &mut faults);
+        assert!(faults[1].pointer == "/labels/a~1b" && faults[1].message.ends_with("write `dev`"), "{faults:?}");
     }
 }

@@ -4,8 +4,12 @@
 //! brought into one spelling (NFC of UAX 15, no white space around, one space between words), and what cannot be seen, turns
 //! the direction of text or imitates another letter (UTS 39, Unicode Security Mechanisms) is refused by its code point.
 //!
-//! [`Name`](super::name::Name) is what people read, [`Environment`](super::environment::Environment) what policies compare
-//! most; labels and attributes use [`comparable`] by itself.
+//! | text | on top of [`comparable`] |
+//! |---|---|
+//! | [`Environment`](super::environment::Environment) | small letters; no word looks like one in ASCII |
+//! | labels | [`distinct`]: the whole text does not look like one in ASCII |
+//! | attributes | [`distinct_words`]: its words together do not; the punctuation of what people write stays |
+//! | [`Name`](super::name::Name) | nothing: people's names and words in one script, such as `Сара`, may look so |
 
 use unicode_normalization::UnicodeNormalization;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
@@ -84,11 +88,35 @@ pub fn comparable(text: &str) -> Result<String, TextFault> {
     Ok(text)
 }
 
+/// As [`comparable`], for what policies compare with texts of their own: one with other characters than ASCII's does not look
+/// like one in ASCII (UTS 39, section 4).
+///
+/// # Errors
+/// As [`comparable`], and [`TextFault::Confusable`].
+pub fn distinct(text: &str) -> Result<String, TextFault> {
+    let text = comparable(text)?;
+    plain(&text)?;
+    Ok(text)
+}
+
+/// As [`comparable_lines`], for what policies compare and people write: the words of one with other letters than ASCII's do not
+/// all look like words in ASCII. A dash or an apostrophe of typography is no imitation.
+///
+/// # Errors
+/// As [`comparable`], and [`TextFault::Confusable`].
+pub fn distinct_words(text: &str) -> Result<String, TextFault> {
+    let text = comparable_lines(text)?;
+    if !text.is_ascii() {
+        plain(&words(&text).collect::<Vec<_>>().join(" "))?;
+    }
+    Ok(text)
+}
+
 /// As [`comparable`] for text of several lines: line feeds, carriage returns and tabs stay.
 ///
 /// # Errors
 /// As [`comparable`].
-pub fn comparable_lines(text: &str) -> Result<String, TextFault> {
+fn comparable_lines(text: &str) -> Result<String, TextFault> {
     if !text.contains(breaks) {
         return comparable(text);
     }
@@ -221,12 +249,14 @@ pub(super) fn unmixed(word: &str) -> Result<(), TextFault> {
     }
 }
 
-/// Refuses a word that has other characters than ASCII's and looks as if it had not.
+/// Refuses a text that has other characters than ASCII's and looks as if it had not.
 pub(super) fn plain(word: &str) -> Result<(), TextFault> {
     let Some(character) = word.chars().find(|c| !c.is_ascii()) else { return Ok(()) };
     // A dot above `i` or `j` lies on the one that these have.
     let dotted = word.replace("i\u{307}", "i").replace("j\u{307}", "j");
-    if !dotted.is_ascii() && !skeleton(&dotted).all(|c| c.is_ascii()) {
+    // ASCII's own stay as they are: the skeleton of `%` is not ASCII.
+    let others: String = dotted.chars().filter(|c| !c.is_ascii()).collect();
+    if !skeleton(&others).all(|c| c.is_ascii()) {
         return Ok(());
     }
     let plain = dotted.chars().flat_map(look).collect();
@@ -353,6 +383,32 @@ mod tests {
             let fault = comparable(word).unwrap_err();
             assert!(matches!(fault, TextFault::Mixed { .. }), "{word}: {fault:?}");
             assert!(fault.to_string().contains("U+0"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_ascii_does_not_look_like_it() {
+        for (text, plain) in [
+            ("\u{501}\u{435}\u{475}", "dev"),
+            ("prod-\u{441}", "prod-c"),
+            ("100% \u{440}", "100% p"),
+            ("product\u{131}on", "production"),
+            ("\u{FF50}roduction", "production"),
+            ("\u{3F1}\u{3BF}", "po"),
+        ] {
+            for checked in [distinct(text), distinct_words(text), distinct_words(&format!("1 Main St\n{text}"))] {
+                assert!(matches!(checked, Err(TextFault::Confusable { .. })), "{text}: {checked:?}");
+            }
+            let fault = distinct(text).unwrap_err().to_string();
+            assert!(fault.ends_with(&format!("write `{plain}`")), "{fault}");
+        }
+        // One word that could be ASCII's does not make the text so.
+        for text in ["отдел", "работа с клиентами", "Ελένη", "本番-eu", "prüfung", "Café", "1 – отдел"]
+        {
+            assert_eq!((distinct(text).is_ok(), distinct_words(text).is_ok()), (true, true), "{text}");
+        }
+        for text in ["eu\u{2013}west", "O\u{2019}Brien"] {
+            assert_eq!((distinct(text).is_ok(), distinct_words(text).is_ok()), (false, true), "{text}");
         }
     }
 

@@ -96,7 +96,7 @@ pub struct Identity {
 const ATTRIBUTES_BYTES: usize = 8 * 1024;
 
 /// Brings attributes into their one spelling: at most 64 with names of letters, digits and `_` (Cedar's identifiers), 8 KiB in
-/// all. Policies compare them, so nothing in a text is invisible ([`text::comparable_lines`]).
+/// all. Policies compare them, so nothing in a text is invisible or imitates ASCII ([`text::distinct_words`]).
 pub fn attributes(pointer: &str, attributes: &mut Map<String, Value>, faults: &mut Vec<Fault>) {
     if attributes.len() > 64 {
         faults.push(Fault::new(pointer, "at most 64 attributes"));
@@ -136,7 +136,7 @@ pub fn fitting_attribute(value: &Value) -> Value {
 
 fn spell(value: &mut Value) -> Result<(), TextFault> {
     if let Value::String(text) = value {
-        *text = text::comparable_lines(text)?;
+        *text = text::distinct_words(text)?;
     }
     Ok(())
 }
@@ -161,6 +161,8 @@ mod tests {
         let spelled = json!({ "team": "Café", "teams": ["a b"], "address": "1 Main St\nSpringfield" });
         assert_eq!((Value::Object(map.clone()), found.len()), (spelled, 0));
         let invisible = faults(json!({ "team": "co\u{200B}re", "teams": ["\u{202E}a"] }));
+        let imitating = faults(json!({ "team": "\u{501}\u{435}\u{475}", "teams": ["ok", "\u{441}\u{43E}\u{440}e"] }));
+        assert!(imitating[0].message.ends_with("write `dev`") && imitating.len() == 2, "{imitating:?}");
         assert!(invisible[0].message.contains("U+200B") && invisible[1].message.contains("U+202E"), "{invisible:?}");
     }
 

@@ -378,10 +378,11 @@ mod tests {
     fn what_a_provider_says_has_the_spelling_that_policies_compare() {
         let said = json!({
             "team": " Cafe\u{301}\u{200B} ", "company": "Acme\u{A0}GmbH", "teams": ["a\u{AD}b"], "address": "1 Main St\nX",
-            "imitation": "f\u{456}nance",
+            "imitation": "f\u{456}nance", "one_script": "\u{501}\u{435}\u{475}", "department": "Отдел – С",
         });
         let renewed = super::renewed(&Map::new(), said.as_object().unwrap());
-        let spelled = json!({ "team": "Café", "company": "Acme GmbH", "teams": ["ab"], "address": "1 Main St\nX" });
+        let spelled = json!({ "team": "Café", "company": "Acme GmbH", "teams": ["ab"], "address": "1 Main St\nX",
+            "department": "Отдел – С" });
         assert_eq!(Value::Object(renewed), spelled);
     }
 
