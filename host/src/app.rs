@@ -108,6 +108,7 @@ impl App {
         let plugins = plugins(ingredients).await?;
         let identity = Identity::new(&config, &clock, &store, &secrets, &egress).await?;
         let denials = Denials::new(&config.limits);
+        let allowances = Allowances::new(&config.limits);
         let jobs = Jobs::new(&config.limits);
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
         let tasks = TaskTracker::new();
@@ -131,7 +132,7 @@ impl App {
             secrets,
             authz,
             denials,
-            allowances: Allowances::default(),
+            allowances,
             identity,
             egress,
             plugins,

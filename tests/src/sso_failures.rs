@@ -125,7 +125,13 @@ async fn a_trail_is_not_filled_by_failing(backend: Backend) {
 
 async fn a_newcomer_counts_as_a_user(backend: Backend) {
     let setup = Setup::new(backend).await.with("KAIZEN_USERS_PER_ORGANIZATION", "2");
-    let company = Company::at(World::with(setup).await, json!({ "default_role": "viewer" })).await;
+    let setup = setup.with("KAIZEN_MEMBERSHIPS_PER_USER", "1");
+    let roles = json!({ "default_role": "viewer", "group_roles": { "a": "developer", "b": "auditor" } });
+    let company = Company::at(World::with(setup).await, roles).await;
+    company.issuer.says(json!({ "sub": "0", "email": "eve@acme.test", "email_verified": true, "groups": ["a", "b"] }));
+    assert_eq!(company.sign_in().await.1.status, 403, "two roles");
+    assert_eq!(company.event("auth.login", "failure").await["details"]["code"], "organization_full");
+    assert_eq!(company.tenant.owner.all("/api/v1/users").await.len(), 1, "nobody was made");
     company.issuer.vouches("1", "ada@acme.test");
     assert_eq!(company.sign_in().await.1.url.path(), "/canvas");
     company.issuer.vouches("2", "bob@acme.test");

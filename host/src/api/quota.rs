@@ -7,27 +7,23 @@ use crate::{
     store::{Tx, quota::Counted},
 };
 
-/// To be called in the transaction that adds one. On PostgreSQL two at once may both be let in by it, and so at the most one for each
-/// connection to the database goes beyond; several hosts go beyond as [`Allowances`](crate::store::quota::Allowances) tells. The bound
-/// is one of order, not of safety.
+/// To be called in the transaction that adds one; see [`Allowances::room`](crate::store::quota::Allowances::room).
 ///
 /// # Errors
 /// 409 that names what there is too much of, the bound, and the operator's setting.
 pub async fn room(app: &App, tx: &mut Tx, organization: OrganizationId, what: Counted) -> Result<()> {
-    let limits = &app.config.limits;
-    let (most, things, setting) = match what {
-        Counted::Users => (limits.users_per_organization, "users", "users_per_organization"),
-        Counted::Workspaces => (limits.workspaces_per_organization, "workspaces", "workspaces_per_organization"),
-        Counted::Memberships(_) => (limits.memberships_per_user, "roles of this user", "memberships_per_user"),
-        Counted::Agents => (limits.agents_per_organization, "agents", "agents_per_organization"),
-        Counted::Connections(_) => {
-            (limits.connections_per_organization, "connections of this kind", "connections_per_organization")
-        }
-        Counted::WaitingJobs => (limits.jobs_waiting_per_organization, "jobs waiting", "jobs_waiting_per_organization"),
-    };
-    if app.allowances.room(tx, organization, what, most).await? {
+    if app.allowances.room(tx, organization, what).await? {
         return Ok(());
     }
+    let (things, setting) = match what {
+        Counted::Users => ("users", "users_per_organization"),
+        Counted::Workspaces => ("workspaces", "workspaces_per_organization"),
+        Counted::Memberships(_) => ("roles of this user", "memberships_per_user"),
+        Counted::Agents => ("agents", "agents_per_organization"),
+        Counted::Connections(_) => ("connections of this kind", "connections_per_organization"),
+        Counted::WaitingJobs => ("jobs waiting", "jobs_waiting_per_organization"),
+    };
+    let most = app.allowances.most(what);
     Err(Problem::conflict(format!(
         "There are {most} {things} already, as many as an organization may have here: remove some first, or ask the operator to raise `{setting}`."
     )))

@@ -138,7 +138,14 @@ fn failed_page(app: &App, failed: Failed) -> Page {
 }
 
 fn desk<'a>(app: &'a App, redirect_uri: &'a str) -> Desk<'a> {
-    Desk { store: &app.store, clock: &app.clock, plugins: &app.plugins, secrets: &app.secrets, redirect_uri }
+    Desk {
+        store: &app.store,
+        clock: &app.clock,
+        plugins: &app.plugins,
+        secrets: &app.secrets,
+        allowances: &app.allowances,
+        redirect_uri,
+    }
 }
 
 fn found(location: &str) -> Result<HeaderValue, Page> {

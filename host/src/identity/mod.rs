@@ -86,8 +86,6 @@ pub struct Parts {
     sign_in_time: Duration,
     /// Organizations in which a password is tried where a sign-in names none.
     sign_in_organizations: i64,
-    /// What newcomers from a provider may add to.
-    quotas: provision::Quotas,
     /// Sessions being written down as seen.
     touching: Arc<Semaphore>,
 }
@@ -166,10 +164,6 @@ impl Identity {
                 config.limits.sign_in_seconds.min(config.limits.request_seconds.saturating_sub(2).max(1)),
             ),
             sign_in_organizations: config.limits.sign_in_organizations,
-            quotas: provision::Quotas {
-                users: config.limits.users_per_organization,
-                memberships_per_user: config.limits.memberships_per_user,
-            },
             touching: Arc::new(Semaphore::new(4)),
         })))
     }

@@ -23,7 +23,7 @@ use crate::{
         connections::Connection,
         identities::{self, Provider},
         memberships,
-        quota::{self, Counted},
+        quota::{Allowances, Counted},
         users,
     },
 };
@@ -127,15 +127,6 @@ pub struct Vouched {
     pub default_role: bool,
 }
 
-/// How much newcomers may add to.
-#[derive(Debug, Clone, Copy)]
-pub struct Quotas {
-    /// Users of an organization.
-    pub users: i64,
-    /// Roles of one of them.
-    pub memberships_per_user: i64,
-}
-
 /// Bytes of a provider's name for somebody (OpenID Connect Core 1.0, section 2: 255 ASCII characters). With an issuer as long as
 /// it may be ([`super::sso`]) it fits into a row of PostgreSQL's index, which has 2,704 bytes.
 const SUBJECT_BYTES: usize = 255;
@@ -153,7 +144,7 @@ pub async fn user(
     tx: &mut Tx,
     clock: &Clock,
     (connection, vouched): (&Connection, &Vouched),
-    most: Quotas,
+    allowances: &Allowances,
 ) -> Result<UserId, Error> {
     let Vouched { issuer, identity, default_role } = vouched;
     if !subject_fits(&identity.subject) {
@@ -197,11 +188,7 @@ pub async fn user(
             if roles.is_empty() {
                 return Err(Refusal::Unknown(email).into());
             }
-            let users = quota::count(tx, organization, Counted::Users, most.users).await?;
-            if users >= most.users || i64::try_from(roles.len()).is_ok_and(|roles| roles > most.memberships_per_user) {
-                return Err(Refusal::Full.into());
-            }
-            newcomer(tx, clock, connection, identity, &email, &roles).await?
+            newcomer(tx, clock, (connection, identity), &email, &roles, allowances).await?
         }
     };
     let link = Identity {
@@ -251,12 +238,15 @@ fn roles(config: &Value, groups: &[String], default_role: bool) -> BTreeSet<Role
 async fn newcomer(
     tx: &mut Tx,
     clock: &Clock,
-    connection: &Connection,
-    identity: &ProviderIdentity,
+    (connection, identity): (&Connection, &ProviderIdentity),
     email: &Email,
     roles: &BTreeSet<Role>,
-) -> Result<UserId, StoreError> {
+    allowances: &Allowances,
+) -> Result<UserId, Error> {
     let (organization_id, now) = (connection.organization_id, clock.now());
+    if !allowances.room(tx, organization_id, Counted::Users).await? {
+        return Err(Refusal::Full.into());
+    }
     let user = User {
         id: clock.id(),
         organization_id,
@@ -272,6 +262,9 @@ async fn newcomer(
     };
     users::insert(tx, &user, None).await?;
     for role in roles {
+        if !allowances.room(tx, organization_id, Counted::Memberships(user.id)).await? {
+            return Err(Refusal::Full.into());
+        }
         let membership = Membership {
             id: clock.id(),
             organization_id,

@@ -28,6 +28,7 @@ use crate::{
     store::{
         Store, StoreError, Tx,
         connections::{self, Connection},
+        quota::Allowances,
         sso::{self as pending, Pending},
     },
 };
@@ -97,6 +98,8 @@ pub struct Desk<'a> {
     pub plugins: &'a Plugins,
     /// For the connection's secrets.
     pub secrets: &'a Secrets,
+    /// What newcomers may add to.
+    pub allowances: &'a Allowances,
     /// Where providers send people back to.
     pub redirect_uri: &'a str,
 }
@@ -404,7 +407,7 @@ impl Identity {
         let session = loop {
             let mut tx = desk.store.begin().await?;
             unchanged(&mut tx, &connection).await?;
-            match provision::user(&mut tx, desk.clock, (&connection, &answered), self.quotas).await {
+            match provision::user(&mut tx, desk.clock, (&connection, &answered), desk.allowances).await {
                 Ok(user) => {
                     let session = self.begin(&mut tx, desk.clock, (connection.organization_id, user), &how).await?;
                     tx.commit().await?;

@@ -12,6 +12,7 @@ use moka::sync::Cache;
 
 use super::{Connection, StoreError};
 use crate::{
+    config::limits::ServerLimits,
     domain::{
         connection::Kind,
         id::{OrganizationId, UserId},
@@ -36,11 +37,22 @@ pub enum Counted {
     WaitingJobs,
 }
 
+/// How many of each there may be.
+#[derive(Clone)]
+struct Bounds {
+    users: i64,
+    workspaces: i64,
+    memberships: i64,
+    agents: i64,
+    connections: i64,
+    waiting_jobs: i64,
+}
+
 /// How many there are; counts no further than `most`, so that the answer costs the same however many there are.
 ///
 /// # Errors
 /// As the database says.
-pub async fn count(
+async fn count(
     c: &mut impl Connection,
     organization: OrganizationId,
     what: Counted,
@@ -78,7 +90,10 @@ pub async fn count(
 /// An allowance is one part in 64 of the room that was counted, so one host alone never goes beyond the bound, and each further one by
 /// less than one part in 64 of it.
 #[derive(Clone)]
-pub struct Allowances(Cache<(OrganizationId, Counted), Arc<AtomicI64>>);
+pub struct Allowances {
+    bounds: Bounds,
+    left: Cache<(OrganizationId, Counted), Arc<AtomicI64>>,
+}
 
 /// Of the room that was counted, one host takes this part.
 const SHARE: i64 = 64;
@@ -87,14 +102,35 @@ const ALLOWANCE_TIME: Duration = Duration::from_secs(60);
 /// Allowances that are kept; who has none is counted.
 const ALLOWANCES: u64 = 10_000;
 
-impl Default for Allowances {
-    fn default() -> Self {
-        Self(Cache::builder().max_capacity(ALLOWANCES).time_to_live(ALLOWANCE_TIME).build())
-    }
-}
-
 impl Allowances {
-    /// Whether one more may be added, and takes it from the allowance.
+    /// None is taken yet.
+    pub fn new(limits: &ServerLimits) -> Self {
+        let bounds = Bounds {
+            users: limits.users_per_organization,
+            workspaces: limits.workspaces_per_organization,
+            memberships: limits.memberships_per_user,
+            agents: limits.agents_per_organization,
+            connections: limits.connections_per_organization,
+            waiting_jobs: limits.jobs_waiting_per_organization,
+        };
+        Self { bounds, left: Cache::builder().max_capacity(ALLOWANCES).time_to_live(ALLOWANCE_TIME).build() }
+    }
+
+    /// How many there may be.
+    pub fn most(&self, what: Counted) -> i64 {
+        match what {
+            Counted::Users => self.bounds.users,
+            Counted::Workspaces => self.bounds.workspaces,
+            Counted::Memberships(_) => self.bounds.memberships,
+            Counted::Agents => self.bounds.agents,
+            Counted::Connections(_) => self.bounds.connections,
+            Counted::WaitingJobs => self.bounds.waiting_jobs,
+        }
+    }
+
+    /// Whether one more may be added, and takes it from the allowance. To be asked in the transaction that adds it. On PostgreSQL two
+    /// at once may both be let in by it, and so at the most one for each connection to the database goes beyond; several hosts go
+    /// beyond as told above. The bound is one of order, not of safety.
     ///
     /// # Errors
     /// As the database says.
@@ -103,16 +139,15 @@ impl Allowances {
         c: &mut impl Connection,
         organization: OrganizationId,
         what: Counted,
-        most: i64,
     ) -> Result<bool, StoreError> {
-        let key = (organization, what);
-        if self.0.get(&key).is_some_and(|left| left.fetch_sub(1, Ordering::Relaxed) > 0) {
+        let (key, most) = ((organization, what), self.most(what));
+        if self.left.get(&key).is_some_and(|left| left.fetch_sub(1, Ordering::Relaxed) > 0) {
             return Ok(true);
         }
         let counted = count(c, organization, what, most).await?;
         match (most - counted - 1) / SHARE {
-            left if left > 0 => self.0.insert(key, Arc::new(AtomicI64::new(left))),
-            _ => self.0.invalidate(&key),
+            left if left > 0 => self.left.insert(key, Arc::new(AtomicI64::new(left))),
+            _ => self.left.invalidate(&key),
         }
         Ok(counted < most)
     }
@@ -144,11 +179,16 @@ mod tests {
             organizations::insert(&mut tx, &organization).await.unwrap();
             tx.commit().await.unwrap();
             let others = hosts - 1;
-            let hosts: Vec<_> = (0..hosts).map(|_| Allowances::default()).collect();
+            let limits = ServerLimits {
+                workspaces_per_organization: MOST,
+                agents_per_organization: MOST,
+                ..ServerLimits::default()
+            };
+            let hosts: Vec<_> = (0..hosts).map(|_| Allowances::new(&limits)).collect();
             let (mut added, mut refused) = (0, 0);
             for host in hosts.iter().cycle() {
                 let mut tx = store.begin().await.unwrap();
-                if !host.room(&mut tx, organization.id, Counted::Workspaces, MOST).await.unwrap() {
+                if !host.room(&mut tx, organization.id, Counted::Workspaces).await.unwrap() {
                     refused += 1;
                     if refused == hosts.len() {
                         break;
@@ -171,9 +211,9 @@ mod tests {
             }
             assert!((MOST..=MOST + others * MOST / SHARE).contains(&added), "{added}");
             let mut tx = store.begin().await.unwrap();
-            let one = Allowances::default();
-            assert!(one.room(&mut tx, organization.id, Counted::Agents, MOST).await.unwrap());
-            let allowed = one.0.get(&(organization.id, Counted::Agents)).unwrap().load(Ordering::Relaxed);
+            let one = Allowances::new(&limits);
+            assert!(one.room(&mut tx, organization.id, Counted::Agents).await.unwrap());
+            let allowed = one.left.get(&(organization.id, Counted::Agents)).unwrap().load(Ordering::Relaxed);
             assert_eq!(allowed, 3, "so many more are not counted");
         }
     }

@@ -27,6 +27,7 @@ async fn a_made_up_state_takes_no_write_lock() {
             clock: &app.clock,
             plugins: &app.plugins,
             secrets: &app.secrets,
+            allowances: &app.allowances,
             redirect_uri: "https://studio.example.com/auth/sso/callback",
         };
         let callback = Callback { state: &state, code: Some("c"), error: None, description: None, iss: None };
