@@ -1,15 +1,21 @@
 //! How many rows of each kind an organization may have: the refusal names the bound and its setting, others go on, and what is removed
-//! makes room.
+//! makes room. And bounds of single requests that are told of nowhere else.
 
 use serde_json::{Value, json};
 
 use crate::{
     deployments::Shop,
     harness::{Backend, Client, Gateway, PASSWORD, Reply, Setup, World, agent, eventually, id},
+    identities::connect,
     policies::EVERYTHING,
 };
 
-on_both!(each_kind_of_row_has_its_bound, jobs_that_wait_are_bounded, policies_have_their_bounds);
+on_both!(
+    each_kind_of_row_has_its_bound,
+    jobs_that_wait_are_bounded,
+    policies_have_their_bounds,
+    bodies_pages_and_places_to_sign_in_have_their_bounds,
+);
 
 /// Creates until it is refused, at the bound of two; returns what there is then, and that the refusal says why.
 async fn fill(client: &Client, path: &str, body: impl Fn(usize) -> Value, says: &str) -> Vec<Value> {
@@ -98,4 +104,32 @@ async fn policies_have_their_bounds(backend: Backend) {
     fill(owner, &versions, |n| json!({ "text": format!("// {n}\n{EVERYTHING}") }), "2 versions").await;
     owner.delete(&format!("/api/v1/policies/{}", id(&sets[1]))).await.ok(204);
     owner.create("/api/v1/policies", json!({ "name": "in its place" })).await;
+}
+
+async fn bodies_pages_and_places_to_sign_in_have_their_bounds(backend: Backend) {
+    let mut setup = Setup::new(backend).await;
+    for (name, value) in [("REQUEST_BODY_KIB", "64"), ("AUDIT_LIST_EVENTS", "10"), ("SIGN_IN_CONNECTIONS", "1")] {
+        setup = setup.with(&format!("KAIZEN_{name}"), value);
+    }
+    let world = World::with(setup).await;
+    let tenant = world.tenant("acme").await;
+    let owner = &tenant.owner;
+    let described = |length: usize| json!({ "name": "first", "description": "d".repeat(length) });
+    let refused = owner.post("/api/v1/workspaces", described(65 << 10)).await.problem(413, "too_large");
+    assert!(refused["detail"].as_str().is_some_and(|why| why.contains("64 KiB")), "{refused}");
+    owner.post("/api/v1/workspaces", described(63 << 10)).await.fault("/description");
+
+    for number in 0..12 {
+        tenant.workspace(&format!("workspace {number}")).await;
+    }
+    let page = owner.get("/api/v1/audit/events?limit=200&action=workspace.create").await.ok(200);
+    let items = page["items"].as_array().expect("items").len();
+    assert!(items < 10 && page["next_cursor"].is_string(), "it ends early: {page}");
+    assert_eq!(owner.all("/api/v1/audit/events?limit=200&action=workspace.create").await.len(), 12);
+
+    for name in ["one", "two"] {
+        connect(&tenant, name, "https://id.example.com", json!({})).await;
+    }
+    let offered = world.client().get("/api/v1/auth/connections?email=owner@acme.test").await.ok(200);
+    assert_eq!(offered["items"].as_array().map(Vec::len), Some(1), "{offered}");
 }

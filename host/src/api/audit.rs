@@ -34,9 +34,6 @@ use crate::{
     },
 };
 
-/// Events looked at for one page at the most; the page then ends early, with a cursor.
-const SCAN: i64 = 20_000;
-
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -104,7 +101,8 @@ async fn events(
     let organization = caller.organization_id;
     let mut conn = app.store.read().await?;
     let head = store::audit::head(&mut conn, organization).await?.map_or(0, |(sequence, _)| sequence);
-    let up_to = after.saturating_add(SCAN);
+    // The page then ends early, with a cursor.
+    let up_to = after.saturating_add(app.config.limits.audit_list_events);
     // One row more than wanted tells whether there is a next page.
     let wanted = i64::try_from(limit + 1).unwrap_or(i64::MAX);
     let mut found = store::audit::search(&mut conn, organization, &filter, after, up_to, wanted).await?;

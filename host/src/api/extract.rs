@@ -63,10 +63,7 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Parameters<T> {
     }
 }
 
-/// Bytes of a JSON body at the most.
-pub const BODY: usize = 1024 * 1024;
-
-/// A JSON body, and what makes a repeat of it recognizable.
+/// A JSON body of at most `request_body_kib`, and what makes a repeat of it recognizable.
 pub struct Input<T> {
     /// The body.
     pub body: T,
@@ -87,7 +84,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Input<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Self> {
         let (parts, body) = request.into_parts();
-        let bytes = json(&parts.headers, body, BODY, app).await?;
+        let bytes = json(&parts.headers, body, app.config.limits.request_body_kib * 1024, app).await?;
         let idempotency = idempotency_key(&parts.headers, &parts.method, parts.uri.path(), &bytes)?;
         Ok(Self { body: parse(&bytes)?, idempotency })
     }
@@ -130,9 +127,9 @@ fn json_only(headers: &HeaderMap) -> Result<()> {
     }
 }
 
-/// Bytes beyond [`BODY`] that are still read, and dropped: a client in the middle of sending would otherwise find the
-/// connection closed, and never read why.
-pub(super) const DRAINED: usize = 8 * BODY;
+/// So many times the bytes that a body may have are read, and those beyond are dropped: a client in the middle of sending would
+/// otherwise find the connection closed, and never read why.
+const DRAINED: usize = 8;
 
 async fn read(mut body: Body, most: usize) -> Result<Bytes> {
     let (mut bytes, mut length) = (BytesMut::new(), 0);
@@ -142,7 +139,7 @@ async fn read(mut body: Body, most: usize) -> Result<Bytes> {
         length += data.len();
         if length <= most {
             bytes.extend_from_slice(&data);
-        } else if length > DRAINED / BODY * most {
+        } else if length > DRAINED * most {
             break;
         }
     }

@@ -29,7 +29,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use super::{
-    extract::{Caller, DRAINED, IdempotencyKey, idempotency_key},
+    extract::{Caller, IdempotencyKey, idempotency_key},
     guard::change,
     idempotency::{Claimed, Once},
     plugins::{VersionView, require},
@@ -50,6 +50,8 @@ pub(super) const PATH: &str = "/api/v1/plugins";
 static UPLOADS: Semaphore = Semaphore::const_new(2);
 /// For a client to finish sending what is refused already.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of that.
+const DRAINED: usize = 8 << 20;
 /// Bytes of an upload besides its parts: boundaries and headers.
 const AROUND: usize = 64 << 10;
 

@@ -26,7 +26,7 @@ use crate::{
         browser::{SSO_COOKIE, cookie, set_cookie},
         code::ProviderError,
         failures::Visit,
-        sso::{self, Callback, Desk, Failed, SsoError},
+        sso::{Callback, Desk, Failed, SsoError},
         throttle::Anonymous,
     },
     plugins::PluginError,
@@ -73,7 +73,7 @@ async fn begin(
     let (desk, visit) = (desk(&app, &redirect_uri), visit(&visitor));
     let begun = app.identity.begin_sso(&desk, connection, return_to.as_deref(), held, &visit).await;
     let begun = begun.map_err(|failed| failed_page(&app, failed))?;
-    let cookie = set_cookie(SSO_COOKIE, &begun.cookie, sso::LIFETIME.num_seconds());
+    let cookie = set_cookie(SSO_COOKIE, &begun.cookie, app.config.limits.sso_state_seconds);
     let location = found(begun.location.as_str())?;
     Ok((StatusCode::FOUND, [(header::LOCATION, location), (header::SET_COOKIE, cookie)]).into_response())
 }
@@ -193,7 +193,7 @@ async fn doors(
     let fault =
         |error: crate::domain::email::NotAnEmail| Problem::invalid(vec![Fault::new("email", error.to_string())]);
     let email = Email::parse(&email).map_err(fault)?;
-    let found = stored::doors(&mut app.store.read().await?, &email).await?;
+    let found = stored::doors(&mut app.store.read().await?, &email, app.config.limits.sign_in_connections).await?;
     let items = found.into_iter().map(|door| {
         let login_url = format!("/auth/sso/{}/login", door.id);
         Door { id: door.id, name: door.name, plugin: door.plugin, login_url }
@@ -248,8 +248,7 @@ impl From<SsoError> for Page {
                 Self::new(StatusCode::BAD_REQUEST, "This link is not safe", text)
             }
             SsoError::State => {
-                let text =
-                    "It took longer than ten minutes, was begun in another browser, or is done already. Start again.";
+                let text = "It took too long, was begun in another browser, or is done already. Start again.";
                 Self::new(StatusCode::BAD_REQUEST, "This sign-in is not under way", text)
             }
             SsoError::Refused { error, .. } => {

@@ -52,6 +52,35 @@ const GROUPS: &[Group] = &[
                 declared: &["NAME_CHARACTERS: usize = 200;", "ENVIRONMENT_CHARACTERS: usize = 63;"],
             },
             Row {
+                what: "a password",
+                bound: "8 to 128 characters",
+                declared: &["LENGTH: std::ops::RangeInclusive<usize> = 8..=128;"],
+            },
+            Row {
+                what: "an identity provider's name for somebody; its issuer; claims that a connection requires",
+                bound: "255 bytes; 2,048 bytes; 32",
+                declared: &["SUBJECT_BYTES: usize = 255;", "ISSUER_BYTES: usize = 2048;", "MOST: usize = 32;"],
+            },
+            Row {
+                what: "the provider's clock may be off; an ID token may be dated ahead; an RSA key has at least",
+                bound: "5 min; 60 s; 2,048 bits",
+                declared: &[
+                    "SKEW: TimeDelta = TimeDelta::minutes(5);",
+                    "ISSUED_AHEAD: TimeDelta = TimeDelta::seconds(60);",
+                    "RSA_BITS: usize = 2048;",
+                ],
+            },
+            Row {
+                what: "a ticket for a canvas holds; the name that a canvas client gives itself",
+                bound: "30 s; 64 bytes",
+                declared: &["TICKET: i64 = 30;", "CLIENT: usize = 64;"],
+            },
+            Row {
+                what: "why a version of a plugin is in quarantine",
+                bound: "500 characters",
+                declared: &["REASON: usize = 500;"],
+            },
+            Row {
                 what: "settings of one agent; attributes of one user",
                 bound: "64 KiB; 8 KiB",
                 declared: &["SETTINGS_BYTES: usize = 64 * 1024;", "ATTRIBUTES_BYTES: usize = 8 * 1024;"],
@@ -86,6 +115,45 @@ const GROUPS: &[Group] = &[
                 what: "a free connection to the database is waited for",
                 bound: "5 s, within `request_seconds`",
                 declared: &["ACQUIRE: Duration = Duration::from_secs(5);"],
+            },
+            Row {
+                what: "hops of `Forwarded` and the like that are looked at",
+                bound: "64, within `request_head_kib`",
+                declared: &["HOPS: usize = 64;"],
+            },
+            Row {
+                what: "of a body that is too large, so many times what it may have is read",
+                bound: "8, within `request_body_kib`, `signin_body_kib`",
+                declared: &["DRAINED: usize = 8;"],
+            },
+            Row {
+                what: "uploads of plugins that are looked at, at once; what is read of one that is refused",
+                bound: "2; 8 MiB within 10 s, within `plugins_max_bytes`",
+                declared: &[
+                    "UPLOADS: Semaphore = Semaphore::const_new(2);",
+                    "DRAINED: usize = 8 << 20;",
+                    "PATIENCE: Duration = Duration::from_secs(10);",
+                ],
+            },
+            Row {
+                what: "connections that are told that there is no room, at once",
+                bound: "64, for 2 s, within `connections`",
+                declared: &["SHEDDING: usize = 64;", "SHED_TIME: Duration = Duration::from_secs(2);"],
+            },
+            Row {
+                what: "an IPv6 /48 counts as",
+                bound: "16 clients, within `lookup_burst` and the other limits of one client",
+                declared: &["CLIENTS_PER_SITE: u32 = 16;"],
+            },
+            Row {
+                what: "an access token; a browser's name of itself, as kept; what a provider says of a failure, as kept",
+                bound: "4 KiB; 200 bytes; 300 characters, within `request_head_kib`",
+                declared: &["MAX_BYTES: usize = 4096;", "USER_AGENT: usize = 200;", "DESCRIPTION: usize = 300;"],
+            },
+            Row {
+                what: "errors of policies in one answer",
+                bound: "100, within `policy_errors_per_version`",
+                declared: &["ERRORS: i64 = 100;"],
             },
             Row {
                 what: "frames that wait to be sent to one canvas socket",
@@ -143,6 +211,40 @@ const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        title: "How long sign-ins hold",
+        why: "Each is ended earlier by signing out, by a new password, or by an administrator; what it may do is looked up with each request.",
+        rows: &[
+            Row {
+                what: "a session; one that is not used; an access token; a refresh token that was used, for tabs at the same time",
+                bound: "30 days; 14 days; 15 min; 10 s",
+                declared: &[
+                    "LIFETIME: TimeDelta = TimeDelta::days(30);",
+                    "IDLE: TimeDelta = TimeDelta::days(14);",
+                    "LIFETIME: TimeDelta = TimeDelta::minutes(15);",
+                    "GRACE: TimeDelta = TimeDelta::seconds(10);",
+                ],
+            },
+            Row {
+                what: "a browser is known to an account; accounts of one browser; a client is known to an account",
+                bound: "180 days; 4; 30 days",
+                declared: &[
+                    "LIFETIME: TimeDelta = TimeDelta::days(180);",
+                    "ACCOUNTS: usize = 4;",
+                    "KNOWN: Duration = Duration::from_secs(30 * 24 * 3600);",
+                ],
+            },
+            Row {
+                what: "a signing key of a host that is gone; verified tokens that are remembered",
+                bound: "48 h; 20,000, for 300 s",
+                declared: &[
+                    "PUBLISHED: TimeDelta = TimeDelta::hours(48);",
+                    "REMEMBERED: u64 = 20_000;",
+                    "REMEMBERED_FOR: Duration = Duration::from_secs(300);",
+                ],
+            },
+        ],
+    },
+    Group {
         title: "Sizes of the server's own work",
         why: "They say in which portions work is done and how much is remembered to do less of it; no caller is refused for them.",
         rows: &[
@@ -155,6 +257,29 @@ const GROUPS: &[Group] = &[
                     "BATCHES: usize = 20;",
                     "TURN: Duration = Duration::from_secs(10);",
                 ],
+            },
+            Row {
+                what: "callers that are looked up with one statement; such statements at once",
+                bound: "16; 2",
+                declared: &["TOGETHER: usize = 16;", "LOADERS: usize = 2;"],
+            },
+            Row {
+                what: "rows of a list that are read with one statement",
+                bound: "201",
+                declared: &["BATCH: usize = 201;"],
+            },
+            Row {
+                what: "an issuer's keys, and another host's, are fetched again for an unknown one",
+                bound: "once in 30 s; once in 5 s",
+                declared: &[
+                    "COOL_DOWN: TimeDelta = TimeDelta::seconds(30);",
+                    "COOL_DOWN: TimeDelta = TimeDelta::seconds(5);",
+                ],
+            },
+            Row {
+                what: "connections and refusals whose failed sign-ins are counted; organizations whose room for rows is remembered",
+                bound: "10,000; 10,000",
+                declared: &["COUNTERS: u64 = 10_000;", "ALLOWANCES: u64 = 10_000;"],
             },
             Row {
                 what: "longest pause between attempts of a job; of deliveries to a sink; of a suspended connection",

@@ -68,6 +68,7 @@ limits! {
         http2_streams: u32 = 200, 1..=10_000, "requests at once over one HTTP/2 connection";
         request_head_kib: usize = 64, 8..=1_024, "request line and headers, KiB";
         request_head_seconds: u64 = 10, 1..=600, "how long the head of a request may take to arrive, from the connection's beginning or its own first byte, seconds";
+        request_body_kib: usize = 1_024, 64..=8_192, "a JSON body, but for those of sign-in, KiB; of a larger one, eight times as much is read and dropped, so that its client reads why";
         request_body_seconds: u64 = 20, 1..=600, "how long a JSON body may take to arrive, seconds";
         request_seconds: u64 = 30, 1..=600, "until an answer begins, seconds";
         plugin_upload_seconds: u64 = 300, 1..=3_600, "until the answer to an uploaded plugin begins, seconds";
@@ -77,8 +78,13 @@ limits! {
     }
     "Sign-in" {
         sign_in_seconds: u64 = 25, 1..=28, "how long a provider and its plugin may take to begin a sign-in, or to finish one, seconds";
+        sso_state_seconds: i64 = 600, 60..=3_600, "how long somebody may take at an identity provider before the sign-in has to be begun anew, seconds";
         sign_in_failures_recorded: u32 = 200, 1..=1_000_000, "failed sign-ins of one identity connection that a host logs and writes into the audit trail in an hour, and as many for each code of a refusal by the server itself; all are counted";
         sign_in_organizations: i64 = 8, 1..=100, "organizations in which a password is tried where a sign-in names none";
+        sign_in_connections: i64 = 20, 1..=200, "identity connections that are offered to one address";
+        identity_providers_kept: u64 = 1_000, 10..=100_000, "issuers whose discovery document and keys a host keeps";
+        discovery_seconds: u64 = 600, 10..=86_400, "how long it keeps them, seconds";
+        discovery_kib: u64 = 256, 16..=4_096, "a discovery document, or a set of keys, KiB";
         discovery_cool_down_seconds: u64 = 10, 1..=600, "how long an issuer is left alone whose discovery failed, seconds";
         signin_body_kib: usize = 8, 1..=1_024, "the body of a sign-in or of a token exchange, KiB";
         lookup_burst: u32 = 300, 1..=1_000_000, "requests of one client that anybody may make, such as where an address signs in, at once";
@@ -123,6 +129,7 @@ limits! {
     }
     "Lists, checks and denials" {
         list_rows: usize = 10_000, 201..=1_000_000, "rows looked at for one page of a list, or one count, in search of what the caller may see";
+        audit_list_events: i64 = 20_000, 10..=1_000_000, "events of the audit trail looked at for one page of a list, in search of those that the filter wants";
         authz_check_questions: usize = 100, 1..=1000, "questions in one request to /api/v1/authz/check";
         denial_window_seconds: u64 = 60, 1..=3600, "time within which one person's repeated denials of one action on one target become one event of the audit trail, seconds";
         denials_per_person: usize = 20, 1..=10_000, "targets and actions of one person whose denials are recorded one by one within that time; further ones are counted by action";

@@ -28,6 +28,7 @@ pub mod turns;
 
 use std::{sync::Arc, time::Duration};
 
+use chrono::TimeDelta;
 use http::{HeaderMap, Method, header};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -84,6 +85,8 @@ pub struct Parts {
     recorded: Recorded,
     /// How long a provider and its plugin may take to begin or to finish a sign-in.
     sign_in_time: Duration,
+    /// How long somebody may take at a provider.
+    sso_state_time: TimeDelta,
     /// Organizations in which a password is tried where a sign-in names none.
     sign_in_organizations: i64,
     /// Sessions being written down as seen.
@@ -157,12 +160,13 @@ impl Identity {
             throttle: Throttle::new(clock, &config.limits),
             devices: Devices::new(secrets),
             origins: Origins::new(config),
-            providers: Providers::new(egress.clone(), Duration::from_secs(config.limits.discovery_cool_down_seconds)),
+            providers: Providers::new(egress.clone(), &config.limits),
             recorded: Recorded::new(config.limits.sign_in_failures_recorded),
             // Within the time that the whole request has, so that a browser gets a page.
             sign_in_time: Duration::from_secs(
                 config.limits.sign_in_seconds.min(config.limits.request_seconds.saturating_sub(2).max(1)),
             ),
+            sso_state_time: TimeDelta::seconds(config.limits.sso_state_seconds),
             sign_in_organizations: config.limits.sign_in_organizations,
             touching: Arc::new(Semaphore::new(4)),
         })))
@@ -320,7 +324,7 @@ impl Identity {
     /// # Errors
     /// As the database says.
     pub async fn sweep(&self, store: &Store, clock: &Clock, stopping: &CancellationToken) -> Result<(), StoreError> {
-        let before = clock.now() - chrono::TimeDelta::days(7);
+        let before = clock.now() - TimeDelta::days(7);
         store.sweep(stopping, |tx, most| Box::pin(sessions::sweep(tx, before, most))).await.map(drop)
     }
 }

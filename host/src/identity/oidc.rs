@@ -27,6 +27,7 @@ use url::Url;
 use super::code::{self, ClientAuth, Flow, ProviderError, Tokens};
 use crate::{
     clock::Clock,
+    config::limits::ServerLimits,
     sandbox::egress::{self, EgressError, FetchLimits},
 };
 
@@ -42,14 +43,8 @@ const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
     CoreJwsSigningAlgorithm::EcdsaP384Sha384,
     CoreJwsSigningAlgorithm::EdDsa,
 ];
-/// Providers that are known at once.
-const PROVIDERS: u64 = 1000;
-/// Discovery documents and keys are kept for this long.
-const KEPT: Duration = Duration::from_secs(600);
 /// After keys were fetched again because of an unknown one, they are not for this long.
 const COOL_DOWN: TimeDelta = TimeDelta::seconds(30);
-/// More than this a discovery document or a set of keys does not have: keys stay in memory.
-const DOCUMENT_BYTES: u64 = 256 << 10;
 /// How far the provider's clock may be off.
 const SKEW: TimeDelta = TimeDelta::minutes(5);
 /// How far ahead of ours the time may be at which an ID token was issued. How long ago that was does not matter: the nonce is
@@ -166,7 +161,11 @@ pub struct Providers {
 }
 
 #[derive(Clone)]
-struct Http(egress::Client);
+struct Http {
+    egress: egress::Client,
+    /// Bytes of a document at the most: keys stay in memory.
+    document_bytes: u64,
+}
 
 impl<'c> AsyncHttpClient<'c> for Http {
     type Error = EgressError;
@@ -174,8 +173,8 @@ impl<'c> AsyncHttpClient<'c> for Http {
 
     fn call(&'c self, request: HttpRequest) -> Self::Future {
         Box::pin(async move {
-            let limits = FetchLimits { response_bytes: DOCUMENT_BYTES, ..FetchLimits::default() };
-            let response = self.0.fetch(request.map(Bytes::from), limits).await?;
+            let limits = FetchLimits { response_bytes: self.document_bytes, ..FetchLimits::default() };
+            let response = self.egress.fetch(request.map(Bytes::from), limits).await?;
             Ok(response.map(Into::into))
         })
     }
@@ -192,18 +191,21 @@ pub struct Verified {
 }
 
 impl Providers {
-    /// Over this way out. An issuer whose discovery failed is not asked again for `cool_down`.
-    pub fn new(egress: egress::Client, cool_down: Duration) -> Self {
+    /// Over this way out.
+    pub fn new(egress: egress::Client, limits: &ServerLimits) -> Self {
+        let most = limits.identity_providers_kept;
+        let kept = Duration::from_secs(limits.discovery_seconds);
+        let cool_down = Duration::from_secs(limits.discovery_cool_down_seconds);
         Self {
-            http: Http(egress),
-            known: moka::future::Cache::builder().max_capacity(PROVIDERS).time_to_live(KEPT).build(),
-            failed: Cache::builder().max_capacity(PROVIDERS).time_to_live(cool_down).build(),
+            http: Http { egress, document_bytes: limits.discovery_kib << 10 },
+            known: moka::future::Cache::builder().max_capacity(most).time_to_live(kept).build(),
+            failed: Cache::builder().max_capacity(most).time_to_live(cool_down).build(),
         }
     }
 
     /// The way out to all of them.
     pub fn egress(&self) -> &egress::Client {
-        &self.http.0
+        &self.http.egress
     }
 
     /// The provider as discovered: once for all who ask at the same time.
@@ -328,7 +330,7 @@ impl Providers {
             .header(header::ACCEPT, "application/json")
             .body(Bytes::new())
             .map_err(|e| ProviderError::Provider(e.to_string()))?;
-        let response = self.http.0.fetch(request, FetchLimits::default()).await?;
+        let response = self.http.egress.fetch(request, FetchLimits::default()).await?;
         let userinfo = userinfo_of(&response)?;
         if userinfo.as_ref().is_some_and(|userinfo| userinfo.get("sub") != claims.get("sub")) {
             return Err(ProviderError::Untrusted("userinfo is about another subject than the ID token".into()));

@@ -6,7 +6,6 @@
 
 mod course;
 
-use chrono::TimeDelta;
 use secrecy::SecretString;
 use serde_json::Value;
 use url::Url;
@@ -34,9 +33,6 @@ use crate::{
         sso::{self as pending, Pending},
     },
 };
-
-/// How long a sign-in at a provider may take.
-pub const LIFETIME: TimeDelta = TimeDelta::minutes(10);
 
 /// Why a sign-in elsewhere did not work out.
 #[derive(Debug, thiserror::Error)]
@@ -259,7 +255,7 @@ impl Identity {
             organization_id: connection.organization_id,
             connection_id: connection.id,
             return_to: return_to.into(),
-            expires_at: now + LIFETIME,
+            expires_at: now + self.sso_state_time,
         };
         let mut tx = desk.store.begin().await?;
         pending::sweep(&mut tx, now).await?;

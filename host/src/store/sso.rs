@@ -88,17 +88,17 @@ pub struct Door {
     pub plugin: String,
 }
 
-/// The active identity connections of every organization in which an active user has this address; 20 at the most. Those come
+/// The active identity connections of every organization in which an active user has this address; so many at the most. Those come
 /// first where somebody was seen to use the address, and of these one of each organization before the next: nobody is pushed out by
 /// typing an address in, nor by many connections.
 ///
 /// # Errors
 /// As the database says.
-pub async fn doors(c: &mut impl Connection, email: &Email) -> Result<Vec<Door>, StoreError> {
+pub async fn doors(c: &mut impl Connection, email: &Email, most: i64) -> Result<Vec<Door>, StoreError> {
     let sql = "SELECT c.id, c.name, c.plugin
                FROM users u JOIN connections c ON c.organization_id = u.organization_id
                WHERE u.email = $1 AND u.active AND c.kind = 'identity_provider' AND c.active
                ORDER BY u.confirmed_at IS NULL, ROW_NUMBER() OVER (PARTITION BY c.organization_id ORDER BY c.id), c.id
-               LIMIT 20";
-    Ok(on!(c, |c| sqlx::query_as(sql).bind(email.as_str()).fetch_all(c).await)?)
+               LIMIT $2";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(email.as_str()).bind(most).fetch_all(c).await)?)
 }

@@ -10,7 +10,6 @@ use super::*;
 
 const ISSUER: &str = "https://id.example.com/a";
 const NOW: i64 = 1_800_000_000;
-const COOLED: Duration = Duration::from_secs(600);
 
 /// A provider's key, by its id.
 struct Key(Ed25519KeyPair, &'static str);
@@ -209,7 +208,8 @@ async fn an_issuer_that_failed_is_left_alone_for_a_while() {
         allow_private: vec!["127.0.0.0/8".parse().unwrap()],
         ..egress::Policy::default()
     };
-    let providers = Providers::new(egress::Client::new(policy, Arc::new(egress::SystemResolver::default())), COOLED);
+    let limits = ServerLimits { discovery_cool_down_seconds: 600, ..ServerLimits::default() };
+    let providers = Providers::new(egress::Client::new(policy, Arc::new(egress::SystemResolver::default())), &limits);
     let all = futures::future::join_all((0..20).map(|_| providers.provider(&issuer))).await;
     assert!(all.iter().all(|answer| matches!(answer, Err(ProviderError::Shared(_)))));
     assert!(providers.provider(&issuer).await.is_err());
@@ -227,7 +227,10 @@ async fn keys_are_fetched_once_for_all_who_miss_one() {
     let provider = metadata(json!({})).unwrap();
     // It may go nowhere, so that an attempt to fetch shows as an error.
     let policy = egress::Policy::default();
-    let providers = Providers::new(egress::Client::new(policy, Arc::new(egress::SystemResolver::default())), COOLED);
+    let providers = Providers::new(
+        egress::Client::new(policy, Arc::new(egress::SystemResolver::default())),
+        &ServerLimits::default(),
+    );
     let now = DateTime::from_timestamp(NOW, 0).unwrap();
     let used = provider.keys.load_full();
     provider.keys.store(Arc::new(Key::new("2").set()));
