@@ -88,7 +88,7 @@ const SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "audit_dir",
-        help: "folder offered to plugins as `audit`, in which each connection has its own, e.g. of the audit sink `file` (none: not offered)",
+        help: "folder offered to plugins as `audit`, in which each connection has its own in that of its organization, e.g. of the audit sink `file` (none: not offered)",
     },
     Setting {
         name: "audit_dir_organizations",

@@ -172,7 +172,7 @@ async fn events_reach_a_file(backend: Backend) {
     }
     let trail = tenant.owner.all("/api/v1/audit/events").await;
     // Each connection has a folder of its own: no plugin sees another's files.
-    let file = world.setup.data_dir().join(format!("audit/{sink}/acme-{sink}.jsonl"));
+    let file = world.setup.data_dir().join(format!("audit/{}/{sink}/acme-{sink}.jsonl", tenant.id));
     let lines: Vec<Value> = eventually("the events are in the file", || async {
         let text = std::fs::read_to_string(&file).ok()?;
         let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();

@@ -36,6 +36,7 @@ mod deployments;
 mod docs;
 mod drills;
 mod environments;
+mod folders;
 mod guide;
 mod harness;
 mod identities;

@@ -13,6 +13,7 @@ use crate::harness::{Backend, Client, Reply, Setup, Stub, World, eventually, id}
 async fn nonsense_is_one_clear_line() {
     for (name, value, expected) in [
         ("KAIZEN_PLUGIN_MEMORY_MIB", "0", "from 2 to 4096"),
+        ("KAIZEN_AUDIT_DIR_ORGANIZATIONS", "acme", "`acme` is not the id of an organization"),
         ("KAIZEN_PLUGIN_CPU_MS", "soon", "from 10 to 600000"),
         ("KAIZEN_PLUGIN_CALLS_PER_PLUGIN", "65", "`plugin_calls` allows 64"),
         ("KAIZEN_PLUGIN_MEMORY", "64", "did you mean `plugin_memory_mib`?"),

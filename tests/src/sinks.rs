@@ -218,7 +218,7 @@ async fn a_file_that_has_grown_is_set_aside() {
     let (world, tenant) = tenant(Backend::Sqlite).await;
     let body = json!({ "name": "archive", "plugin": "file", "config": { "name": "acme", "rotate_megabytes": 1 } });
     let sink = id(&tenant.owner.create("/api/v1/audit-sinks", body).await);
-    let folder = world.setup.data_dir().join("audit").join(&sink);
+    let folder = world.setup.data_dir().join("audit").join(&tenant.id).join(&sink);
     let current = folder.join(format!("acme-{sink}.jsonl"));
     let sequences = |text: &str| -> Vec<i64> {
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());

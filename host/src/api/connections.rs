@@ -230,6 +230,7 @@ async fn create(app: App, caller: Principal, kind: Kind, input: Input<NewConnect
     app.plugins.look().await?;
     settle(&app, &mut connection, new.plugin_version.as_deref()).await?;
     let version = try_out(&app, &connection, &new.secrets).await?.version;
+    app.plugins.room_for_folders(&connection).await.map_err(Problem::conflict)?;
     connection.secrets = plugins::seal(&app.secrets, &app.clock, organization, connection.id, &new.secrets)?;
     let mut tx = app.store.begin().await?;
     let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {

@@ -14,6 +14,22 @@ fn defaults_hold() {
     assert_eq!(config.database_url, "sqlite:/tmp/kaizen-config-test/kaizen.db");
     assert_eq!(config.public_url.as_str(), "http://127.0.0.1:8080/");
     assert!(config.egress_allow_private.is_empty() && config.cors_origins.is_empty() && !config.is_set("listen"));
+    assert!(config.audit_dir_organizations.is_empty());
+    // Whoever checks a connection hears why it took too long before the request itself does.
+    let limits = &config.limits;
+    assert!(limits.plugin_queue_seconds + limits.plugin_check_seconds < limits.request_seconds);
+}
+
+#[test]
+fn organizations_that_may_use_the_audit_folder_are_ids() {
+    let (first, second) = ("019a0000-0000-7000-8000-000000000001", "019a0000-0000-7000-8000-000000000002");
+    let named = load(&[("KAIZEN_AUDIT_DIR_ORGANIZATIONS", &format!(" {second},{first}, {first}"))]).unwrap();
+    let named: Vec<String> = named.audit_dir_organizations.iter().map(ToString::to_string).collect();
+    assert_eq!(named, [first, second]);
+    for wrong in ["acme", "019a0000-0000-7000-8000-000000000001;acme", "*"] {
+        let error = load(&[("KAIZEN_AUDIT_DIR_ORGANIZATIONS", wrong)]).unwrap_err();
+        assert!(error.contains(&format!("`{wrong}` is not the id of an organization")), "{error}");
+    }
 }
 
 #[test]

@@ -1,29 +1,88 @@
-//! Setting `audit_dir`: what an operator who comes from an earlier version has to know of it.
+//! Setting `audit_dir`: the folders that connections are given in it, and what an operator who comes from an earlier version has
+//! to know of it.
 
-use std::path::Path;
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs::DirEntry,
+    path::{Path, PathBuf},
+};
 
-/// Entries of a folder that are looked at.
+use uuid::Uuid;
+
+use super::Plugins;
+use crate::{domain::id::OrganizationId, sandbox::grants::Capability, store::connections::Connection};
+
+/// Entries of a folder, and of each folder in it, that are looked at.
 const LOOKED_AT: usize = 10_000;
 
+/// Where a connection's own folder is in one that is offered. Those of an organization lie beside each other, so that they can be
+/// counted, and told apart, also when their connections are deleted.
+pub(super) fn own(organization: OrganizationId, connection: Uuid) -> PathBuf {
+    Path::new(&organization.to_string()).join(connection.to_string())
+}
+
+impl Plugins {
+    /// The folders that a connection may be given, each its own and nobody else's.
+    pub(super) fn folders(&self, organization: OrganizationId, connection: Uuid) -> BTreeMap<String, PathBuf> {
+        let owners = &self.0.folder_owners;
+        if !owners.is_empty() && !owners.contains(&organization) {
+            return BTreeMap::new();
+        }
+        let own = own(organization, connection);
+        self.0.folders.iter().map(|(name, path)| (name.clone(), path.join(&own))).collect()
+    }
+
+    /// Whether there is room for the folders that a connection will be given, before it is stored.
+    ///
+    /// # Errors
+    /// Why not, and what to do.
+    pub async fn room_for_folders(&self, connection: &Connection) -> Result<(), String> {
+        let wanted = super::wanted(connection);
+        // What is not there is refused elsewhere.
+        let Ok(plugin) = self.0.registry.load().find(connection.kind, &connection.plugin, &wanted) else {
+            return Ok(());
+        };
+        let asks = |name: &str| plugin.manifest.capabilities.contains(&Capability::Directory(name.to_owned()));
+        let mut folders: Vec<(String, PathBuf)> =
+            self.folders(connection.organization_id, connection.id).into_iter().collect();
+        folders.retain(|(name, _)| asks(name));
+        if folders.is_empty() {
+            return Ok(());
+        }
+        self.0.sandbox.permits_folders(folders).await.map_err(|fault| fault.to_string())
+    }
+}
+
 /// What to tell the operator where the sink `file` wrote as it did in earlier versions: into `DATA_DIR/audit` unless set, and into that
-/// folder itself.
+/// folder itself, or into folders of connections right in it.
 pub(super) fn earlier_layout(audit_dir: Option<&Path>, data_dir: &Path) -> Option<String> {
     let by_default = data_dir.join("audit");
     let folder = audit_dir.unwrap_or(&by_default);
-    let files = std::fs::read_dir(folder).into_iter().flatten().flatten().take(LOOKED_AT);
-    let mut written = files.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "jsonl"));
-    written.any(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())).then(|| {
+    let written =
+        entries(folder).any(|entry| is_written(&entry) || entries(&entry.path()).any(|entry| is_written(&entry)));
+    written.then(|| {
         let folder = folder.display();
         let found = format!("{folder} holds files that audit sinks of an earlier version wrote");
         if audit_dir.is_some() {
-            format!("{found}: new ones lie one folder lower, in {folder}/CONNECTION; move the old ones where you keep them")
+            format!(
+                "{found}: new ones lie in {folder}/ORGANIZATION/CONNECTION; move the old ones where you keep them"
+            )
         } else {
             format!(
                 "{found}, but `audit_dir` has no default any more, so sinks with the plugin `file` deliver nothing: set it \
-                 to {folder} to go on; new files lie one folder lower, in {folder}/CONNECTION"
+                 to {folder} to go on; new files lie in {folder}/ORGANIZATION/CONNECTION"
             )
         }
     })
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = DirEntry> {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().take(LOOKED_AT)
+}
+
+fn is_written(entry: &DirEntry) -> bool {
+    entry.path().extension() == Some(OsStr::new("jsonl")) && entry.file_type().is_ok_and(|kind| kind.is_file())
 }
 
 #[cfg(test)]
@@ -36,11 +95,15 @@ mod tests {
         let audit = data.path().join("audit");
         let told = |set: bool| earlier_layout(set.then_some(audit.as_path()), data.path());
         assert_eq!((told(false), told(true)), (None, None), "there is no folder");
-        std::fs::create_dir_all(audit.join("0190.jsonl")).unwrap();
-        std::fs::write(audit.join("0190.jsonl/audit-0190.jsonl"), "{}").unwrap();
+        std::fs::create_dir_all(audit.join("0180/0190.jsonl")).unwrap();
+        std::fs::write(audit.join("0180/0190.jsonl/audit-0190.jsonl"), "{}").unwrap();
         assert_eq!((told(false), told(true)), (None, None), "as it is written now");
-        std::fs::write(audit.join("audit-0190.jsonl"), "{}").unwrap();
-        assert!(told(false).unwrap().contains("`audit_dir` has no default any more"));
-        assert!(told(true).unwrap().contains("one folder lower"));
+        for earlier in ["audit-0190.jsonl", "0190/audit-0190.jsonl"] {
+            std::fs::create_dir_all(audit.join("0190")).unwrap();
+            std::fs::write(audit.join(earlier), "{}").unwrap();
+            assert!(told(false).unwrap().contains("`audit_dir` has no default any more"), "{earlier}");
+            assert!(told(true).unwrap().contains("ORGANIZATION/CONNECTION"), "{earlier}");
+            std::fs::remove_file(audit.join(earlier)).unwrap();
+        }
     }
 }

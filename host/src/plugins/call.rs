@@ -180,7 +180,7 @@ impl Plugins {
     {
         let binding = call.binding;
         let manifest = &plugin.manifest;
-        let folders = self.folders(binding);
+        let folders = self.folders(binding.organization_id, binding.connection_id);
         let grants = Grants::resolve(&manifest.capabilities, &manifest.slots, &binding.config, &folders);
         let grants = match grants {
             Ok(grants) => grants,

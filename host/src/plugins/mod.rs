@@ -83,7 +83,7 @@ struct Inner {
     sandbox: Sandbox,
     /// What is in use; taken whole by each call.
     registry: ArcSwap<Registry>,
-    /// Folders offered to plugins, by name; each connection gets one of its own inside.
+    /// Folders offered to plugins, by name; each connection gets one of its own inside, in that of its organization.
     folders: BTreeMap<String, PathBuf>,
     /// Whose connections are offered them; empty: everybody's.
     folder_owners: BTreeSet<OrganizationId>,
@@ -316,16 +316,6 @@ impl Plugins {
             }
         }
         if faults.is_empty() { Ok(plugin.manifest.version.clone()) } else { Err(Refused::Faults(faults)) }
-    }
-
-    /// The folders that a connection may be given, each its own and nobody else's.
-    fn folders(&self, binding: &Binding) -> BTreeMap<String, PathBuf> {
-        let owners = &self.0.folder_owners;
-        if !owners.is_empty() && !owners.contains(&binding.organization_id) {
-            return BTreeMap::new();
-        }
-        let own = binding.connection_id.to_string();
-        self.0.folders.iter().map(|(name, path)| (name.clone(), path.join(&own))).collect()
     }
 }
 

@@ -144,12 +144,36 @@ async fn a_folder_belongs_to_one_connection() {
     for id in [7u128, 8] {
         let sink = Binding { connection_id: uuid::Uuid::from_u128(id), ..binding("file", json!({}), &[]) };
         assert_eq!(plugins.deliver(&sink, &attempt(), &events(3)).await.unwrap(), 3);
-        let own = folder.path().join(sink.connection_id.to_string());
+        let own = folder.path().join(format!("{}/{}", sink.organization_id, sink.connection_id));
         let files: Vec<_> = std::fs::read_dir(&own).unwrap().map(|file| file.unwrap().path()).collect();
         assert_eq!(files.len(), 1, "{files:?}");
         assert_eq!(std::fs::read_to_string(&files[0]).unwrap().lines().count(), 3);
     }
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    let organization = binding("file", json!({}), &[]).organization_id;
+    assert_eq!(std::fs::read_dir(folder.path().join(organization.to_string())).unwrap().count(), 2);
+}
+
+#[tokio::test]
+async fn folders_are_offered_to_the_organizations_that_the_operator_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::new(std::env::temp_dir().join("kaizen-test-compiled"), &[9; 32]);
+    let sandbox = Sandbox::new(cache, client(&[])).unwrap();
+    let ours = binding("file", json!({}), &[]);
+    let theirs = Binding { organization_id: uuid::Uuid::from_u128(2).into(), ..ours.clone() };
+    let offered = BTreeMap::from([("audit".to_owned(), folder.path().to_path_buf())]);
+    let file = || bundled().filter(|(_, name, _)| *name == "file").collect();
+    let only_ours = (offered.clone(), BTreeSet::from([ours.organization_id]));
+    let plugins = Plugins::assemble(sandbox.clone(), file(), only_ours, None).await.unwrap();
+    assert_eq!(plugins.deliver(&ours, &attempt(), &events(1)).await.unwrap(), 1);
+    let refused = plugins.deliver(&theirs, &attempt(), &events(1)).await.unwrap_err();
+    assert!(
+        matches!(&refused, PluginError::Config(why) if why.contains("the folder `audit` is not offered")),
+        "{refused:?}"
+    );
+    assert!(!folder.path().join(theirs.organization_id.to_string()).exists());
+    // Where none is named, everybody's are.
+    let plugins = Plugins::assemble(sandbox, file(), (offered, BTreeSet::new()), None).await.unwrap();
+    assert_eq!(plugins.deliver(&theirs, &attempt(), &events(1)).await.unwrap(), 1);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! A loaded component, and one call of it: a fresh instance, within limits, under grants.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use tokio::{sync::Semaphore, time::timeout};
 use wasmtime::{
@@ -132,7 +132,7 @@ impl Sandbox {
             shared: Shared {
                 memory: MemoryAccount::new(bounds.memory_total_bytes, bounds.memory_per_organization_bytes),
                 descriptors: Arc::new(Semaphore::new(bounds.descriptors_total.min(Semaphore::MAX_PERMITS))),
-                folders: Arc::new(Folders::new((bounds.folder_bytes, bounds.folder_files))),
+                folders: Arc::new(Folders::new(&bounds)),
             },
             bounds,
             aside: Arc::new(Aside::new()?),
@@ -143,6 +143,14 @@ impl Sandbox {
     #[must_use]
     pub fn elsewhere(&self, egress: egress::Client, clock: Clock) -> Self {
         Self { egress, clock, ..self.clone() }
+    }
+
+    /// Whether these folders are there, or can be made for a call.
+    ///
+    /// # Errors
+    /// Where their organization has too many already.
+    pub async fn permits_folders(&self, folders: Vec<(String, PathBuf)>) -> Result<(), Fault> {
+        self.shared.folders.permit(folders).await
     }
 
     /// The engine.

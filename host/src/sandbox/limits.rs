@@ -9,7 +9,7 @@
 //! | stack | the engine's, so the same for all calls |
 //! | requests, bytes out and in | counted over all requests of the call, bytes out as they are written |
 //! | sockets and files | permits of the call and of all calls ([`super::descriptors`]) |
-//! | folders | bytes and files of one connection ([`super::folders`]) |
+//! | folders | bytes and files of one connection, and how many there are of one organization ([`super::folders`]) |
 //! | time of one request | from looking up the name to the last byte; ends before the call does, so that the guest is told |
 //! | log | bytes of a line, and lines a second of one connection; what is over is dropped and counted |
 //! | refusals | each distinct reason is logged once; after some hundred the call ends |
@@ -172,6 +172,8 @@ pub struct Bounds {
     pub folder_bytes: u64,
     /// Files and folders in one connection's folder.
     pub folder_files: u64,
+    /// Folders of one organization's connections, those of deleted ones included.
+    pub folders_per_organization: u64,
     /// Log lines of one connection in each second.
     pub log_lines_per_second: u32,
     /// Failures in a row after which a connection's calls are suspended.
@@ -212,6 +214,7 @@ impl Default for Bounds {
             secret_bytes: 16 << 10,
             folder_bytes: 1 << 30,
             folder_files: 1000,
+            folders_per_organization: 16,
             log_lines_per_second: 50,
             trip_failures: 5,
             trip_pause: Duration::from_secs(10),

@@ -38,7 +38,7 @@ use self::{
     tcp::Ports,
     verdict::{Outcome, Seen, Verdict},
 };
-use super::{Artifact, Binding, InstallError, Manifest, Plugins, Protocol, Refused, Registration, Wanted};
+use super::{Artifact, Binding, InstallError, Manifest, Plugins, Protocol, Refused, Registration, Wanted, audit_dir};
 use crate::{
     clock::Clock,
     domain::connection::Kind,
@@ -299,7 +299,7 @@ impl Kit {
         });
         let elsewhere = self.sandbox.elsewhere(Client::through(policy, way.clone(), way), Clock::shifted(off));
         let folder = self.scratch.join(format!("{situation:?}"));
-        let own = self.binding.connection_id.to_string();
+        let own = audit_dir::own(self.binding.organization_id, self.binding.connection_id);
         if situation == Situation::FileBlocked {
             for file in &known.files {
                 std::fs::create_dir_all(folder.join(file))?;

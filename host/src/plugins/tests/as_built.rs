@@ -63,7 +63,7 @@ async fn a_file_is_appended_to_and_begun_anew_when_it_is_full() {
     let folder = tempfile::tempdir().unwrap();
     let plugins = plugins(folder.path(), &[]).await;
     let sink = binding("file", json!({ "rotate_megabytes": 1 }), &[]);
-    let own = folder.path().join(sink.connection_id.to_string());
+    let own = folder.path().join(format!("{}/{}", sink.organization_id, sink.connection_id));
     let current = own.join(format!("audit-{}.jsonl", sink.connection_id));
 
     assert_eq!(plugins.deliver(&sink, &attempt(), &events(2)).await.unwrap(), 2);

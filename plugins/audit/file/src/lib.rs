@@ -6,11 +6,12 @@
 //! | `rotate_megabytes` | `100` | The size from which on a new file is begun. |
 //!
 //! The operator offers the folder under the name `audit` (the server's setting `audit_dir`; by default there is none). Each
-//! connection has a folder of its own in it, named by its id: `AUDIT_DIR/CONNECTION/NAME-CONNECTION.jsonl`. A batch counts as
-//! stored once it is on the disk (`fsync`). A file that has grown to `rotate_megabytes` is renamed
+//! connection has a folder of its own in it, named by its id, in that of its organization:
+//! `AUDIT_DIR/ORGANIZATION/CONNECTION/NAME-CONNECTION.jsonl`. A batch counts as stored once it is on the disk (`fsync`). A file that has grown to `rotate_megabytes` is renamed
 //! (`….before-SEQUENCE.jsonl`) and a new one begun. The plugin deletes nothing: once the connection's folder holds
 //! `plugin_folder_mib` (1024) or `plugin_folder_files` (1000), delivery stops until the operator moves files away. What is
-//! written stays when the connection or its organization is deleted: it is the operator's to remove. Delivery is at least
+//! written stays when the connection or its organization is deleted: it is the operator's to remove, and until then it counts
+//! towards the folders that an organization may have (`plugin_folders_per_organization`, 16). Delivery is at least
 //! once: after a crash or a full disk a line may be cut short and some events come again, with the same `id`; readers skip
 //! lines that are no JSON.
 
