@@ -46,6 +46,7 @@ mod kills;
 mod names;
 mod oauth2;
 mod operations;
+mod plugin_bombs;
 mod plugin_fit;
 mod plugin_hosts;
 mod plugin_limits;
