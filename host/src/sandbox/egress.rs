@@ -28,6 +28,8 @@ mod resolver;
 mod rules;
 
 pub use connect::{Connect, Network, Stream};
+#[cfg(test)]
+pub(in crate::sandbox) use resolver::Lookups;
 pub use resolver::SystemResolver;
 pub use rules::{DenyRule, PrivateRule};
 

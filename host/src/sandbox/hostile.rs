@@ -1,4 +1,7 @@
 //! One tiny guest for each bad behaviour (`tests/guests/`), and what must come of it: the call ends, and nothing else.
+//!
+//! What a component does before it is called (it takes long to compile, or describes itself with a schema that costs much) is no
+//! guest's: it is uploaded to a real server in `tests/src/plugin_bombs.rs`.
 
 mod neighbour;
 mod network;
@@ -401,6 +404,23 @@ async fn a_folder_holds_so_much_and_no_links() {
     std::fs::write(own.join("more"), vec![0; 1 << 20]).unwrap();
     let told = yard.main(&yard.guest(&rust("fill")), limits).await;
     assert!(matches!(&told.ended, Err(Fault::Setup(why)) if why.contains("plugin_folder_mib")), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_busy_disk_holds_no_thread() {
+    let yard = Yard::new();
+    let guest = yard.guest(&rust("sync"));
+    let rounds = std::cell::Cell::new(0);
+    // One thread for both: what is to be stored is waited for elsewhere.
+    let others = async {
+        loop {
+            tokio::task::yield_now().await;
+            rounds.set(rounds.get() + 1);
+        }
+    };
+    let told = tokio::select! { told = yard.main(&guest, Limits::default()) => told, () = others => unreachable!() };
+    assert_eq!((told.ended.clone(), told.printed.lines().count()), (Ok(()), 8), "{told:?}");
+    assert!(rounds.get() > 16, "{} rounds: {told:?}", rounds.get());
 }
 
 #[tokio::test]

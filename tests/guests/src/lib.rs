@@ -1,7 +1,9 @@
 //! What the guests have in common: one request through `wasi:http`, as raw as it comes.
 
 use wasip2::http::outgoing_handler;
-use wasip2::http::types::{Fields, Method, OutgoingBody, OutgoingRequest, RequestOptions, Scheme};
+use wasip2::http::types::{
+    Fields, FutureIncomingResponse, Method, OutgoingBody, OutgoingRequest, RequestOptions, Scheme,
+};
 use wasip2::io::streams::StreamError;
 
 /// A request; whatever a guest puts here goes to the host as it is.
@@ -30,8 +32,8 @@ pub struct Answer {
 }
 
 impl Get<'_> {
-    /// Sends it by plain HTTP, and waits for the answer.
-    pub fn send(&self) -> Result<Answer, String> {
+    /// Sends it by plain HTTP; the answer is still to come.
+    pub fn begin(&self) -> Result<FutureIncomingResponse, String> {
         let fields = Fields::new();
         for (name, value) in self.headers {
             fields.append(name, value.as_bytes()).map_err(|error| format!("header: {error:?}"))?;
@@ -54,6 +56,12 @@ impl Get<'_> {
             stream.blocking_write_and_flush(self.body.as_bytes()).map_err(|error| format!("{error:?}"))?;
         }
         OutgoingBody::finish(body, None).map_err(|code| format!("{code:?}"))?;
+        Ok(pending)
+    }
+
+    /// Sends it and waits for the answer.
+    pub fn send(&self) -> Result<Answer, String> {
+        let pending = self.begin()?;
         pending.subscribe().block();
         let answer = match pending.get() {
             Some(Ok(Ok(answer))) => answer,

@@ -50,7 +50,8 @@ impl Resolve for SystemResolver {
     }
 }
 
-struct Lookups {
+/// Names that are looked up on threads.
+pub(in crate::sandbox) struct Lookups {
     all: Arc<Semaphore>,
     per_domain: usize,
     domains: Mutex<HashMap<String, Arc<Semaphore>>>,
@@ -75,12 +76,14 @@ fn domain(name: &str) -> String {
 }
 
 impl Lookups {
-    fn new(lookups: usize, per_domain: usize) -> Self {
+    /// None under way; at most so many at once, and so many of one domain.
+    pub(in crate::sandbox) fn new(lookups: usize, per_domain: usize) -> Self {
         let all = Arc::new(Semaphore::new(lookups));
         Self { all, per_domain, domains: Mutex::default(), failed: Mutex::default() }
     }
 
-    async fn resolve(
+    /// Looks a name up by `look`, on a thread, when there is one for it.
+    pub(in crate::sandbox) async fn resolve(
         self: &Arc<Self>,
         name: &str,
         look: impl FnOnce(&str) -> io::Result<Vec<IpAddr>> + Send + 'static,
@@ -104,6 +107,12 @@ impl Lookups {
             drop(tell.send(found));
         })?;
         told.await.map_err(io::Error::other)?
+    }
+
+    /// Threads that are free.
+    #[cfg(test)]
+    pub(in crate::sandbox) fn free(&self) -> usize {
+        self.all.available_permits()
     }
 
     fn of_domain(&self, name: &str) -> Arc<Semaphore> {
@@ -171,7 +180,7 @@ mod tests {
             assert!(futures::poll!(&mut looking).is_pending());
             slow.push(looking);
         }
-        assert_eq!(lookups.all.available_permits(), 8 - 4);
+        assert_eq!(lookups.free(), 8 - 4);
         let found = lookups.resolve("good.example.org", |_| Ok(vec![IpAddr::from([192, 0, 2, 1])])).await.unwrap();
         assert_eq!(found.len(), 1);
         drop(ends);

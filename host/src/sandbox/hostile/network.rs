@@ -51,6 +51,16 @@ async fn a_guest_says_how_long_the_parts_of_a_request_may_take() {
 }
 
 #[tokio::test]
+async fn names_that_nobody_answers_for_are_few_at_once() {
+    let yard = Yard::new();
+    let limits = Limits { http_exchange: Duration::from_millis(200), ..Limits::default() };
+    let told = yard.main(&yard.guest(&rust("names")), limits).await;
+    assert_eq!((told.ended.clone(), told.printed.as_str()), (Ok(()), "begun: 50\n"), "{told:?}");
+    assert_eq!(yard.far.lookups(), 4, "threads for names of one domain");
+    assert!(yard.far.connections.lock().is_empty());
+}
+
+#[tokio::test]
 async fn no_tunnel_no_mirror_and_no_framing_of_its_own() {
     let yard = Yard::with(Bounds::default(), |_| "{request}".to_owned());
     let told = yard.main(&yard.guest(&rust("methods")), Limits::default()).await;

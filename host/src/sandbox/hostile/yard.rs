@@ -26,11 +26,12 @@ use crate::{
         Fault, Guest, Sandbox,
         cache::Cache,
         context::Context,
-        egress::{Client, Connect, EgressError, Policy, Resolve, Stream},
+        egress::{Client, Connect, EgressError, Lookups, Policy, Resolve, Stream},
         grants::{Capability, Grants, SecretSlot, Template},
         guest::Manifest,
         limits::{Bounds, Limits, LogRate},
         pattern::Target,
+        scheduler::Caller,
         secret::Vault,
         state::State,
     },
@@ -72,8 +73,13 @@ pub(super) fn rust(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The whole network, as the guests see it: names resolve as they are told to, and connections lead here.
+/// The whole network, as the guests see it: names resolve as they are told to, those below `slow.example` never, and
+/// connections lead here.
 pub(super) struct FarSide {
+    /// As the machine's own names are looked up: on threads that nothing can end.
+    lookups: Arc<Lookups>,
+    /// Gone with this: then what still looks a name up gives up.
+    alive: Arc<()>,
     names: Mutex<VecDeque<Vec<IpAddr>>>,
     answer: Box<dyn Fn(&str) -> String + Send + Sync>,
     /// Where to, by which addresses.
@@ -82,13 +88,31 @@ pub(super) struct FarSide {
     pub(super) requests: Arc<Mutex<Vec<String>>>,
 }
 
+/// Names that are looked up at once, at the most; of one domain, four.
+const LOOKUPS: usize = 8;
+
+impl FarSide {
+    /// Names that are being looked up.
+    pub(super) fn lookups(&self) -> usize {
+        LOOKUPS - self.lookups.free()
+    }
+}
+
 /// What names resolve to otherwise: an address on the internet, so that nothing else refuses it.
 const PUBLIC: [u8; 4] = [93, 184, 215, 14];
 
 #[async_trait]
 impl Resolve for FarSide {
-    async fn resolve(&self, _: &str) -> io::Result<Vec<IpAddr>> {
-        Ok(self.names.lock().pop_front().unwrap_or_else(|| vec![IpAddr::from(PUBLIC)]))
+    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        let told = self.names.lock().pop_front().unwrap_or_else(|| vec![IpAddr::from(PUBLIC)]);
+        let alive = Arc::downgrade(&self.alive);
+        let look = move |name: &str| {
+            while name.ends_with(".slow.example") && alive.strong_count() > 0 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Ok(told)
+        };
+        self.lookups.resolve(name, look).await
     }
 }
 
@@ -165,6 +189,8 @@ impl Yard {
     /// what it was sent.
     pub(super) fn with(bounds: Bounds, answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let far = Arc::new(FarSide {
+            lookups: Arc::new(Lookups::new(LOOKUPS, 4)),
+            alive: Arc::default(),
             names: Mutex::default(),
             answer: Box::new(answer),
             connections: Mutex::default(),
@@ -257,31 +283,44 @@ impl Yard {
         self.sandbox.call(context, body).await
     }
 
+    /// Runs `main` of a guest in Rust as [`Yard::main_asking`] does, for somebody.
+    pub(super) async fn main_for(&self, guest: &Guest, limits: Limits, caller: Caller) -> Told {
+        self.main_granted(guest, (limits, caller), &[Capability::Http(Template::http("http://*:*").unwrap())]).await
+    }
+
     /// Runs `main` of a guest in Rust, which may send requests to every host, is given the folder, and has two secrets for
     /// `http://api.example`.
     pub(super) async fn main(&self, guest: &Guest, limits: Limits) -> Told {
         let http = Capability::Http(Template::http("http://*:*").unwrap());
-        self.main_granted(guest, limits, &[http, Capability::Directory("audit".into())]).await
+        self.main_granted(guest, (limits, Caller::default()), &[http, Capability::Directory("audit".into())]).await
     }
 
     /// The same with nothing but HTTP.
     pub(super) async fn main_asking(&self, guest: &Guest, limits: Limits) -> Told {
-        self.main_granted(guest, limits, &[Capability::Http(Template::http("http://*:*").unwrap())]).await
+        self.main_for(guest, limits, Caller::default()).await
     }
 
     /// The same with nothing but TCP.
     pub(super) async fn main_connecting(&self, guest: &Guest, limits: Limits) -> Told {
-        self.main_granted(guest, limits, &[Capability::Tcp(Template::tcp("api.example:601").unwrap())]).await
+        let tcp = Capability::Tcp(Template::tcp("api.example:601").unwrap());
+        self.main_granted(guest, (limits, Caller::default()), &[tcp]).await
     }
 
-    async fn main_granted(&self, guest: &Guest, limits: Limits, capabilities: &[Capability]) -> Told {
+    async fn main_granted(
+        &self,
+        guest: &Guest,
+        (limits, caller): (Limits, Caller),
+        capabilities: &[Capability],
+    ) -> Told {
         let api = || vec![Template::http("http://api.example").unwrap()];
         let slot = |name: &str| SecretSlot { name: name.into(), description: String::new(), hosts: api() };
         let folders = BTreeMap::from([("audit".to_owned(), self.folder.path().join("own"))]);
         let slots = [slot("token"), slot("broken")];
         let grants = Grants::resolve(capabilities, &slots, &json!({}), &folders).unwrap();
         let secrets = [("token", "s3cr3t-tok/en+1"), ("broken", "one\r\nevil: 1")];
-        let context = Arc::new(self.granted(limits, grants, &secrets));
+        let mut context = self.granted(limits, grants, &secrets);
+        context.caller = caller;
+        let context = Arc::new(context);
         let pre = guest.pre.clone();
         let body = |mut store: Store<State>| async move {
             let called = async {
