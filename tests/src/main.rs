@@ -47,6 +47,7 @@ mod names;
 mod oauth2;
 mod operations;
 mod plugin_bombs;
+mod plugin_checks;
 mod plugin_fit;
 mod plugin_hosts;
 mod plugin_limits;

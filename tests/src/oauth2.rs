@@ -4,7 +4,7 @@ use reqwest::{Method, Url};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Backend, Browser, CLIENT_ID, CLIENT_SECRET, Exchange, OAuth2, Page, Setup, Tenant, World, id,
+    Answer, Backend, Browser, CLIENT_ID, CLIENT_SECRET, Exchange, OAuth2, Page, Setup, Tenant, World, free_port, id,
 };
 
 on_both!(
@@ -39,15 +39,21 @@ fn ada() -> Value {
 impl Company {
     /// The log tells everything it can, so that a secret in it would be found.
     async fn start(backend: Backend) -> Self {
-        let world = World::with(Setup::new(backend).await.with("KAIZEN_LOG", LOG)).await;
+        Self::with(Setup::new(backend).await.with("KAIZEN_LOG", LOG), json!({})).await
+    }
+
+    /// With these settings, and this in the connection's configuration too.
+    async fn with(setup: Setup, more: Value) -> Self {
+        let world = World::with(setup).await;
         let provider = OAuth2::start(ada()).await;
         let tenant = world.tenant("acme").await;
-        let body = json!({
+        let mut body = json!({
             "name": "github",
             "plugin": "github",
             "config": { "url": provider.url, "client_id": CLIENT_ID, "group_roles": { "acme": "developer" } },
             "secrets": { "client-secret": CLIENT_SECRET },
         });
+        body["config"].as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
         let connection = id(&tenant.owner.create("/api/v1/identity-connections", body).await);
         Self { world, tenant, provider, connection }
     }
@@ -232,4 +238,35 @@ async fn nobody_hides_an_organization_by_asking_for_less() {
     assert_eq!((page.status, page.url.path()), (403, "/auth/sso/callback"), "{page:?}");
     assert!(page.text.contains("read:org"), "{}", page.text);
     assert_eq!(company.me(&browser).await.status, 401);
+}
+
+/// Whether the links of people still hold depends on where the configuration leads, which only the plugin can say.
+#[tokio::test]
+async fn the_provider_does_not_change_while_the_plugin_cannot_say_to_which() {
+    let setup = Setup::new(Backend::Sqlite).await.with("KAIZEN_PLUGIN_TRIP_FAILURES", "1");
+    let setup = setup.with("KAIZEN_PLUGIN_TRIP_SECONDS", "300");
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let company = Company::with(setup, json!({ "api_url": nobody })).await;
+    let owner = &company.tenant.owner;
+    let path = format!("/api/v1/identity-connections/{}", company.connection);
+    let before = owner.get(&path).await.ok(200);
+    // The plugin asks an API that is away: its calls are suspended from now on.
+    let browser = Browser::new();
+    let page = company.begin(&browser, "/canvas").await;
+    assert_eq!(page.status, 502, "{page:?}");
+    let elsewhere = json!({
+        "config": { "url": "http://127.0.0.1:1" }, "secrets": { "client-secret": CLIENT_SECRET },
+    });
+    let refused = owner.patch(&path, elsewhere.clone()).await;
+    assert_eq!(refused.header("retry-after"), "5");
+    let problem = refused.problem(503, "unavailable");
+    assert!(problem["detail"].as_str().expect("text").contains("cannot say now which provider"), "{problem}");
+    assert_eq!(owner.get(&path).await.ok(200)["config"], before["config"]);
+    // What does not depend on that can be changed.
+    assert_eq!(owner.patch(&path, json!({ "name": "another" })).await.ok(200)["name"], "another");
+    owner.patch(&path, json!({ "active": false })).await.ok(200);
+    owner.patch(&path, elsewhere.clone()).await.problem(503, "unavailable");
+    // Once a check has found that its calls go on, it can say so again.
+    owner.post(&format!("{path}/check"), json!({})).await.ok(200);
+    owner.patch(&path, elsewhere).await.ok(200);
 }
