@@ -104,7 +104,8 @@ async fn a_schema_that_costs_too_much_is_refused_and_harms_nobody() {
         (json!({ "properties": { "a": { "pattern": "(\\p{L}x|y){900}" } } }), "pattern"),
         (json!({ "properties": { "a": { "pattern": "((a{1000}){1000}){1000}" } } }), "pattern"),
     ] {
-        let component = Chameleon::version("1.1.0").with("schema", schema).with("http", json!(["https://logs.example.com"]));
+        let component =
+            Chameleon::version("1.1.0").with("schema", schema).with("http", json!(["https://logs.example.com"]));
         let (answer, _) = beside(&admin, &good, upload(&admin, &component)).await;
         let why = answer.fault("/component");
         assert!(why.contains("config-schema") && why.contains(expected), "expected `{expected}`: {why}");

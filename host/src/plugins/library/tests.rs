@@ -1,4 +1,6 @@
-use super::*;
+use std::sync::Arc;
+
+use super::{refresh::PATIENCE, *};
 use crate::{
     jobs::fixture::{Fixture, eventually},
     sandbox::egress::{Client, Policy, SystemResolver},
