@@ -7,8 +7,10 @@
 //! `denials_per_organization`, has further ones counted by action, under `agent/*` and `user/*`. So a window adds at most
 //! that many events to a chain, and one for each action and kind of target.
 //!
-//! A host that is asked to stop writes down what it has counted. One that dies loses the counts of the last window, and first
-//! denials that it was recording or could not record; the metric `kaizen_denials_total` counts them all.
+//! A host that is asked to stop writes down what it has counted, and what came since once its last request has ended. One that
+//! dies, or whose database takes nothing until then, loses the counts of the last window, and first denials that it was recording
+//! or could not record; the metric `kaizen_denials_total` counts them all. One whose request was given up while the database was
+//! storing it may be told of twice.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -67,6 +69,8 @@ struct Fold {
     details: Value,
     /// Counts among the places of its person and organization.
     placed: bool,
+    /// The first one is being recorded: where that fails, it is counted here.
+    recording: bool,
 }
 
 #[derive(Default)]
@@ -74,8 +78,6 @@ struct Folds {
     by_denial: HashMap<Denial, Fold>,
     persons: HashMap<(OrganizationId, String), usize>,
     organizations: HashMap<OrganizationId, usize>,
-    /// Nothing is counted any more: nobody would write it down.
-    closed: bool,
 }
 
 /// The denials of this host that are counted. Cheap to clone.
@@ -100,12 +102,9 @@ impl Denials {
     }
 
     /// Counts a denial that repeats one which was recorded. Returns under what another one has to be recorded now, if it does
-    /// not: [`Denials::not_recorded`] if that fails.
+    /// not; how that ends is for [`Denials::end_recording`].
     fn count(&self, denial: &Denial, details: &Value, now: DateTime<Utc>) -> Option<Denial> {
         let mut folds = self.folds.lock();
-        if folds.closed {
-            return Some(denial.clone());
-        }
         let person = (denial.organization, denial.actor.clone());
         let of_person = folds.persons.get(&person).copied().unwrap_or_default();
         let of_organization = folds.organizations.get(&denial.organization).copied().unwrap_or_default();
@@ -126,12 +125,23 @@ impl Denials {
                     *folds.persons.entry(person.clone()).or_default() += 1;
                 }
                 *folds.organizations.entry(denial.organization).or_default() += 1;
-                let fold = Fold { begun: now, since: now, until: now, repeated: 0, details: details.clone(), placed };
+                let (begun, since, until, details) = (now, now, now, details.clone());
+                let fold = Fold { begun, since, until, repeated: 0, details, placed, recording: true };
                 folds.by_denial.insert(key.clone(), fold);
                 return Some(key);
             }
         }
         Some(denial.clone())
+    }
+
+    /// The first one, which came at `since`, was recorded, or could not be and is counted.
+    fn end_recording(&self, key: &Denial, recorded: bool, since: DateTime<Utc>) {
+        if let Some(fold) = self.folds.lock().by_denial.get_mut(key) {
+            fold.recording = false;
+        }
+        if !recorded {
+            self.not_recorded(key, 1, since);
+        }
     }
 
     /// So many, the first of which came at `since`, were to be recorded and could not be: they are counted instead.
@@ -145,14 +155,13 @@ impl Denials {
     /// What was counted in windows that are over, or in all; begins new windows for it, and ends those without any.
     fn due(&self, now: DateTime<Utc>, all: bool) -> Vec<(Denial, Fold)> {
         let mut folds = self.folds.lock();
-        folds.closed |= all;
         let over = |fold: &Fold| all || now - fold.begun >= self.window;
         let mut due = Vec::new();
         let mut ended = Vec::new();
         for (denial, fold) in folds.by_denial.iter_mut().filter(|(_, fold)| over(fold)) {
-            if fold.repeated == 0 {
+            if fold.repeated == 0 && !fold.recording {
                 ended.push((denial.clone(), fold.placed));
-            } else {
+            } else if fold.repeated > 0 {
                 due.push((denial.clone(), fold.clone()));
                 (fold.begun, fold.since, fold.repeated) = (now, now, 0);
             }
@@ -200,10 +209,30 @@ impl Denials {
         request_id::put_into(&mut details);
         let Some(key) = self.count(&denial, &details, now) else { return Ok(()) };
         // Whoever asked may go away while it is written.
-        let unrecorded = scopeguard::guard((), |()| self.not_recorded(&key, 1, now));
+        let mut recorded = scopeguard::guard(false, |recorded| self.end_recording(&key, recorded, now));
         write(trail, &denial, details).await?;
-        scopeguard::ScopeGuard::into_inner(unrecorded);
+        *recorded = true;
         Ok(())
+    }
+
+    /// Writes down what was counted in windows that are over, or in all.
+    async fn write_counted(&self, trail: Trail<'_>, all: bool) {
+        let mut due = self.due(trail.clock.now(), all).into_iter();
+        for (denial, fold) in due.by_ref() {
+            let mut details = fold.details;
+            if let Some(details) = details.as_object_mut() {
+                details.insert("repeated".to_owned(), json!(fold.repeated));
+                details.insert("since".to_owned(), json!(clock::rfc3339(fold.since)));
+                details.insert("until".to_owned(), json!(clock::rfc3339(fold.until)));
+            }
+            if let Err(error) = write(trail, &denial, details).await {
+                tracing::warn!(%error, "counted denials were not recorded yet");
+                self.not_recorded(&denial, fold.repeated, fold.since);
+                break;
+            }
+        }
+        // The others would find the same database.
+        due.for_each(|(denial, fold)| self.not_recorded(&denial, fold.repeated, fold.since));
     }
 }
 
@@ -256,40 +285,30 @@ async fn write(Trail { store, clock, bus }: Trail<'_>, denial: &Denial, details:
 /// How often this host looks for windows that are over.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Writes down what is counted, on `app.tasks`; all of it after `app.stopping`.
+/// Writes down what is counted, on `app.tasks`; all of it upon `app.stopping`.
 pub fn start(app: &App) {
     let app = app.clone();
     app.tasks.clone().spawn(async move {
         while app.stopping.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
-            write_counted(&app, false).await;
+            app.denials.write_counted(trail(&app), false).await;
         }
-        write_counted(&app, true).await;
+        app.denials.write_counted(trail(&app), true).await;
     });
 }
 
-async fn write_counted(app: &App, all: bool) {
-    let mut due = app.denials.due(app.clock.now(), all).into_iter();
-    for (denial, fold) in due.by_ref() {
-        let mut details = fold.details;
-        if let Some(details) = details.as_object_mut() {
-            details.insert("repeated".to_owned(), json!(fold.repeated));
-            details.insert("since".to_owned(), json!(clock::rfc3339(fold.since)));
-            details.insert("until".to_owned(), json!(clock::rfc3339(fold.until)));
-        }
-        if let Err(error) = write(trail(app), &denial, details).await {
-            tracing::warn!(%error, "counted denials were not recorded yet");
-            app.denials.not_recorded(&denial, fold.repeated, fold.since);
-            break;
-        }
-    }
-    // The others would find the same database.
-    due.for_each(|(denial, fold)| app.denials.not_recorded(&denial, fold.repeated, fold.since));
+/// Writes down what was counted since `app.stopping`, once nobody is denied anything any more.
+pub async fn finish(app: &App) {
+    app.denials.write_counted(trail(app), true).await;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{request_id::RequestIds, store::fixture::Database};
+    use crate::{
+        on,
+        request_id::RequestIds,
+        store::{audit, fixture::Database},
+    };
 
     fn denials(per_person: usize, per_organization: usize) -> Denials {
         let limits = ServerLimits {
@@ -323,6 +342,7 @@ mod tests {
     fn the_first_is_recorded_and_the_rest_of_its_window_are_one() {
         let (denials, one) = (denials(20, 500), denial(1, 1, 1));
         assert_eq!(denials.count(&one, &json!({ "n": 1 }), at(0)), Some(one.clone()));
+        denials.end_recording(&one, true, at(0));
         for n in 2..=1000 {
             assert_eq!(denials.count(&one, &json!({ "n": n }), at(n / 20)), None);
         }
@@ -345,12 +365,16 @@ mod tests {
         let mut recorded = 0;
         for actor in 0..100 {
             for target in 0..100 {
-                recorded += u64::from(denials.count(&denial(1, actor, target), &json!({}), at(0)).is_some());
+                if let Some(key) = denials.count(&denial(1, actor, target), &json!({}), at(0)) {
+                    denials.end_recording(&key, true, at(0));
+                    recorded += 1;
+                }
             }
         }
         assert!(recorded <= 51, "{recorded}");
         // Another organization's do not take its places.
         assert_eq!(denials.count(&denial(2, 1, 1), &json!({}), at(0)), Some(denial(2, 1, 1)));
+        denials.end_recording(&denial(2, 1, 1), true, at(0));
         let due = denials.due(at(60), false);
         assert!(due.len() <= 51, "{}", due.len());
         assert_eq!(recorded + counted(due), 10_000);
@@ -363,7 +387,7 @@ mod tests {
     fn what_could_not_be_recorded_is_counted() {
         let (denials, one) = (denials(20, 500), denial(1, 1, 1));
         let key = denials.count(&one, &json!({}), at(0)).unwrap();
-        denials.not_recorded(&key, 1, at(0));
+        denials.end_recording(&key, false, at(0));
         assert_eq!(denials.count(&one, &json!({}), at(50)), None);
         let due = denials.due(at(60), false);
         assert_eq!(
@@ -428,11 +452,38 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_stops_counts_no_more() {
+    fn a_window_does_not_end_while_its_first_denial_is_being_recorded() {
         let (denials, one) = (denials(20, 500), denial(1, 1, 1));
-        denials.count(&one, &json!({}), at(0));
-        denials.count(&one, &json!({}), at(0));
-        assert_eq!(counted(denials.due(at(1), true)), 1);
-        assert_eq!(denials.count(&one, &json!({}), at(2)), Some(one));
+        let key = denials.count(&one, &json!({}), at(0)).unwrap();
+        assert!(denials.due(at(60), false).is_empty() && denials.due(at(61), true).is_empty());
+        assert_eq!(denials.count(&one, &json!({}), at(70)), None);
+        assert_eq!(counted(denials.due(at(121), false)), 1, "what repeats it does not wait");
+        assert!(denials.due(at(200), false).is_empty());
+        denials.end_recording(&key, false, at(0));
+        let due = denials.due(at(300), false);
+        assert_eq!(due.iter().map(|(_, fold)| (fold.repeated, fold.since)).collect::<Vec<_>>(), [(1, at(0))]);
+        drop(denials.due(at(400), false));
+        assert!(denials.folds.lock().by_denial.is_empty() && denials.folds.lock().organizations.is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_that_could_not_be_recorded_while_the_host_stopped_is_written_down_at_the_end() {
+        let database = Database::sqlite().await;
+        let (denials, clock, bus) = (denials(20, 500), Clock::fixed(at(0), 7), Bus::local());
+        let trail = Trail { store: &database.store, clock: &clock, bus: &bus };
+        let one = denial(1, 1, 1);
+        // There is no such chain yet: what is written fails.
+        assert!(denials.record(trail, one.clone(), json!({})).await.is_err());
+        denials.write_counted(trail, true).await;
+        let mut tx = database.store.begin().await.unwrap();
+        let sql = "INSERT INTO organizations (id, name, created_at, updated_at) VALUES ($1, 'o', $2, $2)";
+        on!(&mut tx, |c| sqlx::query(sql).bind(one.organization).bind(at(0)).execute(c).await.map(drop)).unwrap();
+        audit::begin_chain(&mut tx, one.organization).await.unwrap();
+        tx.commit().await.unwrap();
+        denials.write_counted(trail, true).await;
+        let mut conn = database.store.read().await.unwrap();
+        let events = audit::after(&mut conn, one.organization, 0, 10).await.unwrap();
+        assert_eq!(events.len(), 1);
+        assert!(events[0].details.contains(r#""repeated":1"#), "{}", events[0].details);
     }
 }

@@ -129,7 +129,11 @@ impl Running {
         let limits = &self.app.config.limits;
         let background = limits.canvas_stop_seconds.max(limits.job_stop_seconds).max(limits.audit_stop_seconds);
         let under_way = limits.stop_seconds.max(background);
-        if tokio::time::timeout(Duration::from_secs(under_way) + LAST_WRITES, self.app.tasks.wait()).await.is_err() {
+        let ending = async {
+            self.app.tasks.wait().await;
+            crate::audit::denials::finish(&self.app).await;
+        };
+        if tokio::time::timeout(Duration::from_secs(under_way) + LAST_WRITES, ending).await.is_err() {
             tracing::warn!(tasks = self.app.tasks.len(), "stopping while background work waits for the database");
         }
         let (ops, stopping) = self.ops;
