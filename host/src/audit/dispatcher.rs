@@ -4,7 +4,7 @@
 //! after that place, in order and in batches, and moves the place on by what the far side says it has stored: each event
 //! arrives at least once, under the same id. A failure is tried again, later and later, and never skipped.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{
@@ -301,7 +301,7 @@ async fn postpone(app: &App, cursor: &Cursor, after: Duration) -> Result<(), Sto
 /// Tells how far the sinks are behind, by plugin: their number is the operator's, not the tenants'. The value is of the whole
 /// database, so every host that works exports the same: a dashboard takes the largest, not the sum.
 async fn measure(app: App) {
-    let mut seen: std::collections::BTreeSet<String> = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     while app.stopping.run_until_cancelled(tokio::time::sleep(MEASURE)).await.is_some() {
         let lag = async { store::delivery::lag(&mut app.store.read().await?).await };
         let lag = match lag.await {
@@ -311,14 +311,19 @@ async fn measure(app: App) {
                 continue;
             }
         };
-        // Each value is set once: a scrape in between sees the last measurement, never a sink that seems to have recovered.
-        let gone: Vec<String> =
-            seen.iter().filter(|plugin| !lag.iter().any(|(now, _)| now == *plugin)).cloned().collect();
-        for (plugin, events) in gone.into_iter().map(|plugin| (plugin, 0)).chain(lag) {
-            metrics::gauge!("kaizen_audit_delivery_lag_events", "plugin" => plugin.clone()).set(events as f64);
-            seen.insert(plugin);
+        for (plugin, events) in values(&mut seen, lag) {
+            metrics::gauge!("kaizen_audit_delivery_lag_events", "plugin" => plugin).set(events as f64);
         }
     }
+}
+
+/// What the gauges are set to, each once: a scrape in between sees the last measurement, never a sink that seems to have recovered.
+/// A plugin that was `seen` and has no sink any more is not behind.
+fn values(seen: &mut BTreeSet<String>, mut values: Vec<(String, i64)>) -> Vec<(String, i64)> {
+    let gone: Vec<_> = seen.iter().filter(|plugin| !values.iter().any(|(now, _)| now == *plugin)).cloned().collect();
+    values.extend(gone.into_iter().map(|plugin| (plugin, 0)));
+    seen.extend(values.iter().map(|(plugin, _)| plugin.clone()));
+    values
 }
 
 #[cfg(test)]
@@ -388,6 +393,21 @@ mod tests {
         assert!(named(&own, &events).ends_with(&own), "the plugin names it");
         let away = PluginError::Unavailable { message: "busy".to_owned(), retry_after: None };
         assert_eq!(naming(away, &events).to_string(), "busy");
+    }
+
+    #[test]
+    fn the_lag_of_each_plugin_is_set_once_and_never_to_zero_in_between() {
+        let mut seen = BTreeSet::new();
+        let lag = |of: &[(&str, i64)]| of.iter().map(|(plugin, events)| ((*plugin).to_owned(), *events)).collect();
+        let set = |seen: &mut BTreeSet<String>, of: &[(&str, i64)]| {
+            let mut values: Vec<_> = values(seen, lag(of));
+            values.sort();
+            values
+        };
+        assert_eq!(set(&mut seen, &[("file", 3), ("webhook", 5)]), lag(&[("file", 3), ("webhook", 5)]));
+        assert_eq!(set(&mut seen, &[("file", 4), ("webhook", 6)]), lag(&[("file", 4), ("webhook", 6)]));
+        assert_eq!(set(&mut seen, &[("webhook", 7)]), lag(&[("file", 0), ("webhook", 7)]), "its last sink was removed");
+        assert_eq!(set(&mut seen, &[("file", 1)]), lag(&[("file", 1), ("webhook", 0)]));
     }
 
     #[test]
