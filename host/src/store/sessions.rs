@@ -406,3 +406,6 @@ pub async fn sweep(tx: &mut Tx, before: DateTime<Utc>, limit: i64) -> Result<u64
     }
     Ok(most)
 }
+
+#[cfg(test)]
+mod tests;

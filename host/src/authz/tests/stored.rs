@@ -326,3 +326,46 @@ async fn deciding_for_much_lets_others_in_between() {
     }
     assert!(stored.authz.0.long.is_empty() && second.get() > 10);
 }
+
+#[tokio::test]
+async fn long_lists_of_one_organization_are_decided_one_after_the_other() {
+    let stored = Stored::new().await;
+    let text: String = (0..200)
+        .map(|n| format!("permit (principal, action, resource) when {{ resource.name like \"*{n}-*-*x\" }};\n"))
+        .collect();
+    let mut callers = Vec::new();
+    for n in [1, 2] {
+        let set = stored.set(n, n).await;
+        let version = stored.version(n, set, n, &text).await;
+        let who = Principal { organization_id: id(n), policy_version: Some(version), ..person(&[]) };
+        let own = |place| Resource { organization: id(n), name: format!("agent {place}"), ..agent() };
+        callers.push((who, (0..500).map(own).collect::<Vec<_>>()));
+    }
+    let [acme, other] = callers.as_slice() else { panic!("two") };
+    let list = async |of: &(Principal, Vec<Resource>)| {
+        stored.authz.filter(&stored.store, &of.0, Action::AgentRead, &of.1).await.unwrap();
+    };
+    // Their policies are loaded then.
+    tokio::join!(list(acme), list(other));
+    // How often a list is polled that nobody keeps waiting.
+    let polls = async |of| {
+        let (mut listing, mut polls) = (Box::pin(list(of)), 1);
+        while futures::poll!(&mut listing).is_pending() {
+            polls += 1;
+            assert!(polls < 1_000_000, "it waits for another");
+        }
+        polls
+    };
+    let alone = polls(acme).await;
+    assert!(alone > 10, "{alone}");
+    let (mut first, mut second) = (Box::pin(list(acme)), Box::pin(list(acme)));
+    assert!(futures::poll!(&mut first).is_pending());
+    for _ in 0..10 * alone {
+        assert!(futures::poll!(&mut second).is_pending(), "it waits for the first");
+    }
+    // Another organization's does not.
+    polls(other).await;
+    first.await;
+    second.await;
+    assert!(stored.authz.0.long.is_empty());
+}
