@@ -3,6 +3,7 @@
 //! The suite leaves them out; each has a command in `tests/drills`. They measure for a time, where tests wait for conditions.
 
 mod attacks;
+mod policies;
 mod stalled;
 
 use std::{collections::BTreeMap, time::Duration};

@@ -349,6 +349,72 @@ fn what_takes_long_to_check_is_refused_before_it_is_checked() {
     );
 }
 
+/// The smallest number, up to `most`, from which on something holds.
+fn least(most: u64, holds: impl Fn(u64) -> bool) -> u64 {
+    let (mut from, mut to) = (0, most);
+    while from < to {
+        let middle = from.midpoint(to);
+        if holds(middle) {
+            to = middle;
+        } else {
+            from = middle + 1;
+        }
+    }
+    from
+}
+
+/// The work is counted, and not the time, which is another one on each machine.
+#[test]
+fn what_is_just_above_the_bound_of_checks_is_refused() {
+    let world = World::new();
+    let affordable = |text: &str, checks: u64| {
+        let bounds = Bounds { checks, ..Bounds::of(&ServerLimits::default()) };
+        // Nobody waits for the answer: what can be afforded is not checked.
+        let read = text::deep(|| super::super::validate(&world.engine, text, &bounds, &|| true)).unwrap();
+        let refused = |faults: Vec<PolicyFault>| {
+            assert!(
+                faults.len() == 1 && faults[0].message.contains(&format!("more than {checks} checks")),
+                "{faults:?}"
+            );
+        };
+        read.map_err(refused).is_ok()
+    };
+    let work = |text: &str| least(1 << 24, |checks| affordable(text, checks));
+    let requests = u64::try_from(world.engine.vocabulary.pairs().count()).unwrap();
+    // Each number is looked at, and its type copied with the list; the rest is the list, `contains(1)`, and the policy.
+    assert_eq!(work(&costly(0, 100)), (2 * 100 + 1 + 3) * requests);
+    for (ifs, elements) in [(0, 1_900), (1, 500), (5, 100), (8, 10)] {
+        let (one, doubled) = (work(&costly(ifs, elements)), work(&costly(ifs + 1, elements)));
+        assert!(doubled >= 2 * one && doubled < 2 * one + 4 * requests, "{ifs}, {elements}: {one}, {doubled}");
+    }
+    let default = ServerLimits::default().policy_checks;
+    for ifs in [4, 6, 9] {
+        let with = |elements: u64| costly(ifs, usize::try_from(elements).unwrap());
+        let refused = least(2_000, |elements| !affordable(&with(elements), default));
+        let (above, below) = (work(&with(refused)), work(&with(refused - 1)));
+        assert!(below <= default && default < above, "{ifs}: {below}, {above}");
+    }
+}
+
+#[test]
+fn policies_on_jobs_see_the_deployment_that_they_are_of() {
+    let world = World::new();
+    for action in [Action::JobRead, Action::JobRetry, Action::JobCancel] {
+        let text = format!(
+            "forbid (principal, action == Kaizen::Action::\"{}\", resource) when {{ resource.environment == \"production\" }};",
+            action.as_str()
+        );
+        assert_eq!(check(&text).map(|validated| validated.warnings), Ok(Vec::new()), "{text}");
+        let applies = Kind::ALL.iter().filter(|kind| world.engine.vocabulary.applies(action, **kind));
+        assert_eq!(applies.collect::<Vec<_>>(), [&Kind::Deployment], "what it is asked of");
+        let admin = person(&[(Role::Admin, None)]);
+        for (environment, allowed) in [("production", false), ("staging", true)] {
+            let on = Resource { environment: Some(environment.into()), ..thing(Kind::Deployment) };
+            assert_eq!(world.allows(&text, &admin, action, &on), allowed, "{text}, {environment}");
+        }
+    }
+}
+
 #[test]
 fn as_many_faults_are_told_as_are_useful() {
     let text =
