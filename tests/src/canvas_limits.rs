@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     canvas::{Team, put},
-    harness::{Backend, Canvas, Client, Setup, World, id, within},
+    harness::{Backend, Canvas, Client, Setup, World, eventually, id, within},
 };
 
 on_both!(
@@ -17,6 +17,7 @@ on_both!(
     revoking_is_felt_by_open_sockets,
     frames_that_make_no_sense_are_answered,
     one_viewer_cannot_lock_a_canvas,
+    an_idle_socket_keeps_little_memory,
 );
 
 async fn closed(client: &crate::harness::Client, canvas: &str, query: &str) -> u16 {
@@ -217,4 +218,59 @@ async fn one_viewer_cannot_lock_a_canvas(backend: Backend) {
     for number in 0..20 {
         ada.commit(&number.to_string(), json!([put("ada", number)])).await;
     }
+}
+
+/// What a process takes of the machine's memory, in KiB.
+fn resident(pid: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim_end_matches("kB").trim().parse().expect("a number")
+}
+
+async fn an_idle_socket_keeps_little_memory(backend: Backend) {
+    const SOCKETS: usize = 100;
+    let mut setup = Setup::new(backend).await;
+    for name in ["PERSON", "PERSON_AND_CANVAS"] {
+        setup = setup.with(&format!("KAIZEN_CANVAS_SOCKETS_PER_{name}"), "1000");
+    }
+    let team = Team::on(World::with(setup.with("KAIZEN_CANVAS_MESSAGES_BURST", "1000000")).await).await;
+    let mut ada = team.join(&team.ada).await;
+    for round in 0..14 {
+        let large = |n: usize| {
+            let mut node = crate::harness::node(&format!("{round} {n}"), 0);
+            node["data"]["text"] = "x".repeat(60_000).into();
+            json!({ "op": "node.put", "node": node })
+        };
+        ada.commit(&round.to_string(), (0..4).map(large).collect()).await;
+    }
+    ada.leave().await;
+
+    // Each is sent the whole canvas, 3.3 MB, and sends a large message itself; it keeps neither.
+    let use_one = || async {
+        let mut socket = Canvas::open(&team.ada, &team.canvas, "").await.expect("opens");
+        let text = json!({ "type": "large", "ref": "large", "text": "x".repeat(240_000) }).to_string();
+        let mut snapshot = None;
+        socket.send_text(text).await;
+        loop {
+            let frame = within("an answer", socket.next_frame()).await.expect("open");
+            if frame["ref"] == "large" {
+                break;
+            }
+            snapshot = snapshot.or_else(|| frame["nodes"].as_array().map(Vec::len));
+        }
+        assert_eq!(snapshot, Some(56));
+        socket
+    };
+    let pid = team.world.server.pid();
+    let mut sockets = vec![use_one().await, use_one().await];
+    let before = resident(pid);
+    while sockets.len() < SOCKETS {
+        sockets.push(use_one().await);
+    }
+    eventually("what was sent is not kept", || async {
+        let grown = resident(pid).saturating_sub(before);
+        println!("{} KiB for each socket", grown / SOCKETS);
+        (grown < SOCKETS * 128).then_some(())
+    })
+    .await;
 }

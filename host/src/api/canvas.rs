@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    extract::{Path, RawQuery, State, ws::WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
+    extract::{Path, RawQuery, State},
     http::{HeaderMap, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -16,11 +16,12 @@ use super::{
     extract::{Caller, PathId, etag},
     page::Item,
     problem::{Problem, ProblemType, Result},
+    websocket::Upgrade,
 };
 use crate::{
     app::App,
     authz::{Action, Context},
-    canvas::{Close, Connect, PROTOCOL, READ, READ_BUFFER, WRITE_BUFFER, refuse},
+    canvas::{Close, Connect, accept, refuse},
     domain::{agent::Agent, canvas::Graph, client::Client, id::CanvasId, principal::Principal},
     identity::{AuthError, throttle::Anonymous},
     store::{StoreError, agents, canvas},
@@ -158,18 +159,8 @@ async fn socket(
     RawQuery(query): RawQuery,
     (method, client): (Method, Client),
     headers: HeaderMap,
-    upgrade: std::result::Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    upgrade: Upgrade,
 ) -> Result<Response> {
-    let upgrade = upgrade.map_err(|rejection| {
-        let detail = format!("This is a WebSocket of subprotocol {PROTOCOL}: {}.", rejection.body_text());
-        Problem::new(ProblemType::Malformed, detail)
-    })?;
-    let upgrade = upgrade
-        .protocols([PROTOCOL])
-        .max_message_size(READ)
-        .max_frame_size(READ)
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER);
     let canvas = path.ok().and_then(|Path(text)| text.parse().ok());
     let query = query.unwrap_or_default();
     if Query::parse(&query).is_some_and(|query| query.ticket.is_some()) {
@@ -178,8 +169,9 @@ async fn socket(
     }
     let connect = admit(&app, canvas, &query, &method, &headers).await;
     let tasks = app.tasks.clone();
-    Ok(upgrade.on_upgrade(move |socket| {
+    Ok(upgrade.then(move |upgraded| {
         tasks.track_future(async move {
+            let socket = accept(upgraded).await;
             match connect {
                 Ok(connect) => app.canvases.serve(socket, connect).await,
                 Err(close) => refuse(socket, close).await,

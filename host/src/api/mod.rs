@@ -32,6 +32,7 @@ pub mod server;
 pub mod sso;
 pub mod users;
 pub mod versions;
+mod websocket;
 pub mod workspaces;
 
 use axum::{Router, http::Method};

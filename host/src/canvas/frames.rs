@@ -14,9 +14,10 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use axum::extract::ws::Utf8Bytes;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::RawValue};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::access::Access;
 use crate::domain::canvas::{Code, Limits, Op, Rejection};
@@ -160,19 +161,36 @@ fn frame(message: &impl Serialize) -> Frame {
     serde_json::to_string(message).unwrap_or_default().into()
 }
 
-/// The whole canvas, for one who joins. `graph` is the JSON object of a [`Graph`](crate::domain::canvas::Graph), which is
-/// made once for all who join at the same sequence.
-pub fn snapshot(seq: i64, graph: &str, access: Access, you: &str, peers: &[Value]) -> Frame {
+/// The whole canvas, for one who joins: the text of a frame in three parts. The graph, in the middle, is shared by all who are
+/// sent the same.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// One after the other.
+    pub parts: [Bytes; 3],
+}
+
+/// The members of an object, without its braces.
+pub fn members(object: &impl Serialize) -> Bytes {
+    // Only a map with keys that are not strings could fail, and there is none.
+    let mut text = serde_json::to_string(object).unwrap_or_default();
+    text.pop();
+    let mut members = Bytes::from(text);
+    drop(members.split_to(members.len().min(1)));
+    members
+}
+
+/// The whole canvas. `graph` are the [`members`] of a [`Graph`](crate::domain::canvas::Graph).
+pub fn snapshot(seq: i64, graph: Bytes, access: Access, you: &str, peers: &[Value]) -> Snapshot {
     #[derive(Serialize)]
     struct Rest<'a> {
         access: Access,
         you: &'a str,
         peers: &'a [Value],
     }
+    let before = format!(r#"{{"type":"snapshot","seq":{seq},"#).into();
     let rest = serde_json::to_string(&Rest { access, you, peers }).unwrap_or_default();
-    let inside = |object: &str| object.get(1..object.len().saturating_sub(1)).unwrap_or_default().to_owned();
-    let (graph, rest) = (inside(graph), inside(&rest));
-    format!(r#"{{"type":"snapshot","seq":{seq},{graph},{rest}}}"#).into()
+    let after = rest.replacen('{', ",", 1).into();
+    Snapshot { parts: [before, graph, after] }
 }
 
 /// The end of what one who resumes had missed.
@@ -283,9 +301,12 @@ mod tests {
 
     #[test]
     fn a_snapshot_is_the_graph_with_who_is_there() {
-        let frame = snapshot(3, r#"{"nodes":[{"id":"a"}],"edges":[]}"#, Access::View, "p", &[]);
+        let graph = members(&json!({ "nodes": [{ "id": "a" }], "edges": [] }));
+        let frame = snapshot(3, graph.clone(), Access::View, "p", &[]);
+        assert_eq!(frame.parts[1].as_ptr(), graph.as_ptr(), "not copied");
         let expected = json!({ "type": "snapshot", "seq": 3, "nodes": [{ "id": "a" }], "edges": [], "access": "view", "you": "p", "peers": [] });
-        assert_eq!(serde_json::from_str::<Value>(&frame).unwrap(), expected);
+        assert_eq!(serde_json::from_slice::<Value>(&frame.parts.concat()).unwrap(), expected);
+        assert_eq!(members(&json!({})), "");
     }
 
     #[test]

@@ -1,12 +1,11 @@
 //! Joining a room: may they, and what they are to know first.
 
-use std::sync::Arc;
-
+use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use super::{
     access::{self, Access},
-    frames,
+    frames::{self, Frame},
     journal::LOOK_BACK,
     outbox::Close,
     patience,
@@ -41,8 +40,9 @@ impl Room {
                     presence,
                     weight: 0,
                 };
-                member.weight = member.shown().to_string().len();
-                self.welcome(member, since).await
+                let frame = frames::presence(&member.shown());
+                member.weight = frame.len();
+                self.welcome(member, &frame, since).await
             }
             Err(close) => Err(close),
         };
@@ -79,7 +79,7 @@ impl Room {
     }
 
     /// Sends what the newcomer is to know first, and tells the others.
-    async fn welcome(&mut self, member: Member, since: Option<i64>) -> Result<(), Close> {
+    async fn welcome(&mut self, member: Member, frame: &Frame, since: Option<i64>) -> Result<(), Close> {
         let seq = self.journal.sequence();
         let peers = self.peers_of(&member.peer);
         let missed = patience::until(self.parts.deadline(), self.missed(since)).await;
@@ -92,13 +92,13 @@ impl Room {
             }
             None => {
                 let (seq, graph) = self.graph_as_json();
-                member.outbox.send(frames::snapshot(seq, &graph, member.access, &member.peer, &peers));
+                member.outbox.send_snapshot(frames::snapshot(seq, graph, member.access, &member.peer, &peers));
             }
         }
         if !self.writable {
             member.outbox.send(frames::status(false));
         }
-        self.tell(&member);
+        self.tell(&member.peer, frame);
         self.members.insert(member.peer.clone(), member);
         Ok(())
     }
@@ -109,14 +109,13 @@ impl Room {
         here.chain(self.remote.iter().cloned()).collect()
     }
 
-    /// The sequence and the graph at it as JSON, made once for all who join at the same sequence.
-    pub(super) fn graph_as_json(&mut self) -> (i64, Arc<str>) {
+    /// The sequence, and the members of the graph at it as JSON, made once for all who join at the same sequence.
+    pub(super) fn graph_as_json(&mut self) -> (i64, Bytes) {
         let seq = self.journal.sequence();
         match &self.shown {
             Some((known, graph)) if *known == seq => (seq, graph.clone()),
             _ => {
-                // Only a map with keys that are not strings could fail, and there is none.
-                let graph: Arc<str> = serde_json::to_string(self.journal.graph()).unwrap_or_default().into();
+                let graph = frames::members(self.journal.graph());
                 self.shown = Some((seq, graph.clone()));
                 (seq, graph)
             }

@@ -182,7 +182,8 @@ impl Room {
         let (seq, graph) = self.graph_as_json();
         for member in self.members.values() {
             let peers = self.peers_of(&member.peer);
-            member.outbox.send(frames::snapshot(seq, &graph, member.access, &member.peer, &peers));
+            let snapshot = frames::snapshot(seq, graph.clone(), member.access, &member.peer, &peers);
+            member.outbox.send_snapshot(snapshot);
         }
         self.shown = None;
         Ok(())

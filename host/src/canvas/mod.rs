@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `journal` | the order of messages, group commit, repeats, snapshots |
 //! | `room`, `join`, `write`, `look` | one open canvas on this host: joining, storing and telling, access and other hosts |
-//! | `socket`, `frames`, `outbox` | the protocol and its bounds |
+//! | `socket`, `frames`, `fragments`, `outbox` | the protocol and its bounds |
 //! | `quota` | what one person, organization or canvas may take of this host |
 //! | `storage` | what a canvas, and an organization's canvases, may take of the database |
 //! | `health`, `patience` | a database that does not answer |
@@ -17,6 +17,7 @@
 mod access;
 pub mod edits;
 mod elsewhere;
+mod fragments;
 mod frames;
 mod health;
 mod join;
@@ -56,9 +57,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
+    fragments::accept,
     frames::{MESSAGE, PROTOCOL},
     outbox::Close,
-    socket::{READ, READ_BUFFER, WRITE_BUFFER, refuse},
+    socket::refuse,
 };
 use self::{
     outbox::Outbox,

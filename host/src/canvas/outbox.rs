@@ -8,7 +8,7 @@ use std::sync::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::frames::Frame;
+use super::frames::{Frame, Snapshot};
 
 /// Frames that may wait.
 const FRAMES: usize = 512;
@@ -52,8 +52,21 @@ impl Close {
 pub enum Out {
     /// To be sent.
     Frame(Frame),
+    /// The whole canvas, to be sent.
+    Snapshot(Snapshot),
     /// The last.
     Close(Close),
+}
+
+impl Out {
+    /// Bytes that wait with it.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Frame(frame) => frame.len(),
+            Self::Snapshot(snapshot) => snapshot.parts.iter().map(bytes::Bytes::len).sum(),
+            Self::Close(_) => 0,
+        }
+    }
 }
 
 /// The room's end of a socket. Cheap to clone.
@@ -89,13 +102,22 @@ pub fn pair(most: usize) -> (Outbox, Outgoing) {
 impl Outbox {
     /// Queues a frame. A socket whose queue is full is closed as too slow; it can resume where it stopped.
     pub fn send(&self, frame: Frame) {
+        self.queue(Out::Frame(frame));
+    }
+
+    /// Queues the whole canvas, as [`Outbox::send`].
+    pub fn send_snapshot(&self, snapshot: Snapshot) {
+        self.queue(Out::Snapshot(snapshot));
+    }
+
+    fn queue(&self, out: Out) {
         if self.state.closed.is_cancelled() {
             return;
         }
-        let bytes = frame.len();
+        let bytes = out.bytes();
         let waiting = self.state.bytes.fetch_add(bytes, Ordering::Relaxed);
         let fits = waiting == 0 || waiting + bytes <= self.state.most;
-        if !fits || self.queue.try_send(Out::Frame(frame)).is_err() {
+        if !fits || self.queue.try_send(out).is_err() {
             self.close(Close::SLOW);
         }
     }
@@ -153,11 +175,10 @@ impl Outgoing {
 
     fn taken(&self, next: Option<Out>) -> Out {
         match next {
-            Some(Out::Frame(frame)) => {
-                self.state.bytes.fetch_sub(frame.len(), Ordering::Relaxed);
-                Out::Frame(frame)
+            Some(out) => {
+                self.state.bytes.fetch_sub(out.bytes(), Ordering::Relaxed);
+                out
             }
-            Some(close) => close,
             // The room is gone without a word.
             None => Out::Close(self.reason()),
         }

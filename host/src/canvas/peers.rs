@@ -45,7 +45,7 @@ pub struct Member {
     pub repeats: std::ops::RangeInclusive<i64>,
     /// What it last told of itself.
     pub presence: Map<String, Value>,
-    /// Bytes of that as it is shown.
+    /// Bytes of the frame that tells of it.
     pub weight: usize,
 }
 

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use serde_json::{Map, Value};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -26,7 +27,7 @@ use super::{
     journal::Journal,
     outbox::{Close, Outbox},
     patience,
-    peers::{ANNOUNCE, Member, Members, Remote, send_all},
+    peers::{ANNOUNCE, Members, Remote, send_all},
     quota::{Bucket, Rate},
     storage::Storage,
 };
@@ -167,7 +168,7 @@ pub(super) struct Room {
     /// Whether the database answered that it takes no changes: only a change shows that it does again.
     pub(super) refused: bool,
     /// The graph as JSON, while several join at the same sequence.
-    pub(super) shown: Option<(i64, Arc<str>)>,
+    pub(super) shown: Option<(i64, Bytes)>,
     /// When what is known of access was true.
     pub(super) known_at: Instant,
     /// A hint said that access changed.
@@ -293,7 +294,8 @@ impl Room {
         let Some(member) = self.members.get_mut(peer) else { return };
         let reference = presence.get("ref").and_then(Value::as_str).map(str::to_owned);
         let before = std::mem::replace(&mut member.presence, presence);
-        let weight = member.shown().to_string().len();
+        let frame = frames::presence(&member.shown());
+        let weight = frame.len();
         let weight_before = std::mem::replace(&mut member.weight, weight);
         let all: usize = self.members.values().map(|member| member.weight).sum();
         if weight > weight_before && all > self.parts.limits.canvas_presence_kib * 1024 {
@@ -306,16 +308,13 @@ impl Room {
             return self
                 .answer_with(peer, frames::reject(reference.as_deref(), &Refusal::new("presence_full", detail)));
         }
-        if let Some(member) = self.members.get(peer) {
-            self.tell(member);
-        }
+        self.tell(peer, &frame);
     }
 
     /// Tells everyone but themselves of a member, here and elsewhere.
-    pub(super) fn tell(&self, member: &Member) {
-        let frame = frames::presence(&member.shown());
-        send_all(&self.members, Some(&member.peer), &frame);
-        self.publish(&member.peer, &frame);
+    pub(super) fn tell(&self, peer: &str, frame: &frames::Frame) {
+        send_all(&self.members, Some(peer), frame);
+        self.publish(peer, frame);
     }
 
     fn publish(&self, peer: &str, frame: &frames::Frame) {
@@ -361,6 +360,9 @@ impl Room {
 
     fn announce(&mut self) {
         self.announced = Instant::now();
+        if !self.parts.bus.reaches_others() {
+            return;
+        }
         for member in self.members.values() {
             self.publish(&member.peer, &frames::presence(&member.shown()));
         }

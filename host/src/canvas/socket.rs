@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket};
+use bytes::Bytes;
 use futures::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
@@ -13,20 +13,18 @@ use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, interval_at, sleep, sleep_until, timeout},
 };
+use tokio_tungstenite::tungstenite::{Error, Message, protocol::CloseFrame};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Canvases, Connect,
+    fragments::{Socket, WRITE_BUFFER, fragments},
     frames::{self, Incoming, MESSAGE, Refusal},
     outbox::{self, Close, Out, Outbox, Outgoing},
     quota::{self, Bucket, Rate},
     room::{Command, Door},
 };
 
-/// Bytes of a message that are read at all, so that one somewhat too large is answered properly.
-pub const READ: usize = 4 * MESSAGE;
-/// Bytes that are read from the network at once. tungstenite fills as many with zeros before each read, and keeps them.
-pub const READ_BUFFER: usize = 8 * 1024;
 /// Between pings.
 const PING: Duration = Duration::from_secs(20);
 /// A socket that nothing was heard from for so long, not even the answer to a ping, is closed.
@@ -39,15 +37,13 @@ const STALL_STOPPING: Duration = Duration::from_secs(3);
 const LINGER: Duration = Duration::from_secs(1);
 /// A peer's presence is passed on at most this often: the last it said, what came between is left out.
 const PRESENCE: Duration = Duration::from_millis(33);
-/// Bytes that are gathered into one write to the network.
-pub const WRITE_BUFFER: usize = 64 * 1024;
 
 /// Closes a socket that was never let in.
-pub async fn refuse(mut socket: WebSocket, close: Close) {
+pub async fn refuse(mut socket: Socket, close: Close) {
     metrics::counter!("kaizen_canvas_closes_total", "code" => close.0.to_string()).increment(1);
     let farewell = async {
         if socket.send(frame(close)).await.is_ok() {
-            while let Some(Ok(message)) = socket.recv().await {
+            while let Some(Ok(message)) = socket.next().await {
                 if matches!(message, Message::Close(_)) {
                     break;
                 }
@@ -58,12 +54,12 @@ pub async fn refuse(mut socket: WebSocket, close: Close) {
 }
 
 fn frame(Close(code, reason): Close) -> Message {
-    Message::Close(Some(CloseFrame { code, reason: reason.into() }))
+    Message::Close(Some(CloseFrame { code: code.into(), reason: reason.into() }))
 }
 
 impl Canvases {
     /// Serves a socket from joining to its end.
-    pub async fn serve(&self, socket: WebSocket, connect: Connect) {
+    pub async fn serve(&self, socket: Socket, connect: Connect) {
         let canvas = connect.agent.canvas_id;
         // Until this socket's memory is free again, also while it is being closed.
         let seat = match self.quota.seat(&connect.principal, canvas, Instant::now()) {
@@ -111,7 +107,7 @@ impl Canvases {
 }
 
 struct Reader {
-    stream: SplitStream<WebSocket>,
+    stream: SplitStream<Socket>,
     peer: String,
     door: Door,
     outbox: Outbox,
@@ -126,7 +122,7 @@ struct Reader {
 
 impl Reader {
     /// Reads until the client or the server wants no more; what was read before is stored and answered first.
-    async fn run(mut self) -> SplitStream<WebSocket> {
+    async fn run(mut self) -> SplitStream<Socket> {
         let close = self.read().await;
         let leave = Command::Leave { peer: self.peer.clone(), close };
         if self.door.commands.send(leave).await.is_err() {
@@ -157,7 +153,7 @@ impl Reader {
                 Err(_) => return Close::SILENT,
                 Ok(None | Some(Ok(Message::Close(_)))) => return Close(1000, ""),
                 Ok(Some(Err(error))) => return unreadable(&error),
-                Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => continue,
+                Ok(Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)))) => continue,
                 Ok(Some(Ok(Message::Binary(_)))) => return Close::NOT_TEXT,
                 Ok(Some(Ok(Message::Text(text)))) => text,
             };
@@ -214,9 +210,8 @@ impl Reader {
 }
 
 /// What to close with after a message that could not be read.
-fn unreadable(error: &axum::Error) -> Close {
-    // tungstenite's own type is not to be had through axum; a test holds it to these words.
-    if error.to_string().starts_with("Space limit exceeded") {
+fn unreadable(error: &Error) -> Close {
+    if matches!(error, Error::Capacity(_)) {
         return Close::TOO_LARGE;
     }
     tracing::debug!(%error, "a canvas socket ended");
@@ -224,7 +219,7 @@ fn unreadable(error: &axum::Error) -> Close {
 }
 
 struct Writer {
-    sink: SplitSink<WebSocket, Message>,
+    sink: SplitSink<Socket, Message>,
     outgoing: Outgoing,
     stopping: CancellationToken,
 }
@@ -232,48 +227,65 @@ struct Writer {
 impl Writer {
     /// Writes until it has written a close frame, or cannot write any more.
     async fn run(mut self) {
+        let close = self.write().await;
+        self.close(close).await;
+    }
+
+    async fn write(&mut self) -> Close {
         let mut ping = interval_at(Instant::now() + PING, PING);
         loop {
             let mut next = tokio::select! {
                 next = self.outgoing.next() => Some(next),
                 _ = ping.tick() => None,
             };
-            if next.is_none() && !self.push(Message::Ping(bytes::Bytes::new())).await {
-                return self.close(self.outgoing.reason()).await;
+            if next.is_none()
+                && let Err(close) = self.push(Message::Ping(Bytes::new())).await
+            {
+                return close;
             }
             let mut gathered = 0;
             while let Some(out) = next {
-                match out {
-                    Out::Close(close) => return self.close(close).await,
-                    Out::Frame(text) => {
-                        gathered += text.len();
-                        if !self.push(Message::Text(text)).await {
-                            return self.close(self.outgoing.reason()).await;
-                        }
-                    }
+                gathered += out.bytes();
+                let pushed = match out {
+                    Out::Close(close) => return close,
+                    Out::Frame(text) => self.push_all([text.into()]).await,
+                    Out::Snapshot(snapshot) => self.push_all(snapshot.parts).await,
+                };
+                if let Err(close) = pushed {
+                    return close;
                 }
                 next = if gathered < WRITE_BUFFER { self.outgoing.ready() } else { None };
             }
-            if !self.flush().await {
-                return self.close(self.outgoing.reason()).await;
+            if let Err(close) = self.flush().await {
+                return close;
             }
         }
     }
 
-    /// `false` if the socket is to be closed instead, or is broken.
-    async fn push(&mut self, message: Message) -> bool {
+    async fn push_all<const N: usize>(&mut self, parts: [Bytes; N]) -> Result<(), Close> {
+        for frame in fragments(parts) {
+            self.push(frame).await?;
+        }
+        Ok(())
+    }
+
+    /// What to close with instead, if the socket is to be closed, or is broken.
+    async fn push(&mut self, message: Message) -> Result<(), Close> {
         let closed = self.outgoing.closed();
         tokio::select! {
-            result = self.sink.feed(message) => result.is_ok(),
-            () = closed => false,
+            result = self.sink.feed(message) => result.map_err(|error| match error {
+                Error::WriteBufferFull(_) => Close::SLOW,
+                _ => self.outgoing.reason(),
+            }),
+            () = closed => Err(self.outgoing.reason()),
         }
     }
 
-    async fn flush(&mut self) -> bool {
+    async fn flush(&mut self) -> Result<(), Close> {
         let closed = self.outgoing.closed();
         tokio::select! {
-            result = self.sink.flush() => result.is_ok(),
-            () = closed => false,
+            result = self.sink.flush() => result.map_err(|_| self.outgoing.reason()),
+            () = closed => Err(self.outgoing.reason()),
         }
     }
 
