@@ -56,6 +56,7 @@ mod plugin_refusals;
 mod plugin_trust;
 mod plugins;
 mod policies;
+mod policy_errors;
 mod providers;
 mod proxies;
 mod quotas;
