@@ -5,7 +5,11 @@ use serde_json::{Value, json};
 
 use crate::harness::{Backend, HEC_TOKEN, Reply, Rsyslog, Seen, Splunk, Tenant, World, eventually, free_port, id};
 
-on_both!(splunk_has_stored_what_it_acknowledges, events_reach_the_real_rsyslog);
+on_both!(
+    splunk_has_stored_what_it_acknowledges,
+    what_was_taken_before_a_refused_event_is_not_sent_again,
+    events_reach_the_real_rsyslog,
+);
 
 async fn tenant(backend: Backend) -> (World, Tenant) {
     let world = World::start(backend).await;
@@ -78,6 +82,54 @@ async fn splunk_has_stored_what_it_acknowledges(backend: Backend) {
     }
     assert_eq!(envelope["sourcetype"], "kaizen:audit");
     assert!(!world.server.log().contains(HEC_TOKEN), "the token is in the log");
+}
+
+async fn what_was_taken_before_a_refused_event_is_not_sent_again(backend: Backend) {
+    let (_world, tenant) = tenant(backend).await;
+    let owner = &tenant.owner;
+    let splunk = Splunk::start().await;
+    splunk.refuse(Some("workspace.update"));
+    // Off until there is more before the refused event and after it: then they are one batch.
+    let mut body = splunk_sink(&splunk, json!({ "acknowledgement": false }));
+    body["active"] = false.into();
+    let sink = format!("/api/v1/audit-sinks/{}", id(&owner.create("/api/v1/audit-sinks", body).await));
+    let workspace = tenant.workspace("first").await;
+    owner.patch(&format!("/api/v1/workspaces/{workspace}"), json!({ "name": "bad" })).await.ok(200);
+    tenant.workspace("last").await;
+    let trail = owner.all("/api/v1/audit/events").await;
+    let refused = trail.iter().find(|event| event["action"] == "workspace.update").expect("recorded");
+    let place = refused["sequence"].as_i64().expect("a sequence");
+    owner.patch(&sink, json!({ "active": true })).await.ok(200);
+
+    let first = |seen: &Seen| {
+        let event: Value = serde_json::Deserializer::from_slice(&seen.raw).into_iter().next()?.ok()?;
+        event["event"]["sequence"].as_i64()
+    };
+    splunk
+        .stub
+        .until("the event is refused again and again", |seen| {
+            (seen.iter().filter(|seen| first(seen) == Some(place)).count() >= 3).then_some(())
+        })
+        .await;
+    let before = indexed(&splunk);
+    assert!(without_gap(&before) && before.last() == Some(&(place - 1)), "each was sent once: {before:?}");
+    let state = eventually("the refusal is told", || async {
+        let state = owner.get(&format!("{sink}/delivery")).await.ok(200);
+        state["last_error"].as_str().is_some_and(|error| error.contains("refuses")).then_some(state)
+    })
+    .await;
+    let event = refused["id"].as_str().expect("an id");
+    assert!(state["last_error"].as_str().expect("text").contains(event), "{state}");
+
+    splunk.refuse(None);
+    eventually("all is delivered", || async {
+        let state = owner.get(&format!("{sink}/delivery")).await.ok(200);
+        (state["lag"] == 0).then_some(())
+    })
+    .await;
+    splunk.index();
+    let all = indexed(&splunk);
+    assert!(without_gap(&all) && all.len() > before.len() + 1, "{all:?}");
 }
 
 /// What was sent by a call that did not live to see it stored is found by the next one, and not sent again.

@@ -26,6 +26,8 @@ struct State {
     stored: Vec<Value>,
     /// Whether what was taken is stored by itself when it is asked for.
     indexing: bool,
+    /// The action of events that it does not take.
+    refused: Option<String>,
 }
 
 pub struct Splunk {
@@ -48,6 +50,11 @@ impl Splunk {
     /// It stores what it has, of which it has told nobody.
     pub fn index(&self) {
         index(&mut self.state.lock().expect("lock"));
+    }
+
+    /// Refuses events of this action from now on, or none any more. Those before one in a request it stores.
+    pub fn refuse(&self, action: Option<&str>) {
+        self.state.lock().expect("lock").refused = action.map(str::to_owned);
     }
 
     /// It crashes: what was only in memory is lost, and so are its channels. Returns how many events that were.
@@ -96,7 +103,7 @@ fn answer(state: &mut State, seen: &Seen) -> Reply {
         ("POST", "/services/collector/event") => {
             // One JSON object after the other, as HEC takes them.
             let stream = serde_json::Deserializer::from_slice(&seen.raw).into_iter::<Value>();
-            let Ok(events) = stream.collect::<Result<Vec<_>, _>>() else {
+            let Ok(mut events) = stream.collect::<Result<Vec<_>, _>>() else {
                 return refuse(400, 6, "Invalid data format");
             };
             if events.is_empty() {
@@ -104,6 +111,13 @@ fn answer(state: &mut State, seen: &Seen) -> Reply {
             }
             if events.iter().any(|envelope| envelope.get("event").is_none_or(Value::is_null)) {
                 return refuse(400, 12, "Event field is required");
+            }
+            let refused = |envelope: &Value| envelope["event"]["action"].as_str() == state.refused.as_deref();
+            if let Some(number) = events.iter().position(refused) {
+                events.truncate(number);
+                state.stored.append(&mut events);
+                let answer = json!({ "text": "Invalid data format", "code": 6, "invalid-event-number": number });
+                return Reply::Json(400, answer);
             }
             let next = state.next.entry(channel.clone()).or_default();
             let ack = *next;
