@@ -18,7 +18,20 @@ on_both!(
 pub struct Operation {
     pub method: Method,
     pub path: String,
+    /// The names of its query parameters.
+    pub query: Vec<String>,
     pub body: Option<Value>,
+    /// It is there for people who are not signed in.
+    pub public: bool,
+}
+
+impl Operation {
+    /// Its path, with ids that nobody has.
+    pub fn path_of_nothing(&self) -> String {
+        let parts = self.path.split('/');
+        let parts = parts.map(|part| if part.starts_with('{') { "0192aaaa-bbbb-7ccc-8ddd-eeeeffff0000" } else { part });
+        parts.collect::<Vec<_>>().join("/")
+    }
 }
 
 /// Routes that are there for people who are not signed in, and the socket, which says so by its close code.
@@ -33,7 +46,11 @@ pub async fn operations(client: &Client) -> Vec<Operation> {
             let content = &operation["requestBody"]["content"];
             let schema = content.get("application/json").map(|json| sample(&document, &json["schema"]));
             let method = Method::from_bytes(method.to_uppercase().as_bytes()).expect("a method");
-            all.push(Operation { method, path: path.clone(), body: schema });
+            let parameters = operation["parameters"].as_array().into_iter().flatten();
+            let query = parameters.filter(|parameter| parameter["in"] == "query");
+            let query = query.map(|parameter| parameter["name"].as_str().expect("a name").to_owned()).collect();
+            let public = operation["security"] == json!([{}]);
+            all.push(Operation { method, path: path.clone(), query, body: schema, public });
         }
     }
     assert!(all.len() > 40, "the document lists only {} operations", all.len());
@@ -144,7 +161,7 @@ async fn another_tenants_id_is_not_found_on_any_route(backend: Backend) {
     let (ours, theirs) = (world.tenant("acme").await, world.tenant("rival").await);
     let ids = one_of_everything(&ours, &gateway).await;
     let mut asked = 0;
-    for Operation { method, path, body } in operations(&theirs.owner).await {
+    for Operation { method, path, body, .. } in operations(&theirs.owner).await {
         // Plugins are the installation's, no tenant's: `plugins.rs` and `plugin_refusals.rs` say who may do what to them.
         if path.starts_with("/api/v1/plugins") || PUBLIC.iter().any(|public| path.starts_with(public)) {
             continue;
@@ -228,17 +245,14 @@ async fn every_route_needs_a_caller(backend: Backend) {
     let world = World::start(backend).await;
     let nobody = world.client();
     let forged = nobody.bearing("eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.");
-    for Operation { method, path, body } in operations(&nobody).await {
-        if PUBLIC.iter().any(|public| path.starts_with(public)) {
+    for operation in operations(&nobody).await {
+        if PUBLIC.iter().any(|public| operation.path.starts_with(public)) {
             continue;
         }
-        let path: String = path
-            .split('/')
-            .map(|part| if part.starts_with('{') { "0192aaaa-bbbb-7ccc-8ddd-eeeeffff0000" } else { part })
-            .collect::<Vec<_>>()
-            .join("/");
+        let Operation { method, body, .. } = &operation;
         for caller in [&nobody, &forged] {
-            caller.request(method.clone(), &path, body.clone(), &[]).await.problem(401, "unauthenticated");
+            let answer = caller.request(method.clone(), &operation.path_of_nothing(), body.clone(), &[]).await;
+            answer.problem(401, "unauthenticated");
         }
     }
 }

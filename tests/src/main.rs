@@ -59,6 +59,7 @@ mod policies;
 mod policy_errors;
 mod providers;
 mod proxies;
+mod queries;
 mod quotas;
 mod removal;
 mod requests;

@@ -76,7 +76,7 @@ async fn events(
     Parameters(filter): Parameters<Filter>,
 ) -> Result<Json<Listed<Shown>>> {
     may_read(&app, &caller).await?;
-    let limit = page.limit()?;
+    let limit = page.limit();
     let after = match &page.cursor {
         None => 0,
         Some(cursor) => cursor

@@ -119,25 +119,28 @@ struct Query {
 }
 
 impl Query {
-    /// `None` where a client's name for itself is not one: taken for none, its repeats would be applied twice.
-    fn parse(raw: &str) -> Option<Self> {
-        let mut query = Self::default();
+    /// Refuses a client's name for itself that is not one: taken for none, its repeats would be applied twice; and, as all routes
+    /// do, what is unknown or there twice.
+    fn parse(raw: &str) -> std::result::Result<Self, Close> {
+        let (mut query, mut since) = (Self::default(), None);
         for (name, value) in url::form_urlencoded::parse(raw.as_bytes()) {
-            match &*name {
-                // Nonsense is as good as nothing: the whole canvas is sent.
-                "since" => query.since = value.parse().ok(),
-                "ticket" => query.ticket = Some(value.into_owned()),
-                "client" => {
-                    let good = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-                    if value.is_empty() || value.len() > CLIENT || !value.bytes().all(good) {
-                        return None;
-                    }
-                    query.client = Some(value.into_owned());
-                }
-                _ => {}
+            let part = match &*name {
+                "since" => &mut since,
+                "ticket" => &mut query.ticket,
+                "client" => &mut query.client,
+                _ => return Err(Close::QUERY),
+            };
+            if part.replace(value.into_owned()).is_some() {
+                return Err(Close::QUERY);
             }
         }
-        Some(query)
+        let good = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+        if query.client.as_ref().is_some_and(|c| c.is_empty() || c.len() > CLIENT || !c.bytes().all(good)) {
+            return Err(Close::CLIENT);
+        }
+        // Nonsense is as good as nothing: the whole canvas is sent.
+        query.since = since.and_then(|since| since.parse().ok());
+        Ok(query)
     }
 }
 
@@ -162,12 +165,15 @@ async fn socket(
     upgrade: Upgrade,
 ) -> Result<Response> {
     let canvas = path.ok().and_then(|Path(text)| text.parse().ok());
-    let query = query.unwrap_or_default();
-    if Query::parse(&query).is_some_and(|query| query.ticket.is_some()) {
+    let query = Query::parse(&query.unwrap_or_default());
+    if query.as_ref().is_ok_and(|query| query.ticket.is_some()) {
         // Anybody may send one, and each is looked for in the database.
         app.identity.admit(Anonymous::CanvasTicket, client).map_err(limited)?;
     }
-    let connect = admit(&app, canvas, &query, &method, &headers).await;
+    let connect = match query {
+        Ok(query) => admit(&app, canvas, query, &method, &headers).await,
+        Err(close) => Err(close),
+    };
     let tasks = app.tasks.clone();
     Ok(upgrade.then(move |upgraded| {
         tasks.track_future(async move {
@@ -184,11 +190,10 @@ async fn socket(
 async fn admit(
     app: &App,
     id: Option<CanvasId>,
-    query: &str,
+    query: Query,
     method: &Method,
     headers: &HeaderMap,
 ) -> std::result::Result<Connect, Close> {
-    let query = Query::parse(query).ok_or(Close::CLIENT)?;
     let principal = match &query.ticket {
         Some(ticket) => {
             redeem(app, ticket, id.ok_or(Close::SIGNED_OUT)?).await.map_err(away)?.ok_or(Close::SIGNED_OUT)?
@@ -241,12 +246,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_is_read_and_a_bad_name_is_not_ignored() {
-        let query = Query::parse("since=41&client=tab-1&ticket=kzt_1&more=x").unwrap();
+    fn a_query_is_read_and_what_is_wrong_is_not_ignored() {
+        let query = Query::parse("since=41&client=tab-1&ticket=kzt_1").unwrap();
         assert_eq!(query, Query { since: Some(41), ticket: Some("kzt_1".into()), client: Some("tab-1".into()) });
-        assert_eq!(Query::parse("since=x"), Some(Query::default()));
-        assert_eq!(Query::parse("client="), None);
-        assert_eq!(Query::parse("client=a%0Ab"), None);
-        assert_eq!(Query::parse(&format!("client={}", "x".repeat(65))), None);
+        assert_eq!(Query::parse("since=x"), Ok(Query::default()));
+        assert_eq!(Query::parse("client="), Err(Close::CLIENT));
+        assert_eq!(Query::parse("client=a%0Ab"), Err(Close::CLIENT));
+        assert_eq!(Query::parse(&format!("client={}", "x".repeat(65))), Err(Close::CLIENT));
+        for query in ["more=x", "since=1&sinse=2", "since=1&since=2", "client=a&client=a", "since=x&since=x"] {
+            assert_eq!(Query::parse(query), Err(Close::QUERY), "{query}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{
     body::Body,
-    extract::{FromRequest, FromRequestParts, Path, Query, Request},
+    extract::{FromRequest, FromRequestParts, Path, Request},
     http::{HeaderMap, HeaderValue, Method, header, request::Parts},
 };
 use bytes::{Bytes, BytesMut};
@@ -22,6 +22,16 @@ impl FromRequestParts<App> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        Self::of(app, parts).await
+    }
+}
+
+impl Caller {
+    /// Who sends this request.
+    ///
+    /// # Errors
+    /// 401 for nobody, 403 for a page of another origin, and as the database says.
+    pub async fn of(app: &App, parts: &Parts) -> Result<Self> {
         let principal = app.identity.authenticate(&app.store, &app.clock, &parts.method, &parts.headers).await?;
         tracing::Span::current()
             .record("organization", tracing::field::display(principal.organization_id))
@@ -44,22 +54,20 @@ impl<T: From<uuid::Uuid> + Send> FromRequestParts<App> for PathId<T> {
     }
 }
 
-/// Query parameters, unknown ones refused where the type says so.
+/// Query parameters; those of them that the type does not have are another's. What no extractor of the route has is refused
+/// before ([`super::query`]).
 pub struct Parameters<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequestParts<App> for Parameters<T> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
-        let query = parts.uri.query().unwrap_or_default();
-        if let Some((name, _)) = url::form_urlencoded::parse(query.as_bytes()).find(|(_, value)| value.contains('\0')) {
-            let what = "has the character U+0000 in it, which nothing stored has: remove `%00`";
-            return Err(Problem::invalid(vec![Fault::new(&*name, what)]));
-        }
-        match Query::<T>::from_request_parts(parts, app).await {
-            Ok(Query(value)) => Ok(Self(value)),
-            Err(error) => Err(Problem::new(ProblemType::Malformed, format!("Query string: {}", error.body_text()))),
-        }
+    async fn from_request_parts(parts: &mut Parts, _app: &App) -> Result<Self> {
+        let query = url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+        serde_path_to_error::deserialize(serde_urlencoded::Deserializer::new(query)).map(Self).map_err(|error| {
+            let pointer = pointer(error.path());
+            let name = pointer.strip_prefix('/').unwrap_or("query");
+            Problem::invalid(vec![Fault::new(name, error.into_inner().to_string())])
+        })
     }
 }
 

@@ -47,7 +47,7 @@ async fn list(
     if id != caller.user_id {
         may(&app, &caller, Action::UserUpdate, &user).await?;
     }
-    let (after, limit) = (page.after()?, page.limit()?);
+    let (after, limit) = (page.after()?, page.limit());
     // One more than wanted tells whether there is a next page.
     let rows = i64::try_from(limit + 1).map_err(Problem::internal)?;
     let mut items = identities::list(&mut app.store.read().await?, caller.organization_id, id, after, rows).await?;

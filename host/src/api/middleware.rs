@@ -16,10 +16,13 @@ use axum::{
 use futures::FutureExt;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tracing::{Instrument, field};
+use utoipa::openapi::OpenApi as Document;
 use uuid::Uuid;
 
 use super::{
+    extract::Caller,
     problem::{Problem, ProblemType},
+    query::{QueryParameters, Refused},
     requests::Requests,
 };
 use crate::{app::App, config::Config, domain::client::Client, request_id::RequestIds};
@@ -27,22 +30,23 @@ use crate::{app::App, config::Config, domain::client::Client, request_id::Reques
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What the middleware needs.
-#[derive(Clone)]
 pub struct Outermost {
     app: App,
     requests: Arc<Requests>,
+    parameters: QueryParameters,
 }
 
 impl Outermost {
-    /// With no request under way.
-    pub fn new(app: &App) -> Self {
-        Self { app: app.clone(), requests: Requests::new(&app.config.limits) }
+    /// Of the routes that this document describes, with no request under way.
+    pub fn new(app: &App, document: &Document) -> Arc<Self> {
+        let requests = Requests::new(&app.config.limits);
+        Arc::new(Self { app: app.clone(), requests, parameters: QueryParameters::new(document) })
     }
 }
 
 /// The one middleware of ours.
-pub async fn outermost(State(outermost): State<Outermost>, request: Request, next: Next) -> Response {
-    let Outermost { app, requests } = outermost;
+pub async fn outermost(State(outermost): State<Arc<Outermost>>, request: Request, next: Next) -> Response {
+    let Outermost { app, requests, parameters } = &*outermost;
     let begun = Instant::now();
     let app_is_secure = app.config.secure();
     let id = app.clock.id::<Uuid>().to_string();
@@ -69,7 +73,13 @@ pub async fn outermost(State(outermost): State<Outermost>, request: Request, nex
         if request.uri().path().contains("%00") {
             return Problem::not_found("path").into_response();
         }
-        match tokio::time::timeout(time_limit, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
+        let routed = async {
+            match parameters.check(route, &method, request.uri().query()) {
+                Ok(()) => next.run(request).await,
+                Err(refused) => refuse(app, refused, request).await.into_response(),
+            }
+        };
+        match tokio::time::timeout(time_limit, AssertUnwindSafe(routed).catch_unwind()).await {
             Ok(Ok(response)) => response,
             Ok(Err(panic)) => Problem::internal(format!("panic: {}", message(&*panic))).into_response(),
             Err(_) => {
@@ -113,6 +123,13 @@ pub async fn outermost(State(outermost): State<Outermost>, request: Request, nex
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
+}
+
+/// The answer to a query that a route does not know; to who may not use the route at all, that.
+async fn refuse(app: &App, refused: Refused, request: Request) -> Problem {
+    let (parts, _body) = request.into_parts();
+    let caller = if refused.public { Ok(()) } else { Caller::of(app, &parts).await.map(drop) };
+    caller.err().unwrap_or_else(|| Problem::invalid(vec![refused.fault]))
 }
 
 /// RFC 9112, section 3.2: a request of HTTP/1.1 names its host once.

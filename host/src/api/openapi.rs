@@ -30,8 +30,8 @@ pub fn base() -> Document {
     document.info = Info::new("Kaizen Studio", env!("CARGO_PKG_VERSION"));
     document.info.description = Some(
         "The control plane: agents, their canvases and versions, deployments to gateways, policies and the audit trail.\n\n\
-         Lists take `limit` and `cursor`. What is edited has an `ETag`; send it in `If-Match`. A POST that creates takes an \
-         `Idempotency-Key`. Errors are problem documents (RFC 9457)."
+         Lists take `limit` and `cursor`. A query parameter that a route does not name, or that is given twice, is refused. What is \
+         edited has an `ETag`; send it in `If-Match`. A POST that creates takes an `Idempotency-Key`. Errors are problem documents (RFC 9457)."
             .to_owned(),
     );
     let mut license = License::new("Apache-2.0");

@@ -157,7 +157,7 @@ async fn list(
     Caller(caller): Caller,
     Parameters(page): Parameters<Page>,
 ) -> Result<Json<Listed<Organization>>> {
-    let (limit, after) = (page.limit()?, page.after()?);
+    let (limit, after) = (page.limit(), page.after()?);
     if !caller.platform_administrator {
         let own = find(&app, &caller, caller.organization_id, Action::OrganizationRead).await?;
         return Ok(Json(Listed { items: vec![own], next_cursor: None }));

@@ -1,7 +1,7 @@
 //! Lists: `?limit=&cursor=` → `{"items":[…],"next_cursor":null|"…"}`, only what the caller may see, never cut silently.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use uuid::Uuid;
 
 use super::problem::{Fault, Problem, Result};
@@ -16,8 +16,10 @@ use crate::{
 #[derive(Debug, Clone, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Page {
-    /// How many at the most, 1 to 200; 50 if absent.
-    pub limit: Option<u16>,
+    /// How many at the most; 50 if absent.
+    #[param(minimum = 1, maximum = 200)]
+    #[serde(default, deserialize_with = "limit")]
+    limit: Option<u16>,
     /// `next_cursor` of the page before.
     pub cursor: Option<String>,
 }
@@ -79,17 +81,16 @@ enum Progress {
     End,
 }
 
+/// What is no number has the same answer as one that is too large.
+fn limit<'de, D: Deserializer<'de>>(text: D) -> std::result::Result<Option<u16>, D::Error> {
+    let limit = String::deserialize(text)?.parse::<u16>().ok().filter(|limit| (1..=200).contains(limit));
+    limit.map(Some).ok_or_else(|| D::Error::custom("a whole number from 1 to 200"))
+}
+
 impl Page {
     /// How many.
-    ///
-    /// # Errors
-    /// 422 outside 1 to 200.
-    pub fn limit(&self) -> Result<usize> {
-        match self.limit {
-            None => Ok(50),
-            Some(limit @ 1..=200) => Ok(limit.into()),
-            Some(_) => Err(Problem::invalid(vec![Fault::new("limit", "a whole number from 1 to 200")])),
-        }
+    pub fn limit(&self) -> usize {
+        self.limit.map_or(50, usize::from)
     }
 
     /// After which id; the nil UUID, which sorts first, at the beginning.
@@ -135,7 +136,7 @@ where
     F: FnMut(Store, Uuid, i64) -> R,
     R: Future<Output = std::result::Result<Vec<T>, StoreError>>,
 {
-    let limit = page.limit()?;
+    let limit = page.limit();
     let mut after = page.after()?;
     let mut items: Vec<T> = Vec::with_capacity(limit.min(64));
     let mut batches = Batches::new(limit, app.config.limits.list_rows);

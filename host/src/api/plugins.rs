@@ -184,7 +184,7 @@ async fn list(
     Parameters(page): Parameters<Page>,
 ) -> Result<Json<Listed<PluginView>>> {
     require(&app, &caller, Action::PluginRead).await?;
-    let (limit, after) = (page.limit()?, page.after()?);
+    let (limit, after) = (page.limit(), page.after()?);
     let mut conn = app.store.read().await?;
     // One more than wanted tells whether there is a next page.
     let mut plugins = rows::list(&mut conn, after, i64::try_from(limit + 1).unwrap_or(i64::MAX)).await?;

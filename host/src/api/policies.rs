@@ -276,7 +276,7 @@ async fn list_versions(
     Parameters(page): Parameters<Page>,
 ) -> Result<Json<Listed<PolicyVersion>>> {
     find(&app, &caller, id, Action::PolicyRead).await?;
-    let (limit, after) = (page.limit()?, page.after()?);
+    let (limit, after) = (page.limit(), page.after()?);
     let more = i64::try_from(limit + 1).unwrap_or(i64::MAX);
     let mut items = policies::versions(&mut app.store.read().await?, caller.organization_id, id, after, more).await?;
     let has_more = items.len() > limit;

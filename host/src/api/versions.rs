@@ -134,7 +134,7 @@ async fn list(
     Parameters(page): Parameters<Page>,
 ) -> Result<Json<Listed<Version>>> {
     find(&app, &caller, id, Action::AgentRead).await?;
-    let (limit, after) = (page.limit()?, page.after()?);
+    let (limit, after) = (page.limit(), page.after()?);
     let more = i64::try_from(limit + 1).unwrap_or(i64::MAX);
     let mut items = versions::list(&mut app.store.read().await?, caller.organization_id, id, after, more).await?;
     let has_more = items.len() > limit;

@@ -31,6 +31,8 @@ impl Close {
     pub const NOT_TEXT: Self = Self(1003, "text frames only");
     /// A name for itself that is not one.
     pub const CLIENT: Self = Self(1008, "client must be 1 to 64 of A-Z a-z 0-9 - _ .");
+    /// A query parameter that is unknown or given twice.
+    pub const QUERY: Self = Self(1008, "the query may have since, ticket and client, each once");
     /// Nothing was heard for too long.
     pub const SILENT: Self = Self(1001, "no answer to pings");
     /// The server stops; another host may take over.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::settings;
+use crate::domain::nearest::nearest;
 
 /// A setting that cannot be used: names it, where it was set, and what to change.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +31,11 @@ impl Layers {
                 self.0.insert(setting.name, (value, source));
                 Ok(())
             }
-            None => Err(fault(source, format!("unknown setting `{name}`{}", nearest(name)))),
+            None => {
+                let meant = nearest(name, settings().map(|setting| setting.name));
+                let meant = meant.map(|known| format!("; did you mean `{known}`?")).unwrap_or_default();
+                Err(fault(source, format!("unknown setting `{name}`{meant}")))
+            }
         }
     }
 
@@ -61,15 +66,6 @@ impl Layers {
 /// A value as an error may show it: addresses of databases hold passwords.
 fn shown<'a>(name: &str, value: &'a str) -> &'a str {
     if matches!(name, "database_url" | "redis_url" | "master_key" | "master_key_also") { "(not shown)" } else { value }
-}
-
-fn nearest(name: &str) -> String {
-    settings()
-        .map(|s| (strsim::damerau_levenshtein(s.name, name), s.name))
-        .min()
-        .filter(|(distance, _)| *distance <= 4)
-        .map(|(_, known)| format!("; did you mean `{known}`?"))
-        .unwrap_or_default()
 }
 
 pub(super) fn read_file(layers: &mut Layers, path: &Path, text: &str) -> Result<(), ConfigError> {

@@ -12,6 +12,7 @@ pub mod fault;
 pub mod id;
 pub mod job;
 pub mod name;
+pub mod nearest;
 pub mod plugin;
 pub mod policy;
 pub mod principal;
