@@ -1,6 +1,7 @@
 //! The listeners: bounded connections, time limits on slow clients, proxies in front, and a graceful end.
 
 mod activity;
+mod body;
 mod ceilings;
 pub mod descriptors;
 mod proxy_protocol;
@@ -24,7 +25,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use self::{
-    activity::{Activity, Overdue, TimeLimits, UnderWay, Watched, WatchedBody},
+    activity::{Activity, Overdue, TimeLimits, Watched},
+    body::{UnderWay, WatchedBody},
     ceilings::{Ceilings, Place},
 };
 use super::{client::ClientAddresses, problem::ProblemType};

@@ -12,11 +12,6 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    body::{Body, Bytes},
-    http::StatusCode,
-};
-use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -58,14 +53,14 @@ pub struct Activity {
     asked: AtomicBool,
     http2: AtomicBool,
     /// It is a WebSocket now, which has limits of its own.
-    upgraded: AtomicBool,
+    pub(super) upgraded: AtomicBool,
     idle_since: AtomicU64,
     head_since: AtomicU64,
     stalled_since: AtomicU64,
     /// Of the requests under way, those whose answer's next piece waits for the client to make room (HTTP/2's flow control).
-    blocked: AtomicU32,
+    pub(super) blocked: AtomicU32,
     /// When a piece of an answer was last asked for, or a request began or ended.
-    progress_at: AtomicU64,
+    pub(super) progress_at: AtomicU64,
     /// It has been asked to close, to make room for others.
     pub(super) leaving: AtomicBool,
     pub(super) wake: Notify,
@@ -101,7 +96,7 @@ impl Activity {
         }
     }
 
-    fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u64 {
         u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
@@ -119,7 +114,7 @@ impl Activity {
     }
 
     /// An answer has been handed over whole, or the client is gone.
-    fn end(&self) {
+    pub(super) fn end(&self) {
         let now = self.now();
         self.idle_since.store(now, Ordering::Relaxed);
         self.progress_at.store(now, Ordering::Relaxed);
@@ -265,110 +260,12 @@ impl AsyncWrite for Watched {
     }
 }
 
-/// Counts a request as under way until its answer has been handed over, or dropped.
-pub struct UnderWay(Arc<Activity>);
-
-impl UnderWay {
-    /// A request whose head has arrived.
-    pub fn new(activity: Arc<Activity>, http2: bool) -> Self {
-        activity.begin(http2);
-        Self(activity)
-    }
-
-    /// The body of its answer.
-    pub fn until_sent(self, status: StatusCode, body: Body) -> WatchedBody {
-        if status == StatusCode::SWITCHING_PROTOCOLS {
-            self.0.upgraded.store(true, Ordering::Relaxed);
-        }
-        let mut body = WatchedBody { body, rest: Bytes::new(), blocked: false, under_way: self };
-        body.set_blocked(!body.body.is_end_stream());
-        body
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.end();
-    }
-}
-
-/// What is handed over of an answer at once. Over HTTP/2 the next piece is asked for when the client has made room for the ones
-/// before: so it shows whether the client takes anything.
-const PIECE: usize = 16 * 1024;
-
-/// The body of an answer; the request is under way as long as it is there.
-pub struct WatchedBody {
-    body: Body,
-    /// What has come from it and is not handed over.
-    rest: Bytes,
-    /// Nothing keeps the next piece back but the client.
-    blocked: bool,
-    under_way: UnderWay,
-}
-
-impl WatchedBody {
-    fn set_blocked(&mut self, blocked: bool) {
-        if self.blocked != blocked {
-            self.blocked = blocked;
-            let count = &self.under_way.0.blocked;
-            if blocked {
-                count.fetch_add(1, Ordering::AcqRel);
-            } else {
-                count.fetch_sub(1, Ordering::AcqRel);
-            }
-        }
-    }
-
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if self.rest.is_empty() {
-            match ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose()?.map(Frame::into_data) {
-                None => return Poll::Ready(None),
-                Some(Err(frame)) => return Poll::Ready(Some(Ok(frame))),
-                Some(Ok(data)) => self.rest = data,
-            }
-        }
-        let piece = self.rest.split_to(self.rest.len().min(PIECE));
-        Poll::Ready(Some(Ok(Frame::data(piece))))
-    }
-}
-
-impl Drop for WatchedBody {
-    fn drop(&mut self) {
-        self.set_blocked(false);
-    }
-}
-
-impl hyper::body::Body for WatchedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let activity = &self.under_way.0;
-        activity.progress_at.store(activity.now(), Ordering::Relaxed);
-        let piece = self.poll_piece(cx);
-        // What the server has yet to make keeps nobody from taking it.
-        self.set_blocked(piece.is_ready());
-        piece
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let (hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
-        let mut whole = SizeHint::new();
-        whole.set_lower(hint.lower().saturating_add(rest));
-        if let Some(upper) = hint.upper() {
-            whole.set_upper(upper.saturating_add(rest));
-        }
-        whole
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use axum::{body::Body, http::StatusCode};
+
     use super::*;
+    use crate::api::server::body::UnderWay;
 
     const LIMITS: TimeLimits =
         TimeLimits { head: Duration::from_secs(10), idle: Duration::from_secs(75), stall: Duration::from_secs(30) };
@@ -424,24 +321,6 @@ mod tests {
         assert_eq!(activity.after(31), Err(Overdue::Stalled));
         drop((waiting, other));
         assert_eq!(activity.blocked.load(Ordering::Relaxed), 0);
-    }
-
-    #[tokio::test]
-    async fn an_answer_is_handed_over_in_pieces_and_whole() {
-        use http_body_util::BodyExt as _;
-        let bytes: Bytes = (0..=u8::MAX).cycle().take(100_000).collect();
-        let activity = Arc::new(Activity::new());
-        let mut body = UnderWay::new(activity.clone(), true).until_sent(StatusCode::OK, Body::from(bytes.clone()));
-        let mut whole = Vec::new();
-        while let Some(frame) = body.frame().await {
-            let piece = frame.unwrap().into_data().unwrap();
-            assert!(piece.len() <= PIECE);
-            whole.extend_from_slice(&piece);
-            let left = hyper::body::Body::size_hint(&body).exact();
-            assert_eq!(left, Some((bytes.len() - whole.len()) as u64));
-        }
-        assert_eq!(whole, bytes);
-        assert!(hyper::body::Body::is_end_stream(&body));
     }
 
     #[test]

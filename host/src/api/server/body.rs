@@ -1,0 +1,139 @@
+//! The answer to a request, and how long the request is under way: until all of it has been handed over.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+};
+
+use axum::{
+    body::{Body, Bytes},
+    http::StatusCode,
+};
+use hyper::body::{Body as _, Frame, SizeHint};
+
+use super::activity::Activity;
+
+/// Counts a request as under way until its answer has been handed over, or dropped.
+pub struct UnderWay(Arc<Activity>);
+
+impl UnderWay {
+    /// A request whose head has arrived.
+    pub fn new(activity: Arc<Activity>, http2: bool) -> Self {
+        activity.begin(http2);
+        Self(activity)
+    }
+
+    /// The body of its answer.
+    pub fn until_sent(self, status: StatusCode, body: Body) -> WatchedBody {
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            self.0.upgraded.store(true, Ordering::Relaxed);
+        }
+        let mut body = WatchedBody { body, rest: Bytes::new(), blocked: false, under_way: self };
+        body.set_blocked(!body.body.is_end_stream());
+        body
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// What is handed over of an answer at once. Over HTTP/2 the next piece is asked for when the client has made room for the ones
+/// before: so it shows whether the client takes anything.
+const PIECE: usize = 16 * 1024;
+
+/// The body of an answer; the request is under way as long as it is there.
+pub struct WatchedBody {
+    body: Body,
+    /// What has come from it and is not handed over.
+    rest: Bytes,
+    /// Nothing keeps the next piece back but the client.
+    blocked: bool,
+    under_way: UnderWay,
+}
+
+impl WatchedBody {
+    fn set_blocked(&mut self, blocked: bool) {
+        if self.blocked != blocked {
+            self.blocked = blocked;
+            let count = &self.under_way.0.blocked;
+            if blocked {
+                count.fetch_add(1, Ordering::AcqRel);
+            } else {
+                count.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose()?.map(Frame::into_data) {
+                None => return Poll::Ready(None),
+                Some(Err(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Some(Ok(data)) => self.rest = data,
+            }
+        }
+        let piece = self.rest.split_to(self.rest.len().min(PIECE));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+}
+
+impl Drop for WatchedBody {
+    fn drop(&mut self) {
+        self.set_blocked(false);
+    }
+}
+
+impl hyper::body::Body for WatchedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let activity = &self.under_way.0;
+        activity.progress_at.store(activity.now(), Ordering::Relaxed);
+        let piece = self.poll_piece(cx);
+        // What the server has yet to make keeps nobody from taking it.
+        self.set_blocked(piece.is_ready());
+        piece
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut whole = SizeHint::new();
+        whole.set_lower(hint.lower().saturating_add(rest));
+        if let Some(upper) = hint.upper() {
+            whole.set_upper(upper.saturating_add(rest));
+        }
+        whole
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_is_handed_over_in_pieces_and_whole() {
+        use http_body_util::BodyExt as _;
+        let bytes: Bytes = (0..=u8::MAX).cycle().take(100_000).collect();
+        let activity = Arc::new(Activity::new());
+        let mut body = UnderWay::new(activity.clone(), true).until_sent(StatusCode::OK, Body::from(bytes.clone()));
+        let mut whole = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let piece = frame.unwrap().into_data().unwrap();
+            assert!(piece.len() <= PIECE);
+            whole.extend_from_slice(&piece);
+            let left = hyper::body::Body::size_hint(&body).exact();
+            assert_eq!(left, Some((bytes.len() - whole.len()) as u64));
+        }
+        assert_eq!(whole, bytes);
+        assert!(hyper::body::Body::is_end_stream(&body));
+    }
+}
