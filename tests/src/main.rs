@@ -39,6 +39,7 @@ mod environments;
 mod folders;
 mod guide;
 mod harness;
+mod http2;
 mod identities;
 mod isolation;
 mod jobs;

@@ -22,6 +22,7 @@ use super::{
     extract::{Caller, PathId},
     page::Item,
     problem::{Problem, ProblemType, Result},
+    requests::CountedElsewhere,
 };
 use crate::{
     app::App,
@@ -89,6 +90,7 @@ async fn events(
         Some((Ok::<_, Infallible>(event), (follow, room)))
     });
     let mut response = Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    response.extensions_mut().insert(CountedElsewhere);
     // nginx would collect the events before it passes them on; others may compress or keep them.
     let headers = response.headers_mut();
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));

@@ -51,7 +51,7 @@ pub async fn outermost(State(outermost): State<Arc<Outermost>>, request: Request
     let app_is_secure = app.config.secure();
     let id = app.clock.id::<Uuid>().to_string();
     let client_id = client_request_id(&request);
-    let method = request.method().clone();
+    let (method, version) = (request.method().clone(), request.version());
     // The pattern, not the path: ids would make a time series each.
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
@@ -65,7 +65,7 @@ pub async fn outermost(State(outermost): State<Arc<Outermost>>, request: Request
         organization = field::Empty, user = field::Empty
     );
     let answer = async {
-        let _place = match host_is_named(&request).and_then(|()| requests.admit(client.network())) {
+        let place = match host_is_named(&request).and_then(|()| requests.admit(client.network())) {
             Ok(place) => place,
             Err(problem) => return problem.into_response(),
         };
@@ -79,7 +79,7 @@ pub async fn outermost(State(outermost): State<Arc<Outermost>>, request: Request
                 Err(refused) => refuse(app, refused, request).await.into_response(),
             }
         };
-        match tokio::time::timeout(time_limit, AssertUnwindSafe(routed).catch_unwind()).await {
+        let answer = match tokio::time::timeout(time_limit, AssertUnwindSafe(routed).catch_unwind()).await {
             Ok(Ok(response)) => response,
             Ok(Err(panic)) => Problem::internal(format!("panic: {}", message(&*panic))).into_response(),
             Err(_) => {
@@ -90,7 +90,8 @@ pub async fn outermost(State(outermost): State<Arc<Outermost>>, request: Request
                 );
                 Problem::new(ProblemType::Timeout, detail).into_response()
             }
-        }
+        };
+        place.until_sent(version, answer)
     };
     let scoped = RequestIds { id: id.clone(), client_id }.scope(answer);
     let mut response = scoped.instrument(span.clone()).await;

@@ -1,14 +1,23 @@
 //! How many requests may be under way, in all and of one client: beyond, 503 at once is better than everybody's time-out.
+//!
+//! A request is under way until its answer has been handed over whole: what waits for a client to take it is in memory.
 
 use std::{
     collections::HashMap,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    task::{Context, Poll},
 };
 
-use axum::http::{HeaderValue, header};
+use axum::{
+    body::{Body, Bytes, HttpBody as _},
+    http::{HeaderValue, Version, header},
+    response::Response,
+};
+use hyper::body::{Frame, SizeHint};
 use parking_lot::Mutex;
 
 use super::problem::{Problem, ProblemType, Result};
@@ -58,11 +67,56 @@ impl Requests {
             self.under_way.fetch_sub(1, Ordering::AcqRel);
             return refused(
                 ProblemType::RateLimited,
-                "Too many of your requests are under way at once; wait for some to be answered.",
+                "Too many of your requests are under way at once; wait for some to be answered, and read their answers.",
             );
         }
         *of_client += 1;
         Ok(Place(self.clone(), client))
+    }
+}
+
+/// Marks an answer that goes on for as long as its reader likes, and has a place of another kind for that.
+#[derive(Debug, Clone, Copy)]
+pub struct CountedElsewhere;
+
+/// Bytes of an answer that are handed over together with its head over HTTP/1, so that no client can leave them lying here.
+const AT_ONCE: u64 = 16 * 1024;
+
+impl Place {
+    /// Keeps the place until the answer has been handed over, or dropped.
+    pub fn until_sent(self, version: Version, answer: Response) -> Response {
+        let body = answer.body();
+        let at_once = version < Version::HTTP_2 && body.size_hint().exact().is_some_and(|size| size <= AT_ONCE);
+        if at_once || body.is_end_stream() || answer.extensions().get::<CountedElsewhere>().is_some() {
+            return answer;
+        }
+        answer.map(|body| Body::new(Held { body, _place: self }))
+    }
+}
+
+/// The body of an answer whose request has its place still.
+struct Held {
+    body: Body,
+    _place: Place,
+}
+
+impl hyper::body::Body for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -96,5 +150,29 @@ mod tests {
         drop((held, other));
         assert!(requests.admit(network(3)).is_ok());
         assert!(requests.clients.lock().is_empty() && requests.under_way.load(Ordering::Relaxed) == 0);
+    }
+
+    #[test]
+    fn a_place_is_kept_until_the_answer_is_taken() {
+        let requests = Requests::new(&ServerLimits::default());
+        let network = Network::of(std::net::Ipv4Addr::LOCALHOST.into());
+        let under_way = || requests.under_way.load(Ordering::Relaxed);
+        let answer = |size: usize| Response::new(Body::from(vec![b'x'; size]));
+        for (version, size, kept) in [
+            (Version::HTTP_11, 16 * 1024, 0),
+            (Version::HTTP_11, 16 * 1024 + 1, 1),
+            (Version::HTTP_2, 1, 1),
+            (Version::HTTP_2, 0, 0),
+        ] {
+            let answer = requests.admit(network).unwrap().until_sent(version, answer(size));
+            assert_eq!(under_way(), kept, "{version:?}, {size} bytes");
+            assert_eq!(answer.body().size_hint().exact(), Some(size as u64));
+            drop(answer);
+            assert_eq!(under_way(), 0);
+        }
+        let mut events = answer(1);
+        events.extensions_mut().insert(CountedElsewhere);
+        let _events = requests.admit(network).unwrap().until_sent(Version::HTTP_2, events);
+        assert_eq!(under_way(), 0);
     }
 }

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -57,14 +58,22 @@ pub struct Activity {
     idle_since: AtomicU64,
     head_since: AtomicU64,
     stalled_since: AtomicU64,
-    /// Of the requests under way, those whose answer's next piece waits for the client to make room (HTTP/2's flow control).
-    pub(super) blocked: AtomicU32,
-    /// When a piece of an answer was last asked for, or a request began or ended.
-    pub(super) progress_at: AtomicU64,
+    answers: Mutex<Answers>,
     /// It has been asked to close, to make room for others.
     pub(super) leaving: AtomicBool,
     pub(super) wake: Notify,
 }
+
+/// Since when each answer over HTTP/2 waits for the client to make room for its next piece (flow control).
+#[derive(Debug, Default)]
+struct Answers {
+    waiting_since: Vec<u64>,
+    /// Indices of no answer's any more.
+    free: Vec<usize>,
+}
+
+/// In [`Answers`], of an answer that waits for the server, and of none.
+const NOT_WAITING: u64 = u64::MAX;
 
 /// Why a connection has to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,14 +98,13 @@ impl Activity {
             idle_since: AtomicU64::new(0),
             head_since: AtomicU64::new(0),
             stalled_since: AtomicU64::new(0),
-            blocked: AtomicU32::new(0),
-            progress_at: AtomicU64::new(0),
+            answers: Mutex::default(),
             leaving: AtomicBool::new(false),
             wake: Notify::new(),
         }
     }
 
-    pub(super) fn now(&self) -> u64 {
+    fn now(&self) -> u64 {
         u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
@@ -110,15 +118,46 @@ impl Activity {
         self.asked.store(true, Ordering::Relaxed);
         self.http2.store(http2, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
-        self.progress_at.store(self.now(), Ordering::Relaxed);
     }
 
     /// An answer has been handed over whole, or the client is gone.
     pub(super) fn end(&self) {
-        let now = self.now();
-        self.idle_since.store(now, Ordering::Relaxed);
-        self.progress_at.store(now, Ordering::Relaxed);
+        self.idle_since.store(self.now(), Ordering::Relaxed);
         self.under_way.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Watches an answer over HTTP/2 that waits for its client from now on. Returns its index.
+    pub(super) fn watch_answer(&self) -> usize {
+        let now = self.now();
+        let mut answers = self.answers.lock();
+        let index = answers.free.pop().unwrap_or(answers.waiting_since.len());
+        match answers.waiting_since.get_mut(index) {
+            Some(since) => *since = now,
+            None => answers.waiting_since.push(now),
+        }
+        index
+    }
+
+    /// What this answer waits for from now on: the client, or the server.
+    pub(super) fn answer_waits(&self, index: usize, for_client: bool) {
+        let now = if for_client { self.now() } else { NOT_WAITING };
+        if let Some(since) = self.answers.lock().waiting_since.get_mut(index) {
+            *since = now;
+        }
+    }
+
+    /// This answer has been handed over, or dropped.
+    pub(super) fn forget_answer(&self, index: usize) {
+        let mut answers = self.answers.lock();
+        if let Some(since) = answers.waiting_since.get_mut(index) {
+            *since = NOT_WAITING;
+            answers.free.push(index);
+        }
+    }
+
+    /// Since when the answer waits for its client that waits longest.
+    fn longest_waiting(&self) -> Option<u64> {
+        self.answers.lock().waiting_since.iter().copied().min().filter(|since| *since != NOT_WAITING)
     }
 
     /// Whether it speaks HTTP/2.
@@ -142,51 +181,48 @@ impl Activity {
         idle.then(|| self.at(self.idle_since.load(Ordering::Relaxed)))
     }
 
-    /// When to look again; or why it has to end now.
-    fn verdict(&self, limits: &TimeLimits, now: Instant) -> Result<Instant, Overdue> {
-        let mut next = now + limits.idle;
-        let stalled = self.stalled_since.load(Ordering::Relaxed);
-        if stalled != 0 {
-            next = next.min(self.at(stalled) + limits.stall);
-            if next <= now {
-                return Err(Overdue::Stalled);
-            }
-        }
-        if !self.is_idle() {
-            if self.is_http2() {
-                // Streams begin to wait on tasks of their own, which wake nobody here: looked at that often, none waits longer.
-                next = next.min(now + limits.stall);
-                if self.blocked.load(Ordering::Acquire) >= self.under_way.load(Ordering::Acquire) {
-                    next = next.min(self.at(self.progress_at.load(Ordering::Relaxed)) + limits.stall);
-                }
-                if next <= now {
-                    return Err(Overdue::Stalled);
-                }
-            }
-            return Ok(next);
-        }
-        let head = self.head_since.load(Ordering::Relaxed);
-        let (end, why) = if !self.asked.load(Ordering::Relaxed) {
-            (self.born + limits.head, Overdue::Head)
-        } else if head != 0 {
-            (self.at(head) + limits.head, Overdue::Head)
+    /// When it has to end, and why, as far as can be told now.
+    fn deadline(&self, limits: &TimeLimits) -> Option<(Instant, Overdue)> {
+        let written = Some(self.stalled_since.load(Ordering::Relaxed)).filter(|since| *since != 0);
+        let stalled = |since| (self.at(since) + limits.stall, Overdue::Stalled);
+        let deadline = if self.is_idle() {
+            let head = self.head_since.load(Ordering::Relaxed);
+            Some(if !self.asked.load(Ordering::Relaxed) {
+                (self.born + limits.head, Overdue::Head)
+            } else if head != 0 {
+                (self.at(head) + limits.head, Overdue::Head)
+            } else {
+                (self.at(self.idle_since.load(Ordering::Relaxed)) + limits.idle, Overdue::Idle)
+            })
+        } else if self.is_http2() {
+            // hyper cannot reset one stream for this: a client that does not take one answer loses the connection, as over HTTP/1.
+            self.longest_waiting().map(stalled)
         } else {
-            (self.at(self.idle_since.load(Ordering::Relaxed)) + limits.idle, Overdue::Idle)
+            None
         };
-        if end <= now { Err(why) } else { Ok(next.min(end)) }
+        deadline.into_iter().chain(written.map(stalled)).min_by_key(|(end, _)| *end)
     }
 
     /// Ready once the connection has to end. To be polled whenever something happened on it.
     pub fn poll_overdue(&self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>, limits: &TimeLimits) -> Poll<Overdue> {
         loop {
-            match self.verdict(limits, Instant::now()) {
-                Err(why) => return Poll::Ready(why),
-                Ok(next) if sleep.deadline() != next && (next < sleep.deadline() || sleep.is_elapsed()) => {
-                    sleep.as_mut().reset(next);
-                }
-                Ok(_) => {}
+            let deadline = self.deadline(limits);
+            let mut next = deadline.map(|(end, _)| end);
+            // Answers over HTTP/2 begin to wait on tasks of their own, which wake nobody here: looked at that often, none waits
+            // longer.
+            let unseen = self.is_http2() && !self.is_idle();
+            if unseen || (next.is_none() && sleep.is_elapsed()) {
+                let again = Instant::now() + limits.stall;
+                next = Some(next.map_or(again, |end| end.min(again)));
+            }
+            if let Some(next) = next.filter(|next| *next < sleep.deadline() || sleep.is_elapsed()) {
+                sleep.as_mut().reset(next);
             }
             ready!(sleep.as_mut().poll(cx));
+            // It may have been put off since the sleep began.
+            if let Some((_, why)) = deadline.filter(|(end, _)| *end <= Instant::now()) {
+                return Poll::Ready(why);
+            }
         }
     }
 }
@@ -272,7 +308,8 @@ mod tests {
 
     impl Activity {
         fn after(&self, seconds: u64) -> Result<(), Overdue> {
-            self.verdict(&LIMITS, self.at(seconds * 1000)).map(drop)
+            let over = self.deadline(&LIMITS).filter(|(end, _)| *end <= self.at(seconds * 1000));
+            over.map_or(Ok(()), |(_, why)| Err(why))
         }
     }
 
@@ -310,17 +347,24 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_wait_for_the_client_alone_do_not_keep_an_http2_connection() {
+    fn the_answer_that_waits_longest_for_its_client_ends_an_http2_connection() {
         let activity = Arc::new(Activity::new());
-        let request = UnderWay::new(activity.clone(), true);
-        let waiting = UnderWay::new(activity.clone(), true).until_sent(StatusCode::OK, Body::from("answer"));
-        activity.progress_at.store(1_000, Ordering::Relaxed);
-        assert_eq!(activity.after(600), Ok(()), "the server has yet to answer another request");
-        let other = request.until_sent(StatusCode::OK, Body::from("answer"));
+        let request = || UnderWay::new(activity.clone(), true);
+        let (asked, waiting) = (request(), request().until_sent(StatusCode::OK, Body::from("answer")));
+        let since = |index: usize, seconds: u64| activity.answers.lock().waiting_since[index] = seconds * 1000;
+        since(0, 1);
         assert_eq!(activity.after(30), Ok(()));
-        assert_eq!(activity.after(31), Err(Overdue::Stalled));
-        drop((waiting, other));
-        assert_eq!(activity.blocked.load(Ordering::Relaxed), 0);
+        assert_eq!(activity.after(31), Err(Overdue::Stalled), "the server has yet to answer another request");
+        let lively = asked.until_sent(StatusCode::OK, Body::from("answer"));
+        since(1, 29);
+        drop(request().until_sent(StatusCode::OK, Body::from("reset at once")));
+        assert_eq!(activity.after(31), Err(Overdue::Stalled), "others are lively");
+        activity.answer_waits(0, false);
+        assert_eq!(activity.after(58), Ok(()), "the server has yet to make the next piece");
+        assert_eq!(activity.after(59), Err(Overdue::Stalled));
+        drop((lively, waiting));
+        assert!(activity.longest_waiting().is_none());
+        assert_eq!(activity.answers.lock().free.len(), 3, "as many as there were at once");
     }
 
     #[test]

@@ -29,9 +29,10 @@ impl UnderWay {
         if status == StatusCode::SWITCHING_PROTOCOLS {
             self.0.upgraded.store(true, Ordering::Relaxed);
         }
-        let mut body = WatchedBody { body, rest: Bytes::new(), blocked: false, under_way: self };
-        body.set_blocked(!body.body.is_end_stream());
-        body
+        // Over HTTP/1, a client that takes nothing shows in what cannot be written.
+        let watched = self.0.is_http2() && !body.is_end_stream();
+        let index = watched.then(|| self.0.watch_answer());
+        WatchedBody { body, rest: Bytes::new(), index, under_way: self }
     }
 }
 
@@ -41,7 +42,7 @@ impl Drop for UnderWay {
     }
 }
 
-/// What is handed over of an answer at once. Over HTTP/2 the next piece is asked for when the client has made room for the ones
+/// What is handed over of an answer over HTTP/2 at once. The next piece is taken once the client has made room for the ones
 /// before: so it shows whether the client takes anything.
 const PIECE: usize = 16 * 1024;
 
@@ -50,24 +51,12 @@ pub struct WatchedBody {
     body: Body,
     /// What has come from it and is not handed over.
     rest: Bytes,
-    /// Nothing keeps the next piece back but the client.
-    blocked: bool,
+    /// In the activity, over HTTP/2.
+    index: Option<usize>,
     under_way: UnderWay,
 }
 
 impl WatchedBody {
-    fn set_blocked(&mut self, blocked: bool) {
-        if self.blocked != blocked {
-            self.blocked = blocked;
-            let count = &self.under_way.0.blocked;
-            if blocked {
-                count.fetch_add(1, Ordering::AcqRel);
-            } else {
-                count.fetch_sub(1, Ordering::AcqRel);
-            }
-        }
-    }
-
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         if self.rest.is_empty() {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose()?.map(Frame::into_data) {
@@ -76,14 +65,18 @@ impl WatchedBody {
                 Some(Ok(data)) => self.rest = data,
             }
         }
-        let piece = self.rest.split_to(self.rest.len().min(PIECE));
+        // The last byte is a piece of its own: the request is under way until the client has made room for the whole answer, not only
+        // for the first byte of its last piece.
+        let piece = self.rest.split_to(self.rest.len().saturating_sub(1).clamp(1, PIECE).min(self.rest.len()));
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }
 
 impl Drop for WatchedBody {
     fn drop(&mut self) {
-        self.set_blocked(false);
+        if let Some(index) = self.index {
+            self.under_way.0.forget_answer(index);
+        }
     }
 }
 
@@ -92,11 +85,10 @@ impl hyper::body::Body for WatchedBody {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let activity = &self.under_way.0;
-        activity.progress_at.store(activity.now(), Ordering::Relaxed);
+        let Some(index) = self.index else { return Pin::new(&mut self.body).poll_frame(cx) };
         let piece = self.poll_piece(cx);
         // What the server has yet to make keeps nobody from taking it.
-        self.set_blocked(piece.is_ready());
+        self.under_way.0.answer_waits(index, piece.is_ready());
         piece
     }
 

@@ -10,14 +10,17 @@ use crate::config::proxies::Proxies;
 /// How long a test waits before it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A listener that answers everything with 100 kB; its address, and what stops it and tells that it has ended.
+/// A listener with answers of 100 kB, of ten bytes and of none; its address, and what stops it and tells that it has ended.
 async fn serve(limits: ServerLimits) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stopping = CancellationToken::new();
     let server = Server {
         name: "test",
-        router: Router::new().route("/", get(|| async { vec![b'x'; 100_000] })),
+        router: Router::new()
+            .route("/", get(|| async { vec![b'x'; 100_000] }))
+            .route("/small", get(|| async { "ten bytes." }))
+            .route("/empty", get(|| async {})),
         connections: 100,
         connections_per_client: 100,
         clients: ClientAddresses::new(Proxies::default()),
@@ -40,27 +43,50 @@ async fn http2_client(
     (tokio::spawn(connection), sender)
 }
 
-fn request() -> Request<Empty<Bytes>> {
-    Request::get("http://test/").body(Empty::new()).unwrap()
+fn request(path: &str) -> Request<Empty<Bytes>> {
+    Request::get(format!("http://test{path}")).body(Empty::new()).unwrap()
 }
 
 #[tokio::test]
 async fn a_window_of_nothing_does_not_keep_a_connection() {
+    // Nor does one of a byte: hyper would keep the rest of the answer.
+    for (window, path) in [(0, "/"), (0, "/small"), (1, "/"), (1, "/small")] {
+        let limits = ServerLimits { write_stall_seconds: 1, ..ServerLimits::default() };
+        let (address, ..) = serve(limits).await;
+        let (ended, mut sender) = http2_client(address, window).await;
+        let answer = sender.send_request(request(path)).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        // The server ends it, while the answer still waits for its window.
+        let ended = tokio::time::timeout(PATIENCE, ended).await.expect("the connection ends");
+        drop((ended, answer, sender));
+    }
+}
+
+#[tokio::test]
+async fn what_else_goes_on_does_not_keep_an_answer_that_is_not_taken() {
     let limits = ServerLimits { write_stall_seconds: 1, ..ServerLimits::default() };
     let (address, ..) = serve(limits).await;
     let (ended, mut sender) = http2_client(address, 0).await;
-    let answer = sender.send_request(request()).await.unwrap();
-    assert_eq!(answer.status(), 200);
-    // The server ends it, while the answer still waits for its window.
-    let ended = tokio::time::timeout(PATIENCE, ended).await.expect("the connection ends");
-    drop((ended, answer, sender));
+    let untaken = sender.send_request(request("/")).await.unwrap();
+    let lively = async {
+        let mut others = 0;
+        while sender.ready().await.is_ok() && sender.send_request(request("/empty")).await.is_ok() {
+            // One that is reset in time.
+            drop(sender.send_request(request("/small")).await);
+            others += 1;
+        }
+        others
+    };
+    let others = tokio::time::timeout(PATIENCE, lively).await.expect("the connection ends");
+    assert!(others > 1, "{others} others were answered");
+    drop((ended.await, untaken));
 }
 
 #[tokio::test]
 async fn an_answer_over_http2_arrives_whole() {
     let (address, ..) = serve(ServerLimits::default()).await;
     let (_ended, mut sender) = http2_client(address, 1_000).await;
-    let answer = sender.send_request(request()).await.unwrap();
+    let answer = sender.send_request(request("/")).await.unwrap();
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes().len(), 100_000);
 }
 
