@@ -76,7 +76,8 @@ pub async fn outermost(State(outermost): State<Arc<Outermost>>, request: Request
         let routed = async {
             match parameters.check(route, &method, request.uri().query()) {
                 Ok(()) => next.run(request).await,
-                Err(refused) => refuse(app, refused, request).await.into_response(),
+                // Rare, and large: not in the future of every request.
+                Err(refused) => Box::pin(refuse(app, refused, request)).await.into_response(),
             }
         };
         let answer = match tokio::time::timeout(time_limit, AssertUnwindSafe(routed).catch_unwind()).await {

@@ -5,10 +5,7 @@
 use std::{
     collections::HashMap,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -28,8 +25,13 @@ use crate::{config::limits::ServerLimits, domain::client::Network};
 pub struct Requests {
     total: u32,
     each: u32,
-    under_way: AtomicU32,
-    clients: Mutex<HashMap<Network, u32>>,
+    under_way: Mutex<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    all: u32,
+    clients: HashMap<Network, u32>,
 }
 
 /// A request's place, given back when dropped.
@@ -39,12 +41,7 @@ pub struct Place(Arc<Requests>, Network);
 impl Requests {
     /// As many as are set.
     pub fn new(limits: &ServerLimits) -> Arc<Self> {
-        Arc::new(Self {
-            total: limits.requests,
-            each: limits.requests_per_client,
-            under_way: AtomicU32::new(0),
-            clients: Mutex::default(),
-        })
+        Arc::new(Self { total: limits.requests, each: limits.requests_per_client, under_way: Mutex::default() })
     }
 
     /// A place for a request of this client.
@@ -56,21 +53,21 @@ impl Requests {
             metrics::counter!("kaizen_requests_turned_away_total").increment(1);
             Err(Problem::new(kind, detail).with_header(header::RETRY_AFTER, HeaderValue::from_static("1")))
         };
-        if self.under_way.fetch_add(1, Ordering::AcqRel) >= self.total {
-            self.under_way.fetch_sub(1, Ordering::AcqRel);
+        let mut under_way = self.under_way.lock();
+        if under_way.all >= self.total {
+            drop(under_way);
             return refused(ProblemType::Unavailable, "Too many requests are under way; try again shortly.");
         }
-        let mut clients = self.clients.lock();
-        let of_client = clients.entry(client).or_insert(0);
+        let of_client = under_way.clients.entry(client).or_insert(0);
         if *of_client >= self.each {
-            drop(clients);
-            self.under_way.fetch_sub(1, Ordering::AcqRel);
+            drop(under_way);
             return refused(
                 ProblemType::RateLimited,
                 "Too many of your requests are under way at once; wait for some to be answered, and read their answers.",
             );
         }
         *of_client += 1;
+        under_way.all += 1;
         Ok(Place(self.clone(), client))
     }
 }
@@ -122,12 +119,12 @@ impl hyper::body::Body for Held {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
-        let mut clients = self.0.clients.lock();
-        if let Some(of_client) = clients.get_mut(&self.1) {
+        let mut under_way = self.0.under_way.lock();
+        under_way.all = under_way.all.saturating_sub(1);
+        if let Some(of_client) = under_way.clients.get_mut(&self.1) {
             *of_client = of_client.saturating_sub(1);
             if *of_client == 0 {
-                clients.remove(&self.1);
+                under_way.clients.remove(&self.1);
             }
         }
     }
@@ -149,14 +146,15 @@ mod tests {
         assert_eq!(refused.headers[header::RETRY_AFTER], "1");
         drop((held, other));
         assert!(requests.admit(network(3)).is_ok());
-        assert!(requests.clients.lock().is_empty() && requests.under_way.load(Ordering::Relaxed) == 0);
+        let under_way = requests.under_way.lock();
+        assert!(under_way.clients.is_empty() && under_way.all == 0);
     }
 
     #[test]
     fn a_place_is_kept_until_the_answer_is_taken() {
         let requests = Requests::new(&ServerLimits::default());
         let network = Network::of(std::net::Ipv4Addr::LOCALHOST.into());
-        let under_way = || requests.under_way.load(Ordering::Relaxed);
+        let under_way = || requests.under_way.lock().all;
         let answer = |size: usize| Response::new(Body::from(vec![b'x'; size]));
         for (version, size, kept) in [
             (Version::HTTP_11, 16 * 1024, 0),

@@ -91,6 +91,15 @@ struct Shared {
     shedding: Arc<Semaphore>,
 }
 
+/// What the requests over one connection share.
+struct Connection {
+    shared: Arc<Shared>,
+    client: Client,
+    activity: Arc<Activity>,
+    /// This connection's own child of the server's.
+    draining: CancellationToken,
+}
+
 impl Server {
     /// Serves until `stopping`, then closes the listener and lets requests under way finish within `stop_seconds`.
     pub async fn serve(self, listener: TcpListener) {
@@ -216,10 +225,14 @@ impl Shared {
     /// Serves HTTP over a connection until it ends, is overdue, or the server stops.
     async fn serve(self: Arc<Self>, stream: TcpStream, client: Client, activity: Arc<Activity>, place: Place) {
         let io = TokioIo::new(Watched::new(stream, activity.clone(), place));
-        let answering = (self.clone(), activity.clone());
+        // Waiting for a token takes its lock whenever the connection is polled: that of a child is nobody else's.
+        let (draining, stopping) = (self.server.draining.child_token(), self.server.stopping.child_token());
+        let requests =
+            Connection { shared: self.clone(), client, activity: activity.clone(), draining: draining.clone() };
+        let requests = Arc::new(requests);
         let service = service_fn(move |request: Request<Incoming>| {
-            let (shared, activity) = answering.clone();
-            async move { Ok::<_, Infallible>(shared.answer(request, client, activity).await) }
+            let requests = requests.clone();
+            async move { Ok::<_, Infallible>(requests.answer(request).await) }
         });
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(io, service));
         let mut sleep = pin!(sleep_until(Instant::now() + self.times.head));
@@ -239,14 +252,14 @@ impl Shared {
                     }
                     return;
                 }
-                () = self.server.stopping.cancelled(), if stop_by.is_none() => {
+                () = stopping.cancelled(), if stop_by.is_none() => {
                     let by = Instant::now() + Duration::from_secs(self.server.limits.stop_seconds);
                     stop_by = Some(by);
                     // Half a head is no request that has to be waited for.
                     leave_by = Some(if activity.is_idle() { by.min(Instant::now() + LEAVING_TIME) } else { by });
                     connection.as_mut().graceful_shutdown();
                 }
-                () = self.server.draining.cancelled(), if !told => {
+                () = draining.cancelled(), if !told => {
                     told = true;
                     // Over HTTP/1 the next answer says it, in `answer`: closing now could cross a request on its way.
                     if activity.is_http2() {
@@ -283,21 +296,18 @@ impl Shared {
             }
         }
     }
+}
 
-    async fn answer(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        connection: Client,
-        activity: Arc<Activity>,
-    ) -> Response<WatchedBody> {
+impl Connection {
+    async fn answer(&self, request: Request<Incoming>) -> Response<WatchedBody> {
+        let server = &self.shared.server;
         let http2 = request.version() == hyper::Version::HTTP_2;
-        let under_way = UnderWay::new(activity, http2);
+        let under_way = UnderWay::new(self.activity.clone(), http2);
         let mut request = request.map(axum::body::Body::new);
-        let client = self.server.clients.of(connection, request.headers());
+        let client = server.clients.of(self.client, request.headers());
         request.extensions_mut().insert(client);
-        let Ok(mut response) = self.server.router.clone().oneshot(request).await;
-        if !http2 && self.server.draining.is_cancelled() && response.status() != hyper::StatusCode::SWITCHING_PROTOCOLS
-        {
+        let Ok(mut response) = server.router.clone().oneshot(request).await;
+        if !http2 && self.draining.is_cancelled() && response.status() != hyper::StatusCode::SWITCHING_PROTOCOLS {
             // RFC 9112, section 9.6: the client's next request goes over a connection of its own, and so elsewhere.
             response.headers_mut().insert(hyper::header::CONNECTION, hyper::header::HeaderValue::from_static("close"));
         }
