@@ -105,3 +105,36 @@ async fn each_tenant_has_its_own_bounds(backend: Backend) {
     knock(&mallory, &theirs, 1).await;
     assert_eq!(denied(&rival).await.len(), 1, "another tenant's noise does not hide theirs");
 }
+
+#[tokio::test]
+async fn a_denial_that_could_not_be_recorded_while_the_host_stopped_is_in_the_trail() {
+    let setup = Setup::new(Backend::Postgres).await.with("KAIZEN_DATABASE_LOCK_SECONDS", "3");
+    let mut world = World::with(setup).await;
+    let mut tenant = world.tenant("acme").await;
+    let workspace = tenant.workspace("first").await;
+    let agent = id(&tenant.agent(&workspace, "helper").await);
+    let eve = tenant.person("eve", "viewer").await;
+    let (mut holder, mut watcher) = (world.setup.database.direct().await, world.setup.database.direct().await);
+    holder.execute("BEGIN; SELECT 1 FROM audit_heads FOR UPDATE").await;
+    let path = format!("/api/v1/agents/{agent}");
+    let description = json!({ "description": "x" });
+    let denial = eve.patch(&path, description);
+    let stopping = async {
+        let waiting =
+            "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        while watcher.number(waiting).await == 0 {
+            tokio::task::yield_now().await;
+        }
+        world.server.signal(nix::sys::signal::Signal::SIGTERM);
+    };
+    let (answer, ()) = tokio::join!(denial, stopping);
+    // What is written next waits for the lock, and gets it.
+    holder.execute("COMMIT").await;
+    answer.problem(503, "unavailable");
+    world.server.stop_status().await;
+    world.again().await;
+    tenant.owner.client = tenant.owner.client.at(&world.server.url);
+    let events = denied(&tenant).await;
+    let [event] = events.as_slice() else { panic!("{events:?}") };
+    assert_eq!((&event["action"], &event["details"]["repeated"]), (&json!("agent.update"), &json!(1)), "{event}");
+}

@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_could_not_be_recorded_while_the_host_stopped_is_written_down_at_the_end() {
+    async fn what_could_not_be_recorded_is_in_the_trail_once_the_database_takes_it() {
         let database = Database::sqlite().await;
         let (denials, clock, bus) = (denials(20, 500), Clock::fixed(at(0), 7), Bus::local());
         let trail = Trail { store: &database.store, clock: &clock, bus: &bus };
