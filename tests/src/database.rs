@@ -289,3 +289,39 @@ async fn a_database_that_says_nothing_is_answered_for_with_503() {
     tenant.owner.get("/api/v1/agents").await.ok(200);
     tenant.workspace("first").await;
 }
+
+#[tokio::test]
+async fn an_organization_that_asks_more_than_may_wait_is_answered_at_once_and_keeps_nobody_else() {
+    let proxy = Proxy::to(Database::cluster_port()).await;
+    let setup = Setup::new(Backend::Postgres).await;
+    let through = setup.database.url_through(proxy.port);
+    let setup = setup.with("KAIZEN_DATABASE_URL", through).with("KAIZEN_CALLER_LOOKUPS_PER_ORGANIZATION", "2");
+    let world = World::with(setup.with("KAIZEN_CALLER_LOOKUP_SECONDS", "2")).await;
+    let (tenant, other) = (world.tenant("acme").await, world.tenant("globex").await);
+    let question =
+        |tenant: &str| json!({ "action": "organization.read", "resource": { "type": "organization", "id": tenant } });
+    let ask = async |owner: &Client, tenant: &str| owner.post("/api/v1/authz/check", question(tenant)).await;
+    // Then the keys that tokens are verified with are known.
+    ask(&tenant.owner, &tenant.id).await.ok(200);
+    ask(&other.owner, &other.id).await.ok(200);
+
+    proxy.stall();
+    let asked = join_all((0..20).map(|_| ask(&tenant.owner, &tenant.id)));
+    let (asked, beside) = tokio::join!(asked, ask(&other.owner, &other.id));
+    let says = |answer: &Answer, what: &str| answer.body["detail"].as_str().is_some_and(|detail| detail.contains(what));
+    let crowded = asked.iter().filter(|answer| says(answer, "requests of your organization wait")).count();
+    // Two look up at once, at the most two each, and two wait.
+    assert!(crowded >= 14, "{crowded}");
+    assert!(says(&beside, "database does not answer"), "another organization has its place: {}", beside.text);
+    for answer in asked.into_iter().chain([beside]) {
+        assert_eq!(answer.header("retry-after"), "1");
+        answer.problem(503, "unavailable");
+    }
+
+    proxy.restore();
+    eventually("questions are answered again", || async {
+        let answer = ask(&tenant.owner, &tenant.id).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+}
