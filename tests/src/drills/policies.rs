@@ -35,7 +35,7 @@ const KINDS: [Kind; 7] = [
 ];
 
 #[tokio::test]
-#[ignore = "takes minutes; tests/drills/policies runs it"]
+#[ignore = "takes a minute; tests/drills/policies runs it"]
 async fn the_costliest_texts_that_are_accepted() {
     let setup = Setup::new(Backend::Sqlite).await.with("KAIZEN_REQUEST_SECONDS", "600");
     let world = World::with(setup).await;
