@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::yard::{Yard, rust, tight, wat};
 use crate::sandbox::{
+    Guest,
     limits::{Bounds, Limits},
     scheduler::Caller,
 };
@@ -158,20 +159,28 @@ beside! {
 /// As many calls as somebody may begin, all of them under way at once.
 type Running = Vec<AbortOnDropHandle<()>>;
 
-/// What good plugins take beside that many bad calls, of which `begin` starts one by its number, as soon as `met`.
-async fn measure_beside_many(
+/// What good plugins take beside that many bad calls, each of which `call` makes by its number, once all of them have begun and
+/// `met` holds.
+async fn measure_beside_many<F: Future<Output = ()> + Send + 'static>(
     name: &str,
     yard: &Arc<Yard>,
     caller: Caller,
-    (count, begin): (u128, impl Fn(u128) -> AbortOnDropHandle<()>),
+    (count, call): (u32, impl Fn(u128) -> F),
     met: impl Fn() -> bool,
 ) -> Running {
     let (good, asks) = (yard.guest(&wat("good")), yard.guest(&rust("good")));
     let (mut medians, mut running) = (Vec::new(), Running::new());
+    let begun = Arc::new(AtomicU32::new(0));
     for calls in [0, count] {
-        running.extend((0..calls).map(&begin));
+        for number in 0..calls {
+            let (begun, call) = (begun.clone(), call(number.into()));
+            running.push(AbortOnDropHandle::new(tokio::spawn(async move {
+                begun.fetch_add(1, Ordering::Relaxed);
+                call.await;
+            })));
+        }
         let under_way = async {
-            while calls > 0 && !met() {
+            while calls > 0 && (begun.load(Ordering::Relaxed) < calls || !met()) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -219,45 +228,54 @@ fn of(organization: u128, connection: u128, plugin: &str) -> Caller {
 async fn many_endless_loops_at_once() {
     let yard = Arc::new(Yard::new());
     let bad = yard.guest(&wat("endless-loop"));
-    // All that one connection may have.
-    let begun = Arc::new(AtomicU32::new(0));
-    let begin = |_| {
-        let (yard, bad, begun) = (yard.clone(), bad.clone(), begun.clone());
+    let found = Arc::new(AtomicU32::new(0));
+    let call = |_| {
+        let (yard, bad, found) = (yard.clone(), bad.clone(), found.clone());
         let context = Arc::new(yard.context(long()));
-        AbortOnDropHandle::new(tokio::spawn(async move {
+        async move {
             let looping = yard.run_as::<i32>(&bad, context.clone());
-            let found = async {
+            let moved = async {
                 while !context.usage.moved() {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
-                begun.fetch_add(1, Ordering::Relaxed);
+                found.fetch_add(1, Ordering::Relaxed);
                 std::future::pending::<()>().await;
             };
-            tokio::select! { _ = looping => {}, () = found => {} }
-        }))
+            tokio::select! { _ = looping => {}, () = moved => {} }
+        }
     };
-    // All of them have been found to compute for long.
-    let met = || begun.load(Ordering::Relaxed) == 8;
-    measure_beside_many("endless loops", &yard, Caller::default(), (8, begin), met).await;
+    // All that one connection may have, and all of them have been found to compute for long.
+    let met = || found.load(Ordering::Relaxed) == 8;
+    measure_beside_many("endless loops", &yard, Caller::default(), (8, call), met).await;
+}
+
+/// A network on which only the good ones are answered.
+fn tarpit() -> Arc<Yard> {
+    Arc::new(Yard::with(Bounds::default(), |to| if to.contains("good.") { "hello" } else { "silent" }.to_owned()))
+}
+
+/// Requests that wait for ever for their answer.
+fn held(yard: &Yard) -> usize {
+    yard.far.connections.lock().iter().filter(|(to, _)| !to.contains("good.")).count()
+}
+
+/// A call of a guest that may use HTTP, for as long as it is let.
+fn ask(yard: &Arc<Yard>, bad: &Guest, caller: Caller) -> impl Future<Output = ()> + Send + use<> {
+    let (yard, bad) = (yard.clone(), bad.clone());
+    async move { drop(yard.main_for(&bad, long(), caller).await) }
 }
 
 /// An organization has many connections to far sides that do not answer, all of them called at once, and all that may wait
 /// does. Another one's calls of the same plugin, and people who sign in, do not wait for them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_tarpits_of_one_organization() {
-    let yard =
-        Arc::new(Yard::with(Bounds::default(), |to| if to.contains("good.") { "hello" } else { "silent" }.to_owned()));
+    let yard = tarpit();
     let bad = yard.guest(&rust("tarpit"));
-    let begin = |number| {
-        let (yard, bad) = (yard.clone(), bad.clone());
-        AbortOnDropHandle::new(tokio::spawn(async move {
-            drop(yard.main_for(&bad, long(), of(1, number % 50, "webhook")).await);
-        }))
-    };
-    let held = || yard.far.connections.lock().iter().filter(|(to, _)| to.contains("tarpit")).count();
+    let call = |number| ask(&yard, &bad, of(1, number % 50, "webhook"));
     let most = usize::try_from(yard.sandbox.bounds().calls_per_organization).unwrap();
-    let running = measure_beside_many("tarpits", &yard, of(2, 900, "webhook"), (200, begin), || held() == most).await;
-    assert_eq!(held(), most, "no more than its share, whatever waits");
+    let met = || held(&yard) == most;
+    let running = measure_beside_many("tarpits", &yard, of(2, 900, "webhook"), (200, call), met).await;
+    assert_eq!(held(&yard), most, "no more than its share, whatever waits");
     let sign_in = Caller { signs_in: true, ..of(2, 901, "oidc") };
     assert_eq!(yard.main_for(&yard.guest(&rust("good")), Limits::default(), sign_in).await.printed, "3 answers\n");
     drop(running);
@@ -266,23 +284,17 @@ async fn many_tarpits_of_one_organization() {
 /// Two versions of a plugin, called by many organizations, have the places of one plugin together; the others stay free.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_tarpits_of_two_versions() {
-    let yard =
-        Arc::new(Yard::with(Bounds::default(), |to| if to.contains("good.") { "hello" } else { "silent" }.to_owned()));
+    let yard = tarpit();
     // Two components, each of which waits for its first answer.
     let versions = [yard.guest(&rust("tarpit")), yard.guest(&rust("drip"))];
-    let begin = |number: u128| {
-        let (yard, bad) = (yard.clone(), versions[usize::try_from(number % 2).unwrap()].clone());
-        AbortOnDropHandle::new(tokio::spawn(async move {
-            drop(yard.main_for(&bad, long(), of(10 + number % 12, number, "webhook")).await);
-        }))
-    };
-    let held = || yard.far.connections.lock().iter().filter(|(to, _)| !to.contains("good.")).count();
+    let version = |number: u128| if number.is_multiple_of(2) { &versions[0] } else { &versions[1] };
+    let call = |number| ask(&yard, version(number), of(10 + number % 12, number, "webhook"));
     let most = usize::try_from(yard.sandbox.bounds().calls_per_plugin).unwrap();
     // A quarter of them is for organizations that have no call there yet; how many of those come first is left to chance.
-    let met = || held() >= most * 3 / 4;
+    let met = || held(&yard) >= most * 3 / 4;
     let name = "tarpits of two versions";
-    let running = measure_beside_many(name, &yard, of(2, 900, "nexus"), (120, begin), met).await;
-    assert!(held() <= most, "{} of the {most} places of one plugin", held());
+    let running = measure_beside_many(name, &yard, of(2, 900, "nexus"), (120, call), met).await;
+    assert!(held(&yard) <= most, "{} of the {most} places of one plugin", held(&yard));
     drop(running);
 }
 
@@ -291,16 +303,9 @@ async fn many_tarpits_of_two_versions() {
 async fn many_names_that_nobody_answers_for() {
     let yard = Arc::new(Yard::new());
     let bad = yard.guest(&rust("names"));
-    let begun = Arc::new(AtomicU32::new(0));
-    let begin = |number| {
-        let (yard, bad, begun) = (yard.clone(), bad.clone(), begun.clone());
-        AbortOnDropHandle::new(tokio::spawn(async move {
-            begun.fetch_add(1, Ordering::Relaxed);
-            drop(yard.main_for(&bad, long(), of(1, number, "webhook")).await);
-        }))
-    };
-    let met = || begun.load(Ordering::Relaxed) == 12 && yard.far.lookups() >= 4;
-    measure_beside_many("calls with names that nobody answers for", &yard, of(2, 900, "webhook"), (12, begin), met)
-        .await;
+    let call = |number| ask(&yard, &bad, of(1, number, "webhook"));
+    let met = || yard.far.lookups() >= 4;
+    let name = "calls with names that nobody answers for";
+    measure_beside_many(name, &yard, of(2, 900, "webhook"), (12, call), met).await;
     assert_eq!(yard.far.lookups(), 4, "names of one domain");
 }
