@@ -302,7 +302,15 @@ mod tests {
     async fn what_takes_long_is_not_waited_for() {
         let cost = Cost { time: Duration::from_millis(20), ..Cost::from(&Bounds::default()) };
         let (began, waits) = std::sync::mpsc::channel::<()>();
-        let error = aside(cost.time, move || waits.recv()).await.unwrap_err();
+        let waits = Arc::new(std::sync::Mutex::new(waits));
+        let error = loop {
+            let waits = waits.clone();
+            let error = aside(cost.time, move || waits.lock().unwrap().recv()).await.unwrap_err();
+            // Other tests of this process use the threads too.
+            if error != Undone::Busy {
+                break error;
+            }
+        };
         assert!(error.to_string().contains("longer than 20 ms"), "{error}");
         drop(began);
         let schema =
