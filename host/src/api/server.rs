@@ -103,17 +103,7 @@ struct Connection {
 impl Server {
     /// Serves until `stopping`, then closes the listener and lets requests under way finish within `stop_seconds`.
     pub async fn serve(self, listener: TcpListener) {
-        let mut builder = Builder::new(TokioExecutor::new());
-        let head = self.limits.request_head_kib * 1024;
-        // How long a head may take is watched for both versions of HTTP in `activity`.
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(head);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(20))
-            .max_concurrent_streams(self.limits.http2_streams)
-            .max_header_list_size(u32::try_from(head).unwrap_or(u32::MAX));
+        let builder = builder(&self.limits);
         let times = TimeLimits::new(&self.limits);
         let gauge = metrics::gauge!("kaizen_connections", "listener" => self.name);
         let ceilings = Ceilings::new(self.connections, self.connections_per_client, gauge);
@@ -159,6 +149,24 @@ impl Server {
         connections.close();
         connections.wait().await;
     }
+}
+
+/// HTTP as it is spoken here.
+fn builder(limits: &ServerLimits) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    let head = limits.request_head_kib * 1024;
+    // How long a head may take is watched for both versions of HTTP in `activity`.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(head);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .max_concurrent_streams(limits.http2_streams)
+        // Otherwise 400 KiB of each answer would be taken before any of it is written, however little the client reads.
+        .max_send_buf_size(body::PIECE)
+        .max_header_list_size(u32::try_from(head).unwrap_or(u32::MAX));
+    builder
 }
 
 impl Shared {
@@ -235,7 +243,10 @@ impl Shared {
             async move { Ok::<_, Infallible>(requests.answer(request).await) }
         });
         let mut connection = pin!(self.builder.serve_connection_with_upgrades(io, service));
-        let mut sleep = pin!(sleep_until(Instant::now() + self.times.head));
+        // The PROXY protocol names one client for all of a connection; the headers name one for each request.
+        let shared = client.source == AddressSource::Connection && self.server.clients.is_proxy(client.address);
+        let times = TimeLimits { shared, ..self.times };
+        let mut sleep = pin!(sleep_until(Instant::now() + times.head));
         let (mut told, mut stop_by, mut leave_by) = (false, None::<Instant>, None::<Instant>);
         loop {
             let leave = async {
@@ -271,7 +282,7 @@ impl Shared {
                     leave_by = Some(Instant::now() + LEAVING_TIME);
                     connection.as_mut().graceful_shutdown();
                 }
-                why = poll_fn(|cx| activity.poll_overdue(cx, sleep.as_mut(), &self.times)), if leave_by.is_none() => {
+                why = poll_fn(|cx| activity.poll_overdue(cx, sleep.as_mut(), &times)), if leave_by.is_none() => {
                     match why {
                         Overdue::Head => return self.count("head"),
                         Overdue::Stalled => return self.count("stalled"),

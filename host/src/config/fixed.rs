@@ -146,6 +146,11 @@ const GROUPS: &[Group] = &[
                 declared: &["CLIENTS_PER_SITE: u32 = 16;"],
             },
             Row {
+                what: "of an answer, what is handed over to a connection at once; over HTTP/2, what waits there to be sent",
+                bound: "16 KiB; 16 KiB, within `requests`",
+                declared: &["PIECE: usize = 16 * 1024;", "max_send_buf_size(body::PIECE)"],
+            },
+            Row {
                 what: "an access token; a browser's name of itself, as kept; what a provider says of a failure, as kept",
                 bound: "4 KiB; 200 bytes; 300 characters, within `request_head_kib`",
                 declared: &["MAX_BYTES: usize = 4096;", "USER_AGENT: usize = 200;", "DESCRIPTION: usize = 300;"],

@@ -63,7 +63,7 @@ limits! {
         connections: u32 = 10_000, 16..=1_000_000, "open connections to the API; fewer where the limit of file descriptors (`ulimit -n`) leaves less";
         connections_per_client: u32 = 1_000, 1..=1_000_000, "open connections of one client (an IPv4 address or an IPv6 /64); not of trusted proxies";
         ops_connections: u32 = 64, 4..=10_000, "open connections to the listener of metrics and health";
-        requests: u32 = 4_096, 1..=1_000_000, "requests under way at once, until all of the answer has been handed over; event streams and WebSockets are counted by themselves";
+        requests: u32 = 4_096, 1..=1_000_000, "requests under way at once, until the client has taken the answer, but for what is left in the buffers of its connection; event streams and WebSockets are counted by themselves";
         requests_per_client: u32 = 512, 1..=1_000_000, "the same of one client";
         http2_streams: u32 = 200, 1..=10_000, "requests at once over one HTTP/2 connection";
         request_head_kib: usize = 64, 8..=1_024, "request line and headers, KiB";
@@ -73,7 +73,7 @@ limits! {
         request_seconds: u64 = 30, 1..=600, "until an answer begins, seconds";
         plugin_upload_seconds: u64 = 300, 1..=3_600, "until the answer to an uploaded plugin begins, seconds";
         keep_alive_seconds: u64 = 75, 1..=3_600, "how long a connection stays open without a request under way, seconds";
-        write_stall_seconds: u64 = 30, 1..=600, "how long a client may take nothing of what is sent to it; over HTTP/2, less than the next 16 KiB of one answer, seconds";
+        write_stall_seconds: u64 = 30, 1..=600, "how long a client may take nothing of what is sent to it; over HTTP/2, nothing of one answer, but on connections of trusted proxies, seconds";
         stop_seconds: u64 = 20, 1..=600, "how long requests under way may take to end once the server stops, seconds; connections without one are closed after two";
     }
     "Sign-in" {

@@ -32,6 +32,8 @@ pub struct TimeLimits {
     pub idle: Duration,
     /// Without the client taking anything of what is sent.
     pub stall: Duration,
+    /// Whether the connection brings the requests of many clients: what one of them leaves untaken is not the others' fault.
+    pub shared: bool,
 }
 
 impl TimeLimits {
@@ -41,6 +43,7 @@ impl TimeLimits {
             head: Duration::from_secs(limits.request_head_seconds),
             idle: Duration::from_secs(limits.keep_alive_seconds),
             stall: Duration::from_secs(limits.write_stall_seconds),
+            shared: false,
         }
     }
 }
@@ -160,6 +163,12 @@ impl Activity {
         self.answers.lock().waiting_since.iter().copied().min().filter(|since| *since != NOT_WAITING)
     }
 
+    /// Requests under way.
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> u32 {
+        self.under_way.load(Ordering::Acquire)
+    }
+
     /// Whether it speaks HTTP/2.
     pub fn is_http2(&self) -> bool {
         self.http2.load(Ordering::Relaxed)
@@ -170,9 +179,11 @@ impl Activity {
         self.leaving.load(Ordering::Acquire)
     }
 
-    /// Whether nothing is under way.
+    /// Whether nothing is under way, the bytes of an answer included that the client has yet to take.
     pub fn is_idle(&self) -> bool {
-        self.under_way.load(Ordering::Acquire) == 0 && !self.upgraded.load(Ordering::Relaxed)
+        self.under_way.load(Ordering::Acquire) == 0
+            && !self.upgraded.load(Ordering::Relaxed)
+            && self.stalled_since.load(Ordering::Relaxed) == 0
     }
 
     /// Since when nothing is under way, unless something is or it is to close anyway.
@@ -194,7 +205,7 @@ impl Activity {
             } else {
                 (self.at(self.idle_since.load(Ordering::Relaxed)) + limits.idle, Overdue::Idle)
             })
-        } else if self.is_http2() {
+        } else if self.is_http2() && !limits.shared {
             // hyper cannot reset one stream for this: a client that does not take one answer loses the connection, as over HTTP/1.
             self.longest_waiting().map(stalled)
         } else {
@@ -210,7 +221,7 @@ impl Activity {
             let mut next = deadline.map(|(end, _)| end);
             // Answers over HTTP/2 begin to wait on tasks of their own, which wake nobody here: looked at that often, none waits
             // longer.
-            let unseen = self.is_http2() && !self.is_idle();
+            let unseen = self.is_http2() && !limits.shared && !self.is_idle();
             if unseen || (next.is_none() && sleep.is_elapsed()) {
                 let again = Instant::now() + limits.stall;
                 next = Some(next.map_or(again, |end| end.min(again)));
@@ -246,7 +257,11 @@ impl Watched {
             Poll::Pending if stalled.load(Ordering::Relaxed) == 0 => {
                 stalled.store(self.activity.now(), Ordering::Relaxed)
             }
-            Poll::Ready(_) if stalled.load(Ordering::Relaxed) != 0 => stalled.store(0, Ordering::Relaxed),
+            Poll::Ready(_) if stalled.load(Ordering::Relaxed) != 0 => {
+                // It has not been idle while its client had something to take.
+                self.activity.idle_since.store(self.activity.now(), Ordering::Relaxed);
+                stalled.store(0, Ordering::Relaxed);
+            }
             _ => {}
         }
     }
@@ -303,8 +318,12 @@ mod tests {
     use super::*;
     use crate::api::server::body::UnderWay;
 
-    const LIMITS: TimeLimits =
-        TimeLimits { head: Duration::from_secs(10), idle: Duration::from_secs(75), stall: Duration::from_secs(30) };
+    const LIMITS: TimeLimits = TimeLimits {
+        head: Duration::from_secs(10),
+        idle: Duration::from_secs(75),
+        stall: Duration::from_secs(30),
+        shared: false,
+    };
 
     impl Activity {
         fn after(&self, seconds: u64) -> Result<(), Overdue> {
@@ -344,6 +363,28 @@ mod tests {
         activity.stalled_since.store(1_000, Ordering::Relaxed);
         assert_eq!(activity.after(30), Ok(()));
         assert_eq!(activity.after(31), Err(Overdue::Stalled));
+    }
+
+    #[test]
+    fn a_connection_is_not_idle_while_bytes_of_an_answer_are_to_be_taken() {
+        let activity = Arc::new(Activity::new());
+        drop(UnderWay::new(activity.clone(), false));
+        assert!(activity.is_idle() && activity.idle_since().is_some());
+        activity.stalled_since.store(70_000, Ordering::Relaxed);
+        assert!(!activity.is_idle() && activity.idle_since().is_none(), "it makes no room, and is not cut at a stop");
+        assert_eq!(activity.after(99), Ok(()));
+        assert_eq!(activity.after(100), Err(Overdue::Stalled));
+    }
+
+    #[test]
+    fn what_one_client_of_a_proxy_leaves_untaken_does_not_end_the_proxys_connection() {
+        let activity = Arc::new(Activity::new());
+        let shared = TimeLimits { shared: true, ..LIMITS };
+        let _untaken = UnderWay::new(activity.clone(), true).until_sent(StatusCode::OK, Body::from("answer"));
+        assert!(activity.deadline(&LIMITS).is_some() && activity.deadline(&shared).is_none());
+        activity.stalled_since.store(1_000, Ordering::Relaxed);
+        let (_, why) = activity.deadline(&shared).unwrap();
+        assert_eq!(why, Overdue::Stalled, "the proxy itself takes nothing");
     }
 
     #[test]

@@ -29,7 +29,7 @@ impl UnderWay {
         if status == StatusCode::SWITCHING_PROTOCOLS {
             self.0.upgraded.store(true, Ordering::Relaxed);
         }
-        // Over HTTP/1, a client that takes nothing shows in what cannot be written.
+        // Over HTTP/1, that a client takes nothing shows in what cannot be written.
         let watched = self.0.is_http2() && !body.is_end_stream();
         let index = watched.then(|| self.0.watch_answer());
         WatchedBody { body, rest: Bytes::new(), index, under_way: self }
@@ -42,9 +42,9 @@ impl Drop for UnderWay {
     }
 }
 
-/// What is handed over of an answer over HTTP/2 at once. The next piece is taken once the client has made room for the ones
-/// before: so it shows whether the client takes anything.
-const PIECE: usize = 16 * 1024;
+/// What is handed over of an answer at once. hyper takes the next piece once there is room for it, over HTTP/2 in the client's
+/// window: so it shows whether the client takes anything, and little of an answer lies in hyper's buffers.
+pub(super) const PIECE: usize = 16 * 1024;
 
 /// The body of an answer; the request is under way as long as it is there.
 pub struct WatchedBody {
@@ -65,9 +65,10 @@ impl WatchedBody {
                 Some(Ok(data)) => self.rest = data,
             }
         }
-        // The last byte is a piece of its own: the request is under way until the client has made room for the whole answer, not only
-        // for the first byte of its last piece.
-        let piece = self.rest.split_to(self.rest.len().saturating_sub(1).clamp(1, PIECE).min(self.rest.len()));
+        // Over HTTP/2 the last byte is a piece of its own: the request is under way until the client has made room for the whole
+        // answer, not only for the first byte of its last piece.
+        let last = usize::from(self.index.is_some());
+        let piece = self.rest.split_to(self.rest.len().saturating_sub(last).clamp(1, PIECE).min(self.rest.len()));
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }
@@ -85,10 +86,11 @@ impl hyper::body::Body for WatchedBody {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let Some(index) = self.index else { return Pin::new(&mut self.body).poll_frame(cx) };
         let piece = self.poll_piece(cx);
-        // What the server has yet to make keeps nobody from taking it.
-        self.under_way.0.answer_waits(index, piece.is_ready());
+        if let Some(index) = self.index {
+            // What the server has yet to make keeps nobody from taking it.
+            self.under_way.0.answer_waits(index, piece.is_ready());
+        }
         piece
     }
 
@@ -115,17 +117,21 @@ mod tests {
     async fn an_answer_is_handed_over_in_pieces_and_whole() {
         use http_body_util::BodyExt as _;
         let bytes: Bytes = (0..=u8::MAX).cycle().take(100_000).collect();
-        let activity = Arc::new(Activity::new());
-        let mut body = UnderWay::new(activity.clone(), true).until_sent(StatusCode::OK, Body::from(bytes.clone()));
-        let mut whole = Vec::new();
-        while let Some(frame) = body.frame().await {
-            let piece = frame.unwrap().into_data().unwrap();
-            assert!(piece.len() <= PIECE);
-            whole.extend_from_slice(&piece);
-            let left = hyper::body::Body::size_hint(&body).exact();
-            assert_eq!(left, Some((bytes.len() - whole.len()) as u64));
+        // Over HTTP/2 the last byte comes by itself.
+        for (http2, size, pieces) in [(false, 100_000, 7), (true, 100_000, 8), (false, PIECE, 1), (true, PIECE, 2)] {
+            let (activity, bytes) = (Arc::new(Activity::new()), bytes.slice(..size));
+            let mut body = UnderWay::new(activity.clone(), http2).until_sent(StatusCode::OK, Body::from(bytes.clone()));
+            let (mut whole, mut taken) = (Vec::new(), 0);
+            while let Some(frame) = body.frame().await {
+                let piece = frame.unwrap().into_data().unwrap();
+                assert!(piece.len() <= PIECE && !activity.is_idle());
+                whole.extend_from_slice(&piece);
+                taken += 1;
+                let left = hyper::body::Body::size_hint(&body).exact();
+                assert_eq!(left, Some((bytes.len() - whole.len()) as u64));
+            }
+            assert_eq!((&whole[..], taken), (&bytes[..], pieces));
+            assert!(hyper::body::Body::is_end_stream(&body));
         }
-        assert_eq!(whole, bytes);
-        assert!(hyper::body::Body::is_end_stream(&body));
     }
 }
