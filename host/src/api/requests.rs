@@ -1,4 +1,6 @@
-//! How many requests may be under way, in all and of one client: beyond, 503 at once is better than everybody's time-out.
+//! How many requests may be under way, in all, of one client and of the IPv6 /48 around it: beyond, 503 at once is better than
+//! everybody's time-out. Once fewer than half of the places are free, no client takes more than a part of what is left: however
+//! many clients ask for as much as they can get, some is left for the next one.
 //!
 //! A request is under way until its answer has been handed over whole: what waits for a client to take it is in memory.
 
@@ -18,21 +20,31 @@ use hyper::body::{Frame, SizeHint};
 use parking_lot::Mutex;
 
 use super::problem::{Problem, ProblemType, Result};
-use crate::{config::limits::ServerLimits, domain::client::Network};
+use crate::{
+    config::limits::ServerLimits,
+    domain::client::{CLIENTS_PER_SITE, Network},
+};
 
 /// Counts the requests under way.
 #[derive(Debug)]
 pub struct Requests {
     total: u32,
     each: u32,
+    each_site: u32,
     under_way: Mutex<Counts>,
 }
 
 #[derive(Debug, Default)]
 struct Counts {
     all: u32,
-    clients: HashMap<Network, u32>,
+    /// Of clients, and of sites.
+    networks: HashMap<Network, u32>,
 }
+
+/// Of what is free, a client's part where little is.
+const PART: u32 = 8;
+/// A site's.
+const PART_OF_SITE: u32 = 4;
 
 /// A request's place, given back when dropped.
 #[derive(Debug)]
@@ -41,7 +53,9 @@ pub struct Place(Arc<Requests>, Network);
 impl Requests {
     /// As many as are set.
     pub fn new(limits: &ServerLimits) -> Arc<Self> {
-        Arc::new(Self { total: limits.requests, each: limits.requests_per_client, under_way: Mutex::default() })
+        let (total, each) = (limits.requests, limits.requests_per_client);
+        let each_site = each.saturating_mul(CLIENTS_PER_SITE).min(total / 4).max(each);
+        Arc::new(Self { total, each, each_site, under_way: Mutex::default() })
     }
 
     /// A place for a request of this client.
@@ -58,15 +72,22 @@ impl Requests {
             drop(under_way);
             return refused(ProblemType::Unavailable, "Too many requests are under way; try again shortly.");
         }
-        let of_client = under_way.clients.entry(client).or_insert(0);
-        if *of_client >= self.each {
+        let site = client.site();
+        let free = self.total - under_way.all;
+        let room = |network: &Network, each: u32, part: u32| {
+            let most = if free < self.total / 2 { each.min(free / part).max(1) } else { each };
+            under_way.networks.get(network).is_none_or(|taken| *taken < most)
+        };
+        if !(room(&client, self.each, PART) && site.is_none_or(|site| room(&site, self.each_site, PART_OF_SITE))) {
             drop(under_way);
             return refused(
                 ProblemType::RateLimited,
                 "Too many of your requests are under way at once; wait for some to be answered, and read their answers.",
             );
         }
-        *of_client += 1;
+        for network in [client].into_iter().chain(site) {
+            *under_way.networks.entry(network).or_insert(0) += 1;
+        }
         under_way.all += 1;
         Ok(Place(self.clone(), client))
     }
@@ -76,7 +97,8 @@ impl Requests {
 #[derive(Debug, Clone, Copy)]
 pub struct CountedElsewhere;
 
-/// Bytes of an answer that are handed over together with its head over HTTP/1, so that no client can leave them lying here.
+/// Bytes of an answer over HTTP/1 that hyper takes together with its head. Where the client does not take them they wait in the
+/// connection's buffer, which holds `request_head_kib` and a piece at the most: nothing else is begun over it until then.
 const AT_ONCE: u64 = 16 * 1024;
 
 impl Place {
@@ -121,10 +143,12 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut under_way = self.0.under_way.lock();
         under_way.all = under_way.all.saturating_sub(1);
-        if let Some(of_client) = under_way.clients.get_mut(&self.1) {
-            *of_client = of_client.saturating_sub(1);
-            if *of_client == 0 {
-                under_way.clients.remove(&self.1);
+        for network in [self.1].into_iter().chain(self.1.site()) {
+            if let Some(taken) = under_way.networks.get_mut(&network) {
+                *taken = taken.saturating_sub(1);
+                if *taken == 0 {
+                    under_way.networks.remove(&network);
+                }
             }
         }
     }
@@ -147,7 +171,31 @@ mod tests {
         drop((held, other));
         assert!(requests.admit(network(3)).is_ok());
         let under_way = requests.under_way.lock();
-        assert!(under_way.clients.is_empty() && under_way.all == 0);
+        assert!(under_way.networks.is_empty() && under_way.all == 0);
+    }
+
+    #[test]
+    fn few_clients_do_not_take_all_places() {
+        let requests = Requests::new(&ServerLimits::default());
+        let mut held = Vec::new();
+        let mut take_all = |network| {
+            let places: Vec<_> = std::iter::from_fn(|| requests.admit(network).ok()).collect();
+            let taken = places.len();
+            held.extend(places);
+            taken
+        };
+        let v4 = |n: u8| Network::of(std::net::Ipv4Addr::new(192, 0, 2, n).into());
+        let v6 = |n: u16| Network::of(std::net::Ipv6Addr::new(0x2001, 0xdb8, 1, n, 0, 0, 0, 1).into());
+        assert_eq!(take_all(v4(1)), 512, "as long as there are plenty, as many as are set");
+        let site: usize = (0..100).map(|n| take_all(v6(n))).sum();
+        assert_eq!(site, 1_024, "a quarter, however many networks the customer has");
+        let others: usize = (2..8).map(|n| take_all(v4(n))).sum();
+        assert!(others < 1_500, "{others}");
+        assert_eq!(requests.admit(v4(2)).unwrap_err().kind, ProblemType::RateLimited);
+        assert!(take_all(v4(200)) > 50, "the next one has places");
+        drop(held);
+        let under_way = requests.under_way.lock();
+        assert!(under_way.networks.is_empty() && under_way.all == 0);
     }
 
     #[test]

@@ -142,8 +142,13 @@ const GROUPS: &[Group] = &[
             },
             Row {
                 what: "an IPv6 /48 counts as",
-                bound: "16 clients, within `lookup_burst` and the other limits of one client",
+                bound: "16 clients, within `lookup_burst` and the other limits of one client; of connections and requests, a quarter of all at the most",
                 declared: &["CLIENTS_PER_SITE: u32 = 16;"],
+            },
+            Row {
+                what: "of the requests that are free where less than half are, one client has at most; an IPv6 /48",
+                bound: "an eighth; a quarter, within `requests_per_client`",
+                declared: &["PART: u32 = 8;", "PART_OF_SITE: u32 = 4;"],
             },
             Row {
                 what: "of an answer, what is handed over to a connection at once; over HTTP/2, what waits there to be sent",

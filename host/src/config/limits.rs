@@ -64,7 +64,7 @@ limits! {
         connections_per_client: u32 = 1_000, 1..=1_000_000, "open connections of one client (an IPv4 address or an IPv6 /64); not of trusted proxies";
         ops_connections: u32 = 64, 4..=10_000, "open connections to the listener of metrics and health";
         requests: u32 = 4_096, 1..=1_000_000, "requests under way at once, until the client has taken the answer, but for what is left in the buffers of its connection; event streams and WebSockets are counted by themselves";
-        requests_per_client: u32 = 512, 1..=1_000_000, "the same of one client";
+        requests_per_client: u32 = 512, 1..=1_000_000, "the same of one client; fewer where less than half of all are free";
         http2_streams: u32 = 200, 1..=10_000, "requests at once over one HTTP/2 connection";
         request_head_kib: usize = 64, 8..=1_024, "request line and headers, KiB";
         request_head_seconds: u64 = 10, 1..=600, "how long the head of a request may take to arrive, from the connection's beginning or its own first byte, seconds";

@@ -40,6 +40,9 @@ impl Client {
     }
 }
 
+/// A site may take as much as so many clients: one who owns an IPv6 /48 has 65,536 of them.
+pub const CLIENTS_PER_SITE: u32 = 16;
+
 /// What counts as one client: an IPv4 address, or an IPv6 /64, since that is the least a customer has to choose from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Network {

@@ -25,14 +25,12 @@ use crate::{
     clock::Clock,
     config::limits::ServerLimits,
     domain::{
-        client::{Client, Network},
+        client::{CLIENTS_PER_SITE, Client, Network},
         email::Email,
         id::{SessionId, UserId},
     },
 };
 
-/// An IPv6 /48 has as much as so many clients: one who owns it has 65,536 of them.
-const CLIENTS_PER_SITE: u32 = 16;
 /// How long a client that signed in to an account is known for it.
 const KNOWN: Duration = Duration::from_secs(30 * 24 * 3600);
 

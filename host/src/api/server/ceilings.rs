@@ -1,29 +1,42 @@
-//! How many connections may be open, in all and of one client. Where a ceiling is reached, connections that are idle make
+//! How many connections may be open, in all, of one client and of the IPv6 /48 around it. Where a ceiling is reached, connections that are idle make
 //! room, the longest idle first; only where there are none is a newcomer turned away.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, atomic::Ordering},
 };
 
 use parking_lot::Mutex;
 
 use super::activity::Activity;
-use crate::domain::client::Network;
+use crate::domain::client::{CLIENTS_PER_SITE, Network};
 
 /// The ceilings of one listener.
 pub struct Ceilings {
     total: usize,
     /// Of one client.
     each: usize,
+    /// Of one site.
+    each_site: usize,
     /// Tells how many there are.
     gauge: metrics::Gauge,
     open: Mutex<Open>,
 }
 
+/// Whom a connection is counted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Holder {
+    Client(Network),
+    /// A trusted proxy, which brings the requests of many clients.
+    Proxy(Network),
+}
+
 #[derive(Default)]
 struct Open {
-    clients: HashMap<Network, HashMap<u64, Arc<Activity>>>,
+    /// In the order of networks, so that those of one site lie side by side.
+    holders: BTreeMap<Holder, HashMap<u64, Arc<Activity>>>,
+    /// Connections of the clients of each site.
+    sites: HashMap<Network, usize>,
     count: usize,
     /// Of these, asked to close to make room.
     leaving: usize,
@@ -34,7 +47,7 @@ struct Open {
 pub struct Place {
     ceilings: Arc<Ceilings>,
     activity: Arc<Activity>,
-    network: Network,
+    holder: Holder,
     id: u64,
 }
 
@@ -44,7 +57,8 @@ const PART: usize = 16;
 impl Ceilings {
     /// So many in all, and of one client.
     pub fn new(total: usize, each: usize, gauge: metrics::Gauge) -> Arc<Self> {
-        Arc::new(Self { total, each, gauge, open: Mutex::default() })
+        let each_site = each.saturating_mul(CLIENTS_PER_SITE as usize).min(total / 4).max(each);
+        Arc::new(Self { total, each, each_site, gauge, open: Mutex::default() })
     }
 
     /// A place for a connection of this client; of a trusted proxy (`many`), which brings the requests of many clients, any
@@ -55,7 +69,7 @@ impl Ceilings {
             self.room_for_client(&mut open, network)?;
         }
         let full = open.count >= self.total + self.total / 8;
-        let everything = || open.clients.values().flat_map(HashMap::values);
+        let everything = || open.holders.values().flat_map(HashMap::values);
         // Of those that were asked to leave, some may have something under way again and stay. At the hard limit others make room
         // then, but only once no more are about to go: a flood must not close everybody's.
         let more =
@@ -74,26 +88,37 @@ impl Ceilings {
         self.gauge.increment(1);
         let id = open.next;
         open.next += 1;
-        open.clients.entry(network).or_default().insert(id, activity.clone());
-        Some(Place { ceilings: self.clone(), activity: activity.clone(), network, id })
+        let holder = if many { Holder::Proxy(network) } else { Holder::Client(network) };
+        open.insert(holder, id, activity.clone());
+        Some(Place { ceilings: self.clone(), activity: activity.clone(), holder, id })
     }
 
+    /// Room for one more connection of this client, and of its site.
     fn room_for_client(&self, open: &mut Open, network: Network) -> Option<()> {
-        let Some(of_client) = open.clients.get(&network) else { return Some(()) };
-        if of_client.len() < self.each {
-            return Some(());
+        if let Some(of_client) = open.holders.get(&Holder::Client(network)).filter(|held| held.len() >= self.each) {
+            open.leaving += room_below(self.each, of_client.len(), || of_client.values())?;
         }
-        let staying = of_client.values().filter(|activity| !activity.is_leaving()).count();
-        if staying >= self.each {
-            let left = make_room(of_client.values());
-            if left == 0 {
-                return None;
-            }
-            open.leaving += left;
-        } else if of_client.len() > self.each + self.each / 8 {
-            return None;
+        let Some(site) = network.site() else { return Some(()) };
+        let count = open.sites.get(&site).copied().unwrap_or_default();
+        if count >= self.each_site {
+            open.leaving += room_below(self.each_site, count, || open.of_site(site))?;
         }
         Some(())
+    }
+}
+
+/// Sees to it that of so many connections, no more than so many stay; how many were asked to close for that. `None`: there is no
+/// room for another one.
+fn room_below<'a, I: Iterator<Item = &'a Arc<Activity>>>(
+    most: usize,
+    count: usize,
+    connections: impl Fn() -> I,
+) -> Option<usize> {
+    let staying = connections().filter(|activity| !activity.is_leaving()).count();
+    if staying >= most {
+        Some(make_room(connections())).filter(|left| *left > 0)
+    } else {
+        (count <= most + most / 8).then_some(0)
     }
 }
 
@@ -105,28 +130,57 @@ impl Place {
         if self.ceilings.room_for_client(&mut open, network).is_none() {
             return false;
         }
-        open.remove(self.network, self.id);
-        open.clients.entry(network).or_default().insert(self.id, self.activity.clone());
-        self.network = network;
+        open.remove(self.holder, self.id);
+        self.holder = Holder::Client(network);
+        open.insert(self.holder, self.id, self.activity.clone());
         true
     }
 }
 
+impl Holder {
+    fn site(self) -> Option<Network> {
+        match self {
+            Self::Client(network) => network.site(),
+            Self::Proxy(_) => None,
+        }
+    }
+}
+
 impl Open {
-    fn remove(&mut self, network: Network, id: u64) {
-        if let Some(of_client) = self.clients.get_mut(&network) {
-            of_client.remove(&id);
-            if of_client.is_empty() {
-                self.clients.remove(&network);
+    fn insert(&mut self, holder: Holder, id: u64, activity: Arc<Activity>) {
+        self.holders.entry(holder).or_default().insert(id, activity);
+        if let Some(site) = holder.site() {
+            *self.sites.entry(site).or_default() += 1;
+        }
+    }
+
+    fn remove(&mut self, holder: Holder, id: u64) {
+        if let Some(held) = self.holders.get_mut(&holder) {
+            held.remove(&id);
+            if held.is_empty() {
+                self.holders.remove(&holder);
             }
         }
+        let Some(site) = holder.site() else { return };
+        if let Some(count) = self.sites.get_mut(&site) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.sites.remove(&site);
+            }
+        }
+    }
+
+    fn of_site(&self, site: Network) -> impl Iterator<Item = &Arc<Activity>> {
+        // A site comes before all networks in it.
+        let within = self.holders.range(Holder::Client(site)..);
+        within.take_while(move |(holder, _)| holder.site() == Some(site)).flat_map(|(_, held)| held.values())
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut open = self.ceilings.open.lock();
-        open.remove(self.network, self.id);
+        open.remove(self.holder, self.id);
         open.count = open.count.saturating_sub(1);
         self.ceilings.gauge.decrement(1);
         if self.activity.is_leaving() {
@@ -214,7 +268,7 @@ mod tests {
         assert_eq!(places.len(), 64 + 8);
         drop(places);
         let open = ceilings.open.lock();
-        assert_eq!((open.count, open.leaving, open.clients.len()), (0, 0, 0));
+        assert_eq!((open.count, open.leaving, open.holders.len()), (0, 0, 0));
     }
 
     #[test]
@@ -232,6 +286,24 @@ mod tests {
         assert!(ceilings.admit(&idle(), network(2), false).is_none());
         assert_eq!(leaving(), 3, "they stay: another one goes");
         drop(places);
+    }
+
+    #[test]
+    fn one_who_changes_from_network_to_network_within_a_48_has_a_quarter_at_the_most() {
+        let ceilings = ceilings(400, 10);
+        let v6 = |site: u16, n: u16| Network::of(std::net::Ipv6Addr::new(0x2001, 0xdb8, site, n, 0, 0, 0, 1).into());
+        let before = ceilings.admit(&idle(), v6(0, 9), false).unwrap();
+        let held: Vec<_> = (0..200).filter_map(|n| ceilings.admit(&busy(), v6(1, n), false)).collect();
+        assert_eq!(held.len(), 100);
+        let neighbours = [v6(0, 0), v6(2, 0), network(1)];
+        assert!(neighbours.map(|neighbour| ceilings.admit(&idle(), neighbour, false)).iter().all(Option::is_some));
+        assert!(ceilings.admit(&idle(), v6(1, 300), true).is_some(), "a trusted proxy in the same /48");
+        drop(held);
+        let idle: Vec<_> = (0..200).filter_map(|n| ceilings.admit(&idle(), v6(1, n), false)).collect();
+        assert_eq!(idle.len(), 100 + 13, "the idle ones make room, and an eighth more may be open until they have");
+        drop((before, idle));
+        let open = ceilings.open.lock();
+        assert_eq!((open.count, open.leaving, open.holders.len(), open.sites.len()), (0, 0, 0, 0));
     }
 
     #[test]
