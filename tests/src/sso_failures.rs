@@ -5,7 +5,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{Backend, PASSWORD, Setup, Trouble, World, eventually},
+    harness::{Backend, Browser, CLIENT_SECRET, Issuer, PASSWORD, Setup, Trouble, World, eventually},
     identities::Company,
 };
 
@@ -16,6 +16,7 @@ on_both!(
     a_subject_that_is_too_long_signs_nobody_in,
     a_provider_that_takes_too_long_ends_in_a_page,
     a_connection_that_changes_meanwhile_signs_nobody_in,
+    the_code_of_one_provider_is_not_sent_to_another_one,
     only_who_has_the_required_claims_comes_in,
     a_token_that_is_dated_back_is_taken,
     a_new_sign_in_replaces_the_browsers_old_session,
@@ -192,6 +193,26 @@ async fn a_connection_that_changes_meanwhile_signs_nobody_in(backend: Backend) {
         assert_eq!(company.event("auth.login", "failure").await["details"]["code"], code);
     }
     assert_eq!(owner.all("/api/v1/users").await.len(), 1, "nobody was made");
+}
+
+/// While the person is at the provider.
+async fn the_code_of_one_provider_is_not_sent_to_another_one(backend: Backend) {
+    let company = Company::start(backend, json!({ "default_role": "viewer" })).await;
+    let other = Issuer::start().await;
+    for issuer in [&company.issuer, &other] {
+        issuer.vouches("1", "ada@acme.test");
+    }
+    let browser = Browser::new();
+    let back = company.follow(&browser, |url| url.path() == "/auth/sso/callback").await;
+    let change = json!({ "config": { "issuer": other.url }, "secrets": { "client-secret": CLIENT_SECRET } });
+    company.tenant.owner.patch(&company.one(), change).await.ok(200);
+    let page = browser.visit(Method::GET, back.url, &[], |_| false).await;
+    assert_eq!((page.status, page.url.path()), (409, "/auth/sso/callback"), "{page:?}");
+    company.me(&browser).await.problem(401, "unauthenticated");
+    assert_eq!(company.event("auth.login", "failure").await["details"]["code"], "connection_changed");
+    assert_eq!((company.issuer.token_requests(), other.token_requests()), (0, 0), "nobody is sent the code");
+    assert_eq!(company.sign_in().await.1.url.path(), "/canvas", "who starts again comes in");
+    assert_eq!(other.token_requests(), 1);
 }
 
 async fn only_who_has_the_required_claims_comes_in(backend: Backend) {

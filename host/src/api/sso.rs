@@ -240,7 +240,8 @@ impl From<SsoError> for Page {
                 Self::new(StatusCode::NOT_FOUND, "No such sign-in", text)
             }
             SsoError::Changed => {
-                let text = "The connection to your identity provider was changed while you signed in. Start again.";
+                let text =
+                    "The connection to your identity provider was changed since you began to sign in. Start again.";
                 Self::new(StatusCode::CONFLICT, "Not signed in", text)
             }
             SsoError::ReturnTo => {

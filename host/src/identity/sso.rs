@@ -40,7 +40,7 @@ pub enum SsoError {
     /// There is no such connection, or it is not in use.
     #[error("no such identity connection")]
     NotFound,
-    /// The connection was changed while the provider was asked: what it said was said of another configuration.
+    /// The connection was changed since the sign-in began: what the provider says is said of another configuration.
     #[error("the identity connection was changed during this sign-in")]
     Changed,
     /// It would lead away.
@@ -164,7 +164,7 @@ fn derive(browser: &Opaque, state: &Opaque) -> Derived {
     Derived { nonce: with("nonce"), verifier: with("verifier") }
 }
 
-/// Refuses unless a connection is as it was when the provider was asked; then it stays so until the transaction ends.
+/// Refuses unless a connection is as it was when the sign-in began; then it stays so until the transaction ends.
 async fn unchanged(tx: &mut Tx, connection: &Connection) -> Result<(), SsoError> {
     match connections::lock(tx, connection.organization_id, connection.id).await? {
         Some((true, revision)) if revision == connection.revision => Ok(()),
@@ -254,6 +254,7 @@ impl Identity {
         let pending = Pending {
             organization_id: connection.organization_id,
             connection_id: connection.id,
+            connection_revision: connection.revision,
             return_to: return_to.into(),
             expires_at: now + self.sso_state_time,
         };
@@ -307,6 +308,10 @@ impl Identity {
             (_, error) => return Err(failures::refused(error.unwrap_or("no code was sent"), callback.description)),
         };
         let connection = desk.connection(begun.connection_id).await?;
+        // RFC 9700, section 4.4: the code is for whom the browser was sent to, and so is the PKCE verifier.
+        if connection.revision != begun.connection_revision {
+            return Err(SsoError::Changed);
+        }
         // What follows in the database is not cut off in the middle: who is told that it failed is not signed in.
         let answered = self.answered(desk, &connection, (callback, code), (&browser, &state));
         let answered =

@@ -16,6 +16,8 @@ pub struct Pending {
     pub organization_id: OrganizationId,
     /// By which identity connection.
     pub connection_id: Uuid,
+    /// That connection's revision when the sign-in began.
+    pub connection_revision: i64,
     /// Where to go in the end: a whole address.
     pub return_to: String,
     /// When it is too late.
@@ -27,13 +29,15 @@ pub struct Pending {
 /// # Errors
 /// As the database says.
 pub async fn begin(tx: &mut Tx, state: &[u8], browser: &[u8], pending: &Pending) -> Result<(), StoreError> {
-    let sql = "INSERT INTO sso_states (state_hash, browser_hash, organization_id, connection_id, return_to, expires_at)
-               VALUES ($1, $2, $3, $4, $5, $6)";
+    let sql = "INSERT INTO sso_states
+                   (state_hash, browser_hash, organization_id, connection_id, connection_revision, return_to, expires_at)
+               VALUES ($1, $2, $3, $4, $5, $6, $7)";
     on!(tx, |c| sqlx::query(sql)
         .bind(state)
         .bind(browser)
         .bind(pending.organization_id)
         .bind(pending.connection_id)
+        .bind(pending.connection_revision)
         .bind(&pending.return_to)
         .bind(pending.expires_at)
         .execute(c)
@@ -63,7 +67,7 @@ pub async fn exists(
 /// As the database says.
 pub async fn take(tx: &mut Tx, state: &[u8], browser: &[u8]) -> Result<Option<Pending>, StoreError> {
     let sql = "DELETE FROM sso_states WHERE state_hash = $1 AND browser_hash = $2
-               RETURNING organization_id, connection_id, return_to, expires_at";
+               RETURNING organization_id, connection_id, connection_revision, return_to, expires_at";
     Ok(on!(tx, |c| sqlx::query_as(sql).bind(state).bind(browser).fetch_optional(c).await)?)
 }
 

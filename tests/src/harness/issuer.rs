@@ -3,7 +3,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use axum::{
@@ -43,6 +46,7 @@ struct Inner {
     trouble: Mutex<Option<Trouble>>,
     /// Nonce and claims by code.
     codes: Mutex<HashMap<String, (String, Value)>>,
+    token_requests: AtomicUsize,
     held: watch::Sender<usize>,
     gate: Semaphore,
 }
@@ -64,6 +68,7 @@ impl Issuer {
             claims: Mutex::new(json!({})),
             trouble: Mutex::default(),
             codes: Mutex::default(),
+            token_requests: AtomicUsize::new(0),
             held: watch::Sender::new(0),
             gate: Semaphore::new(0),
         });
@@ -96,6 +101,11 @@ impl Issuer {
     /// From now on this goes wrong; with nothing, all is well.
     pub fn trouble(&self, trouble: Option<Trouble>) {
         *self.inner.trouble.lock().expect("lock") = trouble;
+    }
+
+    /// How often the token endpoint was asked.
+    pub fn token_requests(&self) -> usize {
+        self.inner.token_requests.load(Ordering::Relaxed)
     }
 
     /// Waits until the token endpoint holds the next request, does this, and lets the request go on.
@@ -154,6 +164,7 @@ async fn authorize(State(inner): State<Arc<Inner>>, Query(query): Query<Form>) -
 }
 
 async fn token(State(inner): State<Arc<Inner>>, body: String) -> Response {
+    inner.token_requests.fetch_add(1, Ordering::Relaxed);
     match inner.trouble() {
         Some(Trouble::Token(status, body)) => {
             return (StatusCode::from_u16(status).expect("a status"), Json(body)).into_response();
