@@ -15,6 +15,7 @@ use crate::{
     identity::Identity,
     jobs::Jobs,
     plugins::{Ingredients, Plugins},
+    queues::Queues,
     sandbox::egress,
     secrets::Secrets,
     store::{Store, quota::Allowances},
@@ -42,6 +43,8 @@ pub struct Parts {
     pub denials: Denials,
     /// What organizations may add before their rows are counted again.
     pub allowances: Allowances,
+    /// Whose turn it is to cut a version of an agent.
+    pub versions: Queues,
     /// Sign-in, sessions and tokens.
     pub identity: Identity,
     /// HTTP to wherever a tenant's configuration points: checked against the operator's settings.
@@ -109,6 +112,7 @@ impl App {
         let identity = Identity::new(&config, &clock, &store, &secrets, &egress).await?;
         let denials = Denials::new(&config.limits);
         let allowances = Allowances::new(&config.limits);
+        let versions = Queues::new(config.limits.versions_waiting_per_organization);
         let jobs = Jobs::new(&config.limits);
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
         let tasks = TaskTracker::new();
@@ -133,6 +137,7 @@ impl App {
             authz,
             denials,
             allowances,
+            versions,
             identity,
             egress,
             plugins,

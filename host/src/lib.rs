@@ -17,6 +17,7 @@ pub mod identity;
 pub mod jobs;
 pub mod lease;
 pub mod plugins;
+pub mod queues;
 pub mod request_id;
 pub mod sandbox;
 pub mod secrets;

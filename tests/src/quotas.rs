@@ -1,6 +1,7 @@
 //! How many rows of each kind an organization may have: the refusal names the bound and its setting, others go on, and what is removed
 //! makes room. And bounds of single requests that are told of nowhere else.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
@@ -12,6 +13,7 @@ use crate::{
 
 on_both!(
     each_kind_of_row_has_its_bound,
+    versions_of_agents_have_their_bounds,
     jobs_that_wait_are_bounded,
     policies_have_their_bounds,
     bodies_pages_and_places_to_sign_in_have_their_bounds,
@@ -67,6 +69,41 @@ async fn each_kind_of_row_has_its_bound(backend: Backend) {
     other.workspace("theirs").await;
     owner.delete(&format!("/api/v1/agents/{}", id(&agents[0]))).await.ok(204);
     tenant.agent(&first, "in its place").await;
+}
+
+async fn versions_of_agents_have_their_bounds(backend: Backend) {
+    let setup = Setup::new(backend).await.with("KAIZEN_VERSIONS_PER_AGENT", "2");
+    let world = World::with(setup.with("KAIZEN_VERSION_STORAGE_MIB_PER_ORGANIZATION", "1")).await;
+    let (tenant, other) = (world.tenant("acme").await, world.tenant("globex").await);
+    let owner = &tenant.owner;
+    let workspace = tenant.workspace("first").await;
+    let large = json!({ "system_prompt": "p".repeat(60 << 10) });
+    let mut agents = Vec::new();
+    let full = loop {
+        let mut body = agent(&workspace, &format!("agent {}", agents.len()));
+        body["settings"] = large.clone();
+        let path = format!("/api/v1/agents/{}", id(&owner.create("/api/v1/agents", body).await));
+        agents.push(path.clone());
+        let versions = format!("{path}/versions");
+        // The last answer under a key is given again also where nothing more may be added.
+        let key = [("idempotency-key", path.as_str())];
+        let first = owner.request(Method::POST, &versions, Some(json!({})), &key).await;
+        if first.status != 201 {
+            break first.problem(409, "conflict");
+        }
+        fill(owner, &versions, |_| json!({}), "versions_per_agent").await;
+        let again = owner.request(Method::POST, &versions, Some(json!({})), &key).await;
+        assert_eq!(again.ok(201), first.ok(201));
+        assert!(agents.len() < 10, "17 of them take more than 1 MiB");
+    };
+    assert!(full.to_string().contains("version_storage_mib_per_organization"), "{full}");
+    assert!(agents.len() > 8, "16 have room");
+    // Another organization has its own, and whoever removes an agent has room again.
+    let theirs = id(&other.agent(&other.workspace("theirs").await, "helper").await);
+    other.owner.create(&format!("/api/v1/agents/{theirs}/versions"), json!({})).await;
+    owner.delete(&agents[0]).await.ok(204);
+    let last = agents.last().expect("the refused one");
+    owner.create(&format!("{last}/versions"), json!({})).await;
 }
 
 async fn jobs_that_wait_are_bounded(backend: Backend) {

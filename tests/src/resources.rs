@@ -16,6 +16,7 @@ on_both!(
     a_user_has_no_more_roles_than_one_may_have,
     settings_are_merged,
     versions_are_immutable_and_numbered,
+    versions_that_are_cut_at_once_are_numbered_without_gaps,
 );
 
 /// One kind of thing: where it is, how it is made, how it is changed.
@@ -244,6 +245,23 @@ async fn a_version_waits_for_a_change_that_is_under_way() {
     cutting.await.expect("an answer").ok(201);
     let cut = tenant.owner.get(&format!("{versions}/1")).await.ok(200);
     assert_eq!(cut["workflow"]["agent"]["description"], "after the change", "{cut}");
+}
+
+async fn versions_that_are_cut_at_once_are_numbered_without_gaps(backend: Backend) {
+    let world = World::start(backend).await;
+    let tenant = world.tenant("acme").await;
+    let workspace = tenant.workspace("first").await;
+    let versions = format!("/api/v1/agents/{}/versions", id(&tenant.agent(&workspace, "helper").await));
+    let cut = |_| {
+        let (owner, path) = (tenant.owner.client.clone(), versions.clone());
+        tokio::spawn(async move { owner.post(&path, json!({})).await.ok(201)["version"].as_i64().expect("a number") })
+    };
+    let mut numbers = Vec::new();
+    for cutting in (0..8).map(cut).collect::<Vec<_>>() {
+        numbers.push(cutting.await.expect("an answer"));
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, (1..=8).collect::<Vec<_>>());
 }
 
 async fn versions_are_immutable_and_numbered(backend: Backend) {

@@ -80,6 +80,7 @@ pub struct Input<T> {
 }
 
 /// `Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header) and SHA-256 of method, path and body.
+#[derive(Clone)]
 pub struct IdempotencyKey {
     /// As sent, 1 to 255 visible characters.
     pub key: String,

@@ -3,6 +3,7 @@
 use axum::{
     Json,
     extract::State,
+    http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,7 @@ use super::{
     guard::change,
     idempotency::{Claimed, Once},
     page::{Listed, Page, cursor},
-    problem::{Problem, Result},
+    problem::{Problem, ProblemType, Result},
 };
 use crate::{
     app::App,
@@ -26,9 +27,13 @@ use crate::{
         canvas::Graph,
         fault,
         id::AgentId,
+        principal::Principal,
     },
-    store::{canvas, versions},
+    store::{Tx, agents, canvas, versions},
 };
+
+/// How often a version is read anew because the agent changed meanwhile.
+const TRIES: usize = 8;
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
@@ -74,6 +79,8 @@ struct AgentPart<'a> {
 }
 
 /// Cut a version
+///
+/// Versions are not changed, and removed only with their agent. One organization's are cut one after the other.
 #[utoipa::path(post, path = "/api/v1/agents/{id}/versions", tag = "Versions", params(("id" = AgentId, Path)),
     request_body = NewVersion, responses((status = CREATED, body = Version)))]
 async fn create(
@@ -86,31 +93,101 @@ async fn create(
     let mut faults = Vec::new();
     fault::description("/note", &input.body.note, &mut faults);
     Problem::check(faults)?;
-    let mut tx = app.store.begin().await?;
-    let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {
-        Claimed::Fresh(once) => once,
-        Claimed::Answered(response) => return Ok(response),
+    let Ok(_turn) = app.versions.turn(caller.organization_id).await else {
+        let why = "Several versions of this organization's agents are being cut: send one after the other.";
+        return Err(
+            Problem::new(ProblemType::RateLimited, why).with_header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+        );
     };
-    // The agent as it is under the lock: one that was read before may be another by now, with settings from before and a
-    // canvas from after somebody's change.
-    let locked = versions::next(&mut tx, caller.organization_id, id).await?;
-    let (agent, number) = locked.ok_or_else(|| Problem::not_found("agent"))?;
-    let (sequence, graph) = canvas::graph(&mut tx, caller.organization_id, agent.canvas_id).await?;
+    for _ in 0..TRIES {
+        let draft = draft(&app, &caller, id).await?;
+        let mut tx = app.store.begin().await?;
+        let once = match Once::claim(&app, &mut tx, &caller, input.idempotency.clone()).await? {
+            Claimed::Fresh(once) => once,
+            Claimed::Answered(response) => return Ok(response),
+        };
+        let locked = versions::next(&mut tx, caller.organization_id, id).await?;
+        let (agent, number) = locked.ok_or_else(|| Problem::not_found("agent"))?;
+        room(&app, number, draft.bytes)?;
+        if !draft.holds(&mut tx, &agent, number).await? {
+            continue;
+        }
+        let Draft { sequence, text, .. } = draft;
+        let version = Version {
+            id: app.clock.id(),
+            agent_id: id,
+            number,
+            digest: hex::encode(Sha256::digest(&text)),
+            note: input.body.note,
+            created_by: caller.user_id,
+            created_at: app.clock.now(),
+        };
+        versions::insert(&mut tx, caller.organization_id, &version, &text).await?;
+        let response = once.created(&mut tx, &version, number).await?;
+        let details = json!({ "version": number, "digest": version.digest, "canvas_sequence": sequence });
+        change(&app, tx, &caller, Action::AgentVersion, format!("agent/{id}"), details).await?;
+        return Ok(response);
+    }
+    let why = "This agent is being changed, or other versions of it are being cut, all the time: try again shortly.";
+    Err(Problem::new(ProblemType::Unavailable, why).with_header(header::RETRY_AFTER, HeaderValue::from_static("1")))
+}
+
+/// What a version is made of, read before anything is locked: reading a large canvas takes its time.
+struct Draft {
+    /// Of the agent.
+    revision: i64,
+    /// The version that would be the next one before the canvas was read.
+    number: i64,
+    /// Of the canvas.
+    sequence: i64,
+    text: String,
+    /// Of all versions of the organization, with this one.
+    bytes: i64,
+}
+
+async fn draft(app: &App, caller: &Principal, id: AgentId) -> Result<Draft> {
+    let organization = caller.organization_id;
+    let mut conn = app.store.read().await?;
+    let number = versions::next_number(&mut conn, organization, id).await?;
+    let bytes = versions::bytes(&mut conn, organization).await?;
+    let agent = agents::get(&mut conn, organization, id).await?.ok_or_else(|| Problem::not_found("agent"))?;
+    let (sequence, graph) = canvas::graph(&mut conn, organization, agent.canvas_id).await?;
+    drop(conn);
     let text = workflow(&agent, sequence, &graph)?;
-    let version = Version {
-        id: app.clock.id(),
-        agent_id: id,
-        number,
-        digest: hex::encode(Sha256::digest(&text)),
-        note: input.body.note,
-        created_by: caller.user_id,
-        created_at: app.clock.now(),
-    };
-    versions::insert(&mut tx, caller.organization_id, &version, &text).await?;
-    let response = once.created(&mut tx, &version, number).await?;
-    let details = json!({ "version": number, "digest": version.digest, "canvas_sequence": sequence });
-    change(&app, tx, &caller, Action::AgentVersion, format!("agent/{id}"), details).await?;
-    Ok(response)
+    let bytes = bytes.saturating_add(i64::try_from(text.len()).unwrap_or(i64::MAX));
+    Ok(Draft { revision: agent.revision, number, sequence, text, bytes })
+}
+
+impl Draft {
+    /// Whether it is what agent and canvas were at one moment, and no earlier one than that of the version before.
+    async fn holds(&self, tx: &mut Tx, agent: &Agent, number: i64) -> Result<bool> {
+        if agent.revision != self.revision {
+            return Ok(false);
+        }
+        // The canvas may change all the time. That is no matter unless a version was cut meanwhile, which may have more of it.
+        Ok(number == self.number
+            || canvas::sequence(tx, agent.organization_id, agent.canvas_id).await?.unwrap_or_default() == self.sequence)
+    }
+}
+
+/// Whether there may be a version of this number, and all versions of the organization may take so many bytes.
+fn room(app: &App, number: i64, bytes: i64) -> Result<()> {
+    let limits = &app.config.limits;
+    let most = limits.versions_per_agent;
+    if number > most {
+        return Err(Problem::conflict(format!(
+            "This agent has {most} versions already, as many as one may have here: go on with a new agent, or ask the operator to \
+             raise `versions_per_agent`."
+        )));
+    }
+    let most = limits.version_storage_mib_per_organization;
+    if bytes > most.saturating_mul(1024 * 1024) {
+        return Err(Problem::conflict(format!(
+            "With this one, the versions of your organization's agents would take more than {most} MiB: delete agents that are not \
+             needed any more, or ask the operator to raise `version_storage_mib_per_organization`."
+        )));
+    }
+    Ok(())
 }
 
 fn workflow(agent: &Agent, canvas_sequence: i64, graph: &Graph) -> Result<String> {

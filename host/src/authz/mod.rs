@@ -13,7 +13,6 @@ mod filter;
 mod index;
 mod kind;
 mod parts;
-mod queues;
 mod reads;
 mod required;
 pub mod respell;
@@ -46,7 +45,6 @@ use self::{
     engine::{Engine, Tenant},
     errors::Errors,
     filter::Filter,
-    queues::Queues,
     tenant::{Compiled, Tenants},
     workers::{Undone, Workers},
 };
@@ -54,6 +52,7 @@ use crate::{
     clock::Clock,
     config::limits::ServerLimits,
     domain::{id::OrganizationId, principal::Principal},
+    queues::Queues,
     store::{Store, StoreError},
 };
 

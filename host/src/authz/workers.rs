@@ -15,11 +15,12 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::{
+use super::text::STACK;
+use crate::{
+    config::limits::ServerLimits,
+    domain::id::OrganizationId,
     queues::{Full, Queues},
-    text::STACK,
 };
-use crate::{config::limits::ServerLimits, domain::id::OrganizationId};
 
 /// Why something was not done.
 #[derive(Debug, thiserror::Error)]

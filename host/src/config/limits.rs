@@ -164,6 +164,9 @@ limits! {
         workspaces_per_organization: i64 = 2_000, 1..=1_000_000, "workspaces of one organization";
         memberships_per_user: i64 = 500, 1..=100_000, "roles of one user, in the organization and in its workspaces together";
         agents_per_organization: i64 = 100_000, 1..=10_000_000, "agents of one organization";
+        versions_per_agent: i64 = 10_000, 1..=1_000_000, "versions of one agent";
+        version_storage_mib_per_organization: i64 = 10_240, 1..=10_485_760, "versions of all agents of one organization in the database, MiB; each host but one may go beyond by one version";
+        versions_waiting_per_organization: usize = 32, 0..=100_000, "versions of one organization that wait on a host until another one is cut; further ones are refused with 429";
         connections_per_organization: i64 = 500, 1..=100_000, "identity connections, gateways and audit sinks of one organization, of each kind";
         jobs_waiting_per_organization: i64 = 10_000, 1..=1_000_000, "jobs of one organization that wait for a worker";
     }

@@ -44,6 +44,11 @@ impl Fixture {
         Database::each().await.into_iter().map(Self::at).collect()
     }
 
+    /// As [`Database::each_after`].
+    pub(crate) async fn each_after(migration: i64) -> Vec<Self> {
+        Database::each_after(migration).await.into_iter().map(Self::at).collect()
+    }
+
     pub(crate) async fn sqlite() -> Self {
         Self::at(Database::sqlite().await)
     }

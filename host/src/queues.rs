@@ -9,14 +9,14 @@ use crate::domain::id::OrganizationId;
 
 /// The queues of the organizations that wait for something now.
 #[derive(Clone)]
-pub(super) struct Queues {
+pub struct Queues {
     waiting: usize,
     by_organization: Arc<Mutex<HashMap<OrganizationId, Queue>>>,
 }
 
 /// As many of the organization wait as may.
 #[derive(Debug)]
-pub(super) struct Full;
+pub struct Full;
 
 struct Queue {
     turn: Arc<Semaphore>,
@@ -24,7 +24,7 @@ struct Queue {
 }
 
 /// The turn of one of an organization, until it is dropped.
-pub(super) struct Turn {
+pub struct Turn {
     _turn: OwnedSemaphorePermit,
     _place: Place,
 }
@@ -48,7 +48,7 @@ impl Drop for Place {
 
 impl Queues {
     /// So many of an organization may wait beside the one whose turn it is.
-    pub(super) fn new(waiting: usize) -> Self {
+    pub fn new(waiting: usize) -> Self {
         Self { waiting, by_organization: Arc::default() }
     }
 
@@ -56,7 +56,7 @@ impl Queues {
     ///
     /// # Errors
     /// [`Full`], at once.
-    pub(super) async fn turn(&self, organization: OrganizationId) -> Result<Turn, Full> {
+    pub async fn turn(&self, organization: OrganizationId) -> Result<Turn, Full> {
         let (place, own) = {
             let mut queues = self.by_organization.lock();
             let queue =
@@ -73,7 +73,7 @@ impl Queues {
 
     /// For the tests: whether nobody waits, and nothing is kept of whoever did.
     #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.by_organization.lock().is_empty()
     }
 }
