@@ -228,7 +228,8 @@ pub async fn replace_session(app: &App, headers: &HeaderMap, signed_in: &SignedI
 
 /// Sign in by password
 ///
-/// Answers tokens and sets the session cookie. Where several organizations know this address and password, 409 lists them.
+/// Answers tokens and sets the session cookie. Where several organizations know this address and password, 409 lists them. Of somebody
+/// with `sessions_per_user` (100) sessions it ends the one that was used least recently.
 #[utoipa::path(post, path = "/api/v1/auth/login", tag = "Sign-in", security(()),
     request_body = Login, responses((status = OK, body = Tokens)))]
 async fn login(
@@ -252,6 +253,9 @@ async fn login(
         }
     })?;
     replace_session(&app, &headers, &signed_in).await;
+    if signed_in.ended_others {
+        app.bus.publish(Hint::Access { organization: signed_in.organization_id });
+    }
     app.bus.publish(Hint::Audit { organization: signed_in.organization_id });
     let mut response = answer(&signed_in);
     let device = app.identity.devices.remember(&app.clock, &devices, signed_in.user_id);

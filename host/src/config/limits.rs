@@ -81,6 +81,7 @@ limits! {
         sso_state_seconds: i64 = 600, 60..=3_600, "how long somebody may take at an identity provider before the sign-in has to be begun anew, seconds";
         sign_in_failures_recorded: u32 = 200, 1..=1_000_000, "failed sign-ins of one identity connection that a host logs and writes into the audit trail in an hour, and as many for each code of a refusal by the server itself; all are counted";
         sign_in_organizations: i64 = 8, 1..=100, "organizations in which a password is tried where a sign-in names none";
+        sessions_per_user: i64 = 100, 1..=10_000, "sessions of one user; the next sign-in ends the one that was used least recently";
         sign_in_connections: i64 = 20, 1..=200, "identity connections that are offered to one address";
         identity_providers_kept: u64 = 1_000, 10..=100_000, "issuers whose discovery document and keys a host keeps";
         discovery_seconds: u64 = 600, 10..=86_400, "how long it keeps them, seconds";

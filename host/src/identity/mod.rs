@@ -89,6 +89,8 @@ pub struct Parts {
     sso_state_time: TimeDelta,
     /// Organizations in which a password is tried where a sign-in names none.
     sign_in_organizations: i64,
+    /// Sessions of one user.
+    sessions_per_user: i64,
     /// Sessions being written down as seen.
     touching: Arc<Semaphore>,
 }
@@ -168,6 +170,7 @@ impl Identity {
             ),
             sso_state_time: TimeDelta::seconds(config.limits.sso_state_seconds),
             sign_in_organizations: config.limits.sign_in_organizations,
+            sessions_per_user: config.limits.sessions_per_user,
             touching: Arc::new(Semaphore::new(4)),
         })))
     }
@@ -319,7 +322,8 @@ impl Identity {
         self.throttle.admit_password(client, devices)
     }
 
-    /// Forgets sessions, tokens and keys that ended a week ago. To be called now and then, by any host.
+    /// Forgets sessions that ended, or were ended, a week ago, and tokens and keys that ended then. To be called now and then, by any
+    /// host.
     ///
     /// # Errors
     /// As the database says.

@@ -8,6 +8,9 @@ use zeroize::Zeroizing;
 
 use crate::clock::Clock;
 
+/// Bytes that all secrets of one family have in common.
+const FAMILY: usize = 16;
+
 /// A secret that its holder presents again.
 pub struct Opaque(Zeroizing<[u8; 32]>);
 
@@ -45,6 +48,19 @@ impl Opaque {
         Self(bytes)
     }
 
+    /// The secret that follows this one in its family, which only the holder of this one can find, given the salt: half of it is the
+    /// family's, half is derived.
+    pub fn successor(&self, salt: &[u8]) -> Self {
+        let mut next = self.derive(salt);
+        next.0.iter_mut().zip(self.0.iter()).take(FAMILY).for_each(|(next, own)| *next = *own);
+        next
+    }
+
+    /// What all of this one's family have in common, as stored: whoever presents it was given one of them.
+    pub fn family_hash(&self) -> [u8; 32] {
+        Sha256::digest(self.0.get(..FAMILY).unwrap_or_default()).into()
+    }
+
     /// The bytes as base64url: a value to send, where this secret was derived to be sent.
     pub fn encode(&self) -> String {
         URL_SAFE_NO_PAD.encode(*self.0)
@@ -67,6 +83,18 @@ mod tests {
         assert!(Opaque::parse("kzr_", &text[..text.len() - 1]).is_none());
         assert!(Opaque::parse("kzr_", &format!("{text}A")).is_none());
         assert!(Opaque::parse("kzr_", "").is_none());
+    }
+
+    #[test]
+    fn successors_are_of_one_family_and_are_found_from_the_one_before() {
+        let (a, b) = (Opaque::random(&Clock::system()), Opaque::random(&Clock::system()));
+        let (next, other) = (a.successor(b"1"), a.successor(b"2"));
+        assert_eq!(next.hash(), a.successor(b"1").hash());
+        for (one, two) in [(&a, &next), (&next, &other), (&a, &b)] {
+            assert_ne!(one.hash(), two.hash());
+        }
+        assert_eq!([next.family_hash(), other.successor(b"3").family_hash()], [a.family_hash(); 2]);
+        assert_ne!(a.family_hash(), b.family_hash());
     }
 
     #[test]

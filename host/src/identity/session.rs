@@ -4,6 +4,10 @@
 //! before either lost the answer a moment ago, shares it with another tab, or stole it: for ten seconds they are given
 //! the same successor again, after that the session ends. The successor is derived from the token and a stored salt, so
 //! that it can be given again although it is stored nowhere.
+//!
+//! All refresh tokens of a session begin with the same random half, their family, whose hash is kept with the session. So one that was
+//! exchanged need not be kept to be known again: what is of a session's family and not stored was exchanged before, or made up by
+//! somebody who has one that was.
 
 use std::time::Duration;
 
@@ -33,6 +37,12 @@ pub const IDLE: TimeDelta = TimeDelta::days(14);
 pub const COARSE: TimeDelta = TimeDelta::minutes(10);
 /// How long an exchanged refresh token still gives its successor.
 const GRACE: TimeDelta = TimeDelta::seconds(10);
+/// How long one is kept: longer than [`GRACE`], as the clocks of hosts differ.
+const USED_KEPT: TimeDelta = TimeDelta::minutes(1);
+/// How many are forgotten with one exchange.
+const FORGOTTEN: i64 = 20;
+/// How long ago a session must have ended to be forgotten with the next sign-in: whoever exchanged a token of it meanwhile is done.
+const ENDED_KEPT: TimeDelta = TimeDelta::minutes(1);
 /// What refresh tokens begin with, so that scanners for leaked secrets know them.
 pub const REFRESH_PREFIX: &str = "kzr_";
 /// Bytes of a user agent that are kept.
@@ -73,6 +83,8 @@ pub struct SignedIn {
     pub refresh_token: SecretString,
     /// The cookie's value; a refresh leaves the cookie as it is.
     pub cookie: Option<SecretString>,
+    /// Whether other sessions of the user were ended, because they have as many as one may.
+    pub ended_others: bool,
 }
 
 /// A session that was begun in a transaction, to be handed out once that has committed.
@@ -83,6 +95,7 @@ pub struct Begun {
     pub session_id: SessionId,
     refresh: Opaque,
     cookie: Opaque,
+    ended_others: bool,
 }
 
 /// What came of a refresh token.
@@ -101,7 +114,8 @@ pub enum Refreshed {
 }
 
 impl Identity {
-    /// Begins a session for a user, and records the sign-in: call it last, right before the commit.
+    /// Begins a session for a user, in place of those used least recently where there would be too many, and records the sign-in: call it
+    /// last, right before the commit.
     ///
     /// # Errors
     /// As the database says.
@@ -115,18 +129,33 @@ impl Identity {
         let now = clock.now();
         let session_id: SessionId = clock.id();
         let (refresh, cookie) = (Opaque::random(clock), Opaque::random(clock));
+        let others = self.sessions_per_user.saturating_sub(1);
+        let ended = sessions::end_beyond(tx, (organization_id, user_id), others, now, now - ENDED_KEPT).await?;
         let session = NewSession {
             id: session_id,
             organization_id,
             user_id,
             method: how.method.as_str(),
             cookie_hash: &cookie.hash(),
+            refresh_family: &refresh.family_hash(),
             user_agent: cut(how.visit.user_agent),
             created_at: now,
             expires_at: now + LIFETIME,
         };
         sessions::insert(tx, &session).await?;
         sessions::insert_refresh(tx, &refresh.hash(), (organization_id, session_id), now, now + IDLE).await?;
+        let ended_others = !ended.is_empty();
+        for session in ended {
+            let event = Record {
+                organization_id,
+                actor: format!("user/{user_id}"),
+                action: "auth.logout",
+                target: format!("session/{session}"),
+                outcome: Outcome::Success,
+                details: json!({ "reason": "the user has as many sessions as one may", "replaced_by": session_id }),
+            };
+            audit::record(tx, clock, event).await?;
+        }
         let mut details = how.visit.details(how.method);
         if let (Some(connection), Some(details)) = (how.connection, details.as_object_mut()) {
             details.insert("connection_id".into(), json!(connection));
@@ -140,7 +169,7 @@ impl Identity {
             details,
         };
         audit::record(tx, clock, event).await?;
-        Ok(Begun { organization_id, user_id, session_id, refresh, cookie })
+        Ok(Begun { organization_id, user_id, session_id, refresh, cookie, ended_others })
     }
 
     /// Hands out what a committed session is used with.
@@ -148,12 +177,21 @@ impl Identity {
     /// # Errors
     /// As the database says.
     pub async fn hand_out(&self, store: &Store, clock: &Clock, begun: Begun) -> Result<SignedIn, super::IssueError> {
-        let Begun { organization_id, user_id, session_id, refresh, cookie } = begun;
+        let Begun { organization_id, user_id, session_id, refresh, cookie, ended_others } = begun;
         let cookie = Some(cookie.reveal(""));
         self.tokens.publish(store, clock).await?;
         let access_token = self.tokens.issue(clock, (organization_id, user_id, session_id))?.into();
         let (expires_in, refresh_token) = (token::LIFETIME.num_seconds(), refresh.reveal(REFRESH_PREFIX));
-        Ok(SignedIn { organization_id, user_id, session_id, access_token, expires_in, refresh_token, cookie })
+        Ok(SignedIn {
+            organization_id,
+            user_id,
+            session_id,
+            access_token,
+            expires_in,
+            refresh_token,
+            cookie,
+            ended_others,
+        })
     }
 
     /// Exchanges a refresh token.
@@ -169,9 +207,9 @@ impl Identity {
         let Some(presented) = Opaque::parse(REFRESH_PREFIX, presented.expose_secret()) else {
             return Ok(Refreshed::Refused);
         };
-        let hash = presented.hash();
+        let (hash, family) = (presented.hash(), presented.family_hash());
         // Looked up by reading first: what is none of ours costs no more than any other request of nobody's.
-        let Some(session) = sessions::of_refresh(&mut store.read().await?, &hash).await? else {
+        let Some(session) = sessions::of_refresh(&mut store.read().await?, &hash, &family).await? else {
             return Ok(Refreshed::Refused);
         };
         if let Err(wait) = self.throttle.refresh(session) {
@@ -179,29 +217,39 @@ impl Identity {
         }
         let now = clock.now();
         let mut tx = store.begin().await?;
-        let Some(token) = sessions::lock_refresh(&mut tx, &hash).await? else {
+        let token = sessions::lock_refresh(&mut tx, &hash).await?;
+        let whose = match &token {
+            Some(token) => Some((token.organization_id, token.session_id)),
+            None => sessions::by_family(&mut tx, &family).await?,
+        };
+        let Some((organization_id, session_id)) = whose else {
             return Ok(Refreshed::Refused);
         };
-        let (organization_id, session_id) = (token.organization_id, token.session_id);
         let Some(user_id) = sessions::user_of(&mut tx, organization_id, session_id).await? else {
             return Ok(Refreshed::Refused);
         };
         let session = Named { organization: organization_id, user: user_id, session: session_id };
         let live = !sessions::by_ids(&mut tx, &[session], live_at(now)).await?.is_empty();
-        if !live || token.expires_at <= now {
+        if !live || token.as_ref().is_some_and(|token| token.expires_at <= now) {
             return Ok(Refreshed::Refused);
         }
-        let successor = match (token.used_at, token.salt) {
-            (None, _) => {
-                let salt = clock.bytes::<32>();
-                let successor = presented.derive(&salt);
+        let successor = match token.map(|token| (token.used_at, token.salt)) {
+            Some((None, _)) => {
+                let (salt, of) = (clock.bytes::<32>(), (organization_id, session_id));
+                let successor = presented.successor(&salt);
                 sessions::use_refresh(&mut tx, &hash, &salt, now).await?;
-                sessions::insert_refresh(&mut tx, &successor.hash(), (organization_id, session_id), now, now + IDLE)
-                    .await?;
+                sessions::note_family(&mut tx, of, &family).await?;
+                sessions::insert_refresh(&mut tx, &successor.hash(), of, now, now + IDLE).await?;
                 sessions::touch(&mut tx, organization_id, session_id, now).await?;
+                sessions::forget_used(&mut tx, of, now - USED_KEPT, FORGOTTEN).await?;
                 successor
             }
-            (Some(used_at), Some(salt)) if now - used_at <= GRACE => presented.derive(&salt),
+            Some((Some(used_at), Some(salt))) if now - used_at <= GRACE => {
+                let successor = presented.successor(&salt);
+                // A host of an earlier version has exchanged it where this one is not there.
+                let exchanged_here = sessions::lock_refresh(&mut tx, &successor.hash()).await?.is_some();
+                if exchanged_here { successor } else { presented.derive(&salt) }
+            }
             _ => {
                 sessions::revoke(&mut tx, organization_id, session_id, now).await?;
                 let event = Record {
@@ -229,6 +277,7 @@ impl Identity {
             expires_in: token::LIFETIME.num_seconds(),
             refresh_token: successor.reveal(REFRESH_PREFIX),
             cookie: None,
+            ended_others: false,
         }))
     }
 

@@ -11,15 +11,17 @@ use sqlx::types::Json;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::fixture::{Fixture, PASSWORD, refused};
+use self::fixture::{Fixture, PASSWORD, host, refused};
 use super::{
     login::{Attempt, LoginError},
     organization::{NewOrganization, create_organization},
-    session::Refreshed,
+    secret::Opaque,
+    session::{REFRESH_PREFIX, Refreshed},
     turns::Hashing,
 };
 use crate::{
     domain::{client::Client, connection::Kind, email::Email, name::Name},
+    on,
     store::{
         connections::{self, Connection},
         memberships, sessions, sso, users,
@@ -49,6 +51,118 @@ async fn a_refresh_token_is_good_once_and_for_tabs_at_the_same_time() {
             fixture.actions().await,
             ["organization.create Success", "auth.login Success", "auth.refresh Denied"]
         );
+    }
+}
+
+async fn rows(fixture: &Fixture, table: &str) -> i64 {
+    let sql = format!("SELECT COUNT(*) FROM {table}");
+    let mut conn = fixture.store.read().await.unwrap();
+    on!(&mut conn, |c| sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(c).await).unwrap()
+}
+
+#[tokio::test]
+async fn exchanged_refresh_tokens_are_not_kept_and_end_the_session_nevertheless() {
+    for fixture in Fixture::each().await {
+        for reused in [0, 3] {
+            let mut tokens = vec![fixture.login().await.refresh_token];
+            for _ in 0..10 {
+                fixture.clock.advance(TimeDelta::minutes(2));
+                let Refreshed::Tokens(next) = fixture.refresh(tokens.last().unwrap()).await else { panic!() };
+                tokens.push(next.refresh_token);
+            }
+            let kept =
+                rows(&fixture, "refresh_tokens WHERE session_id IN (SELECT id FROM sessions WHERE revoked_at IS NULL)");
+            assert!(kept.await <= 3, "the one that is good, and what was exchanged lately");
+            let Refreshed::Reused { organization_id } = fixture.refresh(&tokens[reused]).await else { panic!() };
+            assert_eq!(organization_id, fixture.organization);
+            for token in [tokens.last().unwrap(), &tokens[reused]] {
+                assert!(matches!(fixture.refresh(token).await, Refreshed::Refused));
+            }
+            assert_eq!(fixture.actions().await.last().unwrap(), "auth.refresh Denied");
+        }
+        // Nobody's.
+        let made_up = Opaque::random(&fixture.clock).reveal(REFRESH_PREFIX);
+        assert!(matches!(fixture.refresh(&made_up).await, Refreshed::Refused));
+    }
+}
+
+#[tokio::test]
+async fn a_refresh_token_that_was_never_exchanged_is_only_refused_once_it_has_ended() {
+    for fixture in Fixture::each().await {
+        let begun = fixture.login().await;
+        // Its session lives on by the cookie.
+        for _ in 0..3 {
+            fixture.clock.advance(TimeDelta::days(8));
+            let mut tx = fixture.store.begin().await.unwrap();
+            let now = fixture.clock.now();
+            sessions::touch(&mut tx, fixture.organization, begun.session_id, now).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+        fixture.identity.sweep(&fixture.store, &fixture.clock, &CancellationToken::new()).await.unwrap();
+        assert!(matches!(fixture.refresh(&begun.refresh_token).await, Refreshed::Refused));
+        assert_eq!(fixture.actions().await.last().unwrap(), "auth.login Success");
+    }
+}
+
+/// A session as an earlier version of the server left it.
+#[tokio::test]
+async fn sessions_of_before_families_go_on_and_know_their_old_tokens() {
+    for fixture in Fixture::each().await {
+        let first = fixture.login().await;
+        let mut tx = fixture.store.begin().await.unwrap();
+        for sql in ["UPDATE sessions SET refresh_family = NULL", "UPDATE refresh_tokens SET in_family = FALSE"] {
+            on!(&mut tx, |c| sqlx::query(sql).execute(c).await.map(drop)).unwrap();
+        }
+        tx.commit().await.unwrap();
+        let mut current = first.refresh_token.clone();
+        for _ in 0..4 {
+            let Refreshed::Tokens(next) = fixture.refresh(&current).await else { panic!() };
+            current = next.refresh_token;
+            fixture.clock.advance(TimeDelta::minutes(2));
+        }
+        assert!(rows(&fixture, "refresh_tokens").await <= 4, "the first one stays");
+        assert!(matches!(fixture.refresh(&first.refresh_token).await, Refreshed::Reused { .. }));
+        assert!(matches!(fixture.refresh(&current).await, Refreshed::Refused));
+    }
+}
+
+#[tokio::test]
+async fn a_user_has_so_many_sessions_and_the_one_used_least_recently_makes_room() {
+    for mut fixture in Fixture::each().await {
+        fixture.config.limits.sessions_per_user = 2;
+        fixture.identity = host(&fixture.config, &fixture.clock, &fixture.store).await;
+        let (one, two) = (fixture.login().await, fixture.login().await);
+        assert!(!one.ended_others && !two.ended_others);
+        fixture.clock.advance(TimeDelta::minutes(2));
+        let Refreshed::Tokens(one) = fixture.refresh(&one.refresh_token).await else { panic!() };
+        let three = fixture.login().await;
+        assert!(three.ended_others);
+        for session in [&one, &three] {
+            fixture.bearer(session.access_token.expose_secret()).await.unwrap();
+        }
+        assert!(refused(fixture.bearer(two.access_token.expose_secret()).await));
+        assert!(matches!(fixture.refresh(&two.refresh_token).await, Refreshed::Refused));
+        assert_eq!(fixture.actions().await[3..], ["auth.logout Success", "auth.login Success"]);
+        // What was ended is forgotten by and by.
+        for _ in 0..5 {
+            fixture.clock.advance(TimeDelta::minutes(2));
+            fixture.login().await;
+        }
+        assert_eq!(rows(&fixture, "sessions").await, 3, "two, and the one that the last sign-in ended");
+    }
+}
+
+#[tokio::test]
+async fn what_was_ended_is_swept_although_it_would_have_lasted_longer() {
+    for fixture in Fixture::each().await {
+        let (one, _two) = (fixture.login().await, fixture.login().await);
+        let of = (fixture.organization, fixture.user, one.session_id);
+        assert!(fixture.identity.sign_out(&fixture.store, &fixture.clock, of).await.unwrap());
+        for (days, left) in [(6, 2), (2, 1)] {
+            fixture.clock.advance(TimeDelta::days(days));
+            fixture.identity.sweep(&fixture.store, &fixture.clock, &CancellationToken::new()).await.unwrap();
+            assert_eq!(rows(&fixture, "sessions").await, left);
+        }
     }
 }
 

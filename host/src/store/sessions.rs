@@ -1,4 +1,6 @@
-//! Sessions, refresh tokens and signing keys; and the one query that every request asks: who is this, as of now?
+//! Sessions; and the one query that every request asks: who is this, as of now?
+
+mod refresh;
 
 use std::collections::{HashMap, hash_map::Entry};
 
@@ -7,6 +9,9 @@ use serde_json::value::RawValue;
 use sqlx::types::Json;
 use uuid::Uuid;
 
+pub use self::refresh::{
+    RefreshToken, by_family, forget_used, insert_refresh, lock_refresh, note_family, of_refresh, use_refresh,
+};
 use super::{Connection, StoreError, Tx};
 use crate::{
     domain::{
@@ -211,6 +216,8 @@ pub struct NewSession<'a> {
     pub method: &'a str,
     /// SHA-256 of the cookie's secret.
     pub cookie_hash: &'a [u8],
+    /// Of the first refresh token, and so of all that follow it.
+    pub refresh_family: &'a [u8],
     /// As the browser names itself, for people.
     pub user_agent: &'a str,
     /// Now.
@@ -224,8 +231,9 @@ pub struct NewSession<'a> {
 /// # Errors
 /// As the database says.
 pub async fn insert(tx: &mut Tx, session: &NewSession<'_>) -> Result<(), StoreError> {
-    let sql = "INSERT INTO sessions (id, organization_id, user_id, method, cookie_hash, user_agent, created_at, last_seen_at, expires_at)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8)";
+    let sql = "INSERT INTO sessions (id, organization_id, user_id, method, cookie_hash, user_agent, created_at, last_seen_at, expires_at,
+                                     refresh_family)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9)";
     on!(tx, |c| sqlx::query(sql)
         .bind(session.id)
         .bind(session.organization_id)
@@ -235,10 +243,70 @@ pub async fn insert(tx: &mut Tx, session: &NewSession<'_>) -> Result<(), StoreEr
         .bind(session.user_agent)
         .bind(session.created_at)
         .bind(session.expires_at)
+        .bind(session.refresh_family)
         .execute(c)
         .await
         .map(drop))?;
     Ok(())
+}
+
+/// Sessions of one user that [`end_beyond`] ends, and forgets, at once: more only after the bound was lowered.
+const AT_ONCE: i64 = 20;
+
+/// Ends a user's sessions beyond the `most` that were used last, and forgets some of those that ended before `ended_before`. Returns
+/// which were ended.
+///
+/// # Errors
+/// As the database says.
+pub async fn end_beyond(
+    tx: &mut Tx,
+    (organization, user): (OrganizationId, UserId),
+    most: i64,
+    now: DateTime<Utc>,
+    ended_before: DateTime<Utc>,
+) -> Result<Vec<SessionId>, StoreError> {
+    // Locked rows are another sign-in's, or are in use: the next sign-in sees to them.
+    macro_rules! statements {
+        ($lock:literal) => {
+            (
+                concat!(
+                    "UPDATE sessions SET revoked_at = $3 WHERE id IN
+                         (SELECT id FROM sessions
+                          WHERE organization_id = $1 AND user_id = $2 AND revoked_at IS NULL AND expires_at > $3
+                          ORDER BY last_seen_at DESC, id DESC LIMIT $4 OFFSET $5 ",
+                    $lock,
+                    ") RETURNING id"
+                ),
+                concat!(
+                    "DELETE FROM sessions WHERE id IN
+                         (SELECT id FROM sessions
+                          WHERE organization_id = $1 AND user_id = $2 AND (revoked_at < $3 OR expires_at < $3) LIMIT $4 ",
+                    $lock,
+                    ")"
+                ),
+            )
+        };
+    }
+    let (end, forget) = match tx {
+        Tx::Sqlite(_) => statements!(""),
+        Tx::Postgres(_) => statements!("FOR UPDATE SKIP LOCKED"),
+    };
+    on!(tx, |c| sqlx::query(forget)
+        .bind(organization)
+        .bind(user)
+        .bind(ended_before)
+        .bind(AT_ONCE)
+        .execute(c)
+        .await
+        .map(drop))?;
+    Ok(on!(tx, |c| sqlx::query_scalar(end)
+        .bind(organization)
+        .bind(user)
+        .bind(now)
+        .bind(AT_ONCE)
+        .bind(most)
+        .fetch_all(c)
+        .await)?)
 }
 
 /// Writes down that a session was in use.
@@ -301,80 +369,6 @@ pub async fn revoke_user(
     }))
 }
 
-/// A refresh token as stored, with whose session it belongs to.
-#[derive(Debug, sqlx::FromRow)]
-pub struct RefreshToken {
-    /// Whose.
-    pub organization_id: OrganizationId,
-    /// Which session's.
-    pub session_id: SessionId,
-    /// When it ends.
-    pub expires_at: DateTime<Utc>,
-    /// When it was exchanged first.
-    pub used_at: Option<DateTime<Utc>>,
-    /// Makes its successor.
-    pub salt: Option<Vec<u8>>,
-}
-
-/// Adds a refresh token to a session.
-///
-/// # Errors
-/// As the database says.
-pub async fn insert_refresh(
-    tx: &mut Tx,
-    hash: &[u8],
-    (organization, session): (OrganizationId, SessionId),
-    now: DateTime<Utc>,
-    expires_at: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    let sql = "INSERT INTO refresh_tokens (hash, organization_id, session_id, created_at, expires_at) VALUES ($1, $2, $3, $4, $5)";
-    on!(tx, |c| sqlx::query(sql)
-        .bind(hash)
-        .bind(organization)
-        .bind(session)
-        .bind(now)
-        .bind(expires_at)
-        .execute(c)
-        .await
-        .map(drop))?;
-    Ok(())
-}
-
-/// A refresh token by the SHA-256 of its secret, locked until the transaction ends.
-///
-/// # Errors
-/// As the database says.
-pub async fn lock_refresh(tx: &mut Tx, hash: &[u8]) -> Result<Option<RefreshToken>, StoreError> {
-    let sql = match tx {
-        Tx::Sqlite(_) => {
-            "SELECT organization_id, session_id, expires_at, used_at, salt FROM refresh_tokens WHERE hash = $1"
-        }
-        Tx::Postgres(_) => {
-            "SELECT organization_id, session_id, expires_at, used_at, salt FROM refresh_tokens WHERE hash = $1 FOR UPDATE"
-        }
-    };
-    Ok(on!(tx, |c| sqlx::query_as(sql).bind(hash).fetch_optional(c).await)?)
-}
-
-/// The session of a refresh token by the SHA-256 of its secret.
-///
-/// # Errors
-/// As the database says.
-pub async fn of_refresh(c: &mut impl Connection, hash: &[u8]) -> Result<Option<SessionId>, StoreError> {
-    let sql = "SELECT session_id FROM refresh_tokens WHERE hash = $1";
-    Ok(on!(c, |c| sqlx::query_scalar(sql).bind(hash).fetch_optional(c).await)?)
-}
-
-/// Marks a refresh token as exchanged.
-///
-/// # Errors
-/// As the database says.
-pub async fn use_refresh(tx: &mut Tx, hash: &[u8], salt: &[u8], now: DateTime<Utc>) -> Result<(), StoreError> {
-    let sql = "UPDATE refresh_tokens SET used_at = $3, salt = $2 WHERE hash = $1";
-    on!(tx, |c| sqlx::query(sql).bind(hash).bind(salt).bind(now).execute(c).await.map(drop))?;
-    Ok(())
-}
-
 /// Whose session this is, whatever its state.
 ///
 /// # Errors
@@ -388,15 +382,18 @@ pub async fn user_of(
     Ok(on!(c, |c| sqlx::query_scalar(sql).bind(organization).bind(id).fetch_optional(c).await)?)
 }
 
-/// Forgets what ended before `before`: refresh tokens, sessions with their tokens, signing keys; at most `limit` of each. Returns of how
-/// many there may be more.
+/// Forgets what ended before `before`: exchanged refresh tokens, sessions with their tokens, signing keys; at most `limit` with each
+/// statement. Returns the most that one of them removed: where that is `limit`, there may be more.
 ///
 /// # Errors
 /// As the database says.
 pub async fn sweep(tx: &mut Tx, before: DateTime<Utc>, limit: i64) -> Result<u64, StoreError> {
     let statements = [
-        "DELETE FROM refresh_tokens WHERE hash IN (SELECT hash FROM refresh_tokens WHERE expires_at < $1 LIMIT $2)",
+        // One that was not exchanged stays with its session: forgotten, it would be taken for one that was.
+        "DELETE FROM refresh_tokens WHERE hash IN
+             (SELECT hash FROM refresh_tokens WHERE expires_at < $1 AND used_at IS NOT NULL LIMIT $2)",
         "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE expires_at < $1 LIMIT $2)",
+        "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE revoked_at < $1 LIMIT $2)",
         "DELETE FROM signing_keys WHERE kid IN (SELECT kid FROM signing_keys WHERE expires_at < $1 LIMIT $2)",
     ];
     let mut most = 0;

@@ -116,6 +116,7 @@ async fn ended_sessions(fixture: &Fixture, tenant: &Tenant, now: DateTime<Utc>) 
             user_id: tenant.user,
             method: "password",
             cookie_hash: id.as_bytes(),
+            refresh_family: id.as_bytes(),
             user_agent: "",
             created_at: now,
             expires_at: at,

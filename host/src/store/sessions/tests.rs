@@ -73,6 +73,7 @@ async fn seed(store: &Store) -> Vec<Named> {
                 user_id: named.user,
                 method: "password",
                 cookie_hash: named.session.0.as_bytes(),
+                refresh_family: &[],
                 user_agent: "",
                 created_at: now(),
                 expires_at: now() + chrono::TimeDelta::hours(1),
