@@ -13,3 +13,6 @@ ALTER TABLE sessions ADD COLUMN refresh_family BYTEA;
 CREATE INDEX sessions_refresh_family ON sessions (refresh_family) WHERE refresh_family IS NOT NULL;
 -- Not so those of earlier versions of the server.
 ALTER TABLE refresh_tokens ADD COLUMN in_family BOOLEAN NOT NULL DEFAULT FALSE;
+
+-- Deployments that failed or were cancelled long ago, for the sweep.
+CREATE INDEX deployments_never_active ON deployments (finished_at) WHERE activated_at IS NULL;

@@ -90,6 +90,37 @@ async fn events_of_deployments(fixture: &Fixture, tenant: &Tenant, now: DateTime
     sweeps(fixture, now, prune, ("deployment_events", 2)).await;
 }
 
+async fn deployments_that_were_never_active(fixture: &Fixture, tenant: &Tenant, now: DateTime<Utc>) {
+    let mut tx = fixture.store.begin().await.unwrap();
+    for sql in ["DELETE FROM deployments", "DELETE FROM jobs"] {
+        on!(&mut tx, |c| sqlx::query(sql).execute(c).await.map(drop)).unwrap();
+    }
+    tx.commit().await.unwrap();
+    // One that was active once, one whose job is at it, and one that is on its way: all three stay.
+    let (stopped, _) = fixture.deployment(tenant, DeploymentState::Stopped, JobKind::Undeploy).await;
+    fixture.deployment(tenant, DeploymentState::Cancelled, JobKind::Undeploy).await;
+    let mut tx = fixture.store.begin().await.unwrap();
+    let sql = "UPDATE deployments SET finished_at = $1, activated_at = CASE WHEN id = $2 THEN $1 END";
+    let ended = now - TimeDelta::days(1);
+    on!(&mut tx, |c| sqlx::query(sql).bind(ended).bind(stopped.id).execute(c).await.map(drop)).unwrap();
+    let sql = "DELETE FROM jobs WHERE id = $1";
+    on!(&mut tx, |c| sqlx::query(sql).bind(stopped.job_id).execute(c).await.map(drop)).unwrap();
+    tx.commit().await.unwrap();
+    fixture.deployment(tenant, DeploymentState::Running, JobKind::Deploy).await;
+    let mut tx = fixture.store.begin().await.unwrap();
+    let sql = "INSERT INTO deployments (id, organization_id, agent_id, version_id, version, gateway_id, environment, status, job_id,
+                                        created_by, created_at, updated_at, finished_at)
+               SELECT $2, organization_id, agent_id, version_id, version, gateway_id, environment, 'failed', $2,
+                      created_by, created_at, updated_at, $3 FROM deployments WHERE id = $1";
+    for at in times(now) {
+        let id: Uuid = Clock::system().id();
+        on!(&mut tx, |c| sqlx::query(sql).bind(stopped.id).bind(id).bind(at).execute(c).await.map(drop)).unwrap();
+    }
+    tx.commit().await.unwrap();
+    let prune: Remove = |tx, before, most| Box::pin(deployments::prune_never_active(tx, before, most));
+    sweeps(fixture, now, prune, ("deployments", NEW + 3)).await;
+}
+
 async fn ended_jobs(fixture: &Fixture, tenant: &Tenant, now: DateTime<Utc>) {
     let mut tx = fixture.store.begin().await.unwrap();
     on!(&mut tx, |c| sqlx::query("DELETE FROM jobs").execute(c).await.map(drop)).unwrap();
@@ -140,6 +171,7 @@ async fn a_sweep_removes_all_that_is_old_a_part_at_a_time() {
         let (tenant, now) = (fixture.tenant().await, Clock::system().now());
         idempotency_keys(&fixture, &tenant, now).await;
         events_of_deployments(&fixture, &tenant, now).await;
+        deployments_that_were_never_active(&fixture, &tenant, now).await;
         ended_jobs(&fixture, &tenant, now).await;
         ended_sessions(&fixture, &tenant, now).await;
     }

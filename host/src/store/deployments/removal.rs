@@ -1,5 +1,7 @@
 //! What deployments keep from being removed, and forgetting those that do not.
 
+use chrono::{DateTime, Utc};
+
 use super::super::{Connection, StoreError, Tx};
 use crate::{
     domain::{
@@ -85,4 +87,20 @@ pub async fn forget(tx: &mut Tx, organization: OrganizationId, of: Of) -> Result
     };
     on!(tx, |c| sqlx::query(sql).bind(organization).bind(id).execute(c).await.map(drop))?;
     Ok(())
+}
+
+/// Forgets deployments that were over before a time and were never active, at most `limit`, with their events; the audit trail still
+/// tells of them. Nobody rolls back to them, or from them; of what was active once, that may
+/// be done at any time. Returns how many.
+///
+/// # Errors
+/// As the database says.
+pub async fn prune_never_active(tx: &mut Tx, before: DateTime<Utc>, limit: i64) -> Result<u64, StoreError> {
+    // The first line is asked again of one that somebody lets begin again meanwhile.
+    let sql = "DELETE FROM deployments WHERE activated_at IS NULL AND finished_at < $1 AND id IN
+                   (SELECT d.id FROM deployments AS d
+                    WHERE d.activated_at IS NULL AND d.finished_at < $1
+                      AND NOT EXISTS (SELECT 1 FROM jobs AS j WHERE j.id = d.job_id AND j.state IN ('queued', 'running'))
+                    ORDER BY d.finished_at LIMIT $2)";
+    Ok(on!(tx, |c| sqlx::query(sql).bind(before).bind(limit).execute(c).await.map(|done| done.rows_affected()))?)
 }
