@@ -91,9 +91,9 @@ impl App {
         let store = connect(&config).await?;
         store.migrate().await?;
         // Policies compare them: a server that did not get so far would decide otherwise than the others.
-        authz::respell::environments(&store).await.context(
-            "could not bring stored environments into their one spelling, which reads gateways and deployments once; if that \
-             takes long here, start once with a larger database_statement_seconds",
+        authz::respell::environments(&store, &clock).await.context(
+            "could not bring stored environments into their one spelling, which reads gateways and deployments; if that takes \
+             long here, start with a larger database_statement_seconds",
         )?;
         let bus = Bus::connect(config.redis_url.as_deref(), &clock)?;
         let secrets = Secrets::load(&config, &clock)?;

@@ -1,12 +1,13 @@
 //! Environments that an earlier version stored in another spelling than the one they are compared in now.
 //!
 //! Migration 0011 did what SQL can: the letters that the database knows small ones of, and spaces. Other white space, and on
-//! SQLite letters beyond ASCII, are left to the first start after an upgrade: policies on `deployment.*`, and rolling back to
+//! SQLite letters beyond ASCII, are left to each start of the week after an upgrade: policies on `deployment.*`, and rolling back to
 //! what was deployed before, compare what is stored. What can be no environment any more stays as it is.
 
 use uuid::Uuid;
 
 use crate::{
+    clock::Clock,
     domain::{environment::Environment, id::OrganizationId},
     store::{
         Store, StoreError,
@@ -23,8 +24,8 @@ const ROWS: u32 = 500;
 ///
 /// # Errors
 /// As the database says.
-pub async fn environments(store: &Store) -> Result<(), StoreError> {
-    store.after_migrations("environments", Box::pin(in_parts(store, ROWS))).await
+pub async fn environments(store: &Store, clock: &Clock) -> Result<(), StoreError> {
+    store.after_migrations("environments", clock.now(), Box::pin(in_parts(store, ROWS))).await
 }
 
 async fn in_parts(store: &Store, rows: u32) -> Result<(), StoreError> {
@@ -134,13 +135,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn environments_are_looked_through_once_after_an_upgrade() {
+    async fn environments_are_looked_through_for_a_week_after_an_upgrade() {
         for fixture in Fixture::each().await {
+            let clock = Clock::fixed(Clock::system().now(), 1);
             let tenant = fixture.tenant().await;
             let (deployment, _) = fixture.deployment(&tenant, DeploymentState::Failed, JobKind::Deploy).await;
-            for spelled in ["production", "\tProduction"] {
+            // The second time as a host of the earlier version writes it, which is replaced last.
+            for (days, spelled) in [(0, "production"), (6, "production"), (2, "\tProduction")] {
+                clock.advance(chrono::TimeDelta::days(days));
                 store_as(&fixture.store, Of::Deployments, deployment.id.0, "\tProduction").await;
-                let (one, two) = tokio::join!(environments(&fixture.store), environments(&fixture.store));
+                let (one, two) =
+                    tokio::join!(environments(&fixture.store, &clock), environments(&fixture.store, &clock));
                 one.and(two).unwrap();
                 assert_eq!(fixture.seen(&deployment).await.environment, spelled);
             }

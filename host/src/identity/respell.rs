@@ -1,6 +1,6 @@
 //! Addresses that an earlier version stored in another spelling than the one they are compared in now.
 //!
-//! A domain beyond ASCII is stored by its A-labels since; such addresses are spelled anew after an upgrade. What is not accepted
+//! A domain beyond ASCII is stored by its A-labels since; such addresses are spelled anew with each start of the week after an upgrade. What is not accepted
 //! at all any more stays as it is: nobody signs in by it, and the log says whose it is.
 
 use serde_json::json;
@@ -24,7 +24,7 @@ pub(super) const BATCH: i64 = 200;
 /// # Errors
 /// As the database says.
 pub async fn addresses(store: &Store, clock: &Clock) -> Result<(), StoreError> {
-    store.after_migrations("addresses", Box::pin(all(store, clock))).await
+    store.after_migrations("addresses", clock.now(), Box::pin(all(store, clock))).await
 }
 
 pub(super) async fn all(store: &Store, clock: &Clock) -> Result<(), StoreError> {

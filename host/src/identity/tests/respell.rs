@@ -1,5 +1,6 @@
 //! Addresses of an earlier version.
 
+use chrono::TimeDelta;
 use uuid::Uuid;
 
 use super::fixture::Fixture;
@@ -77,11 +78,15 @@ async fn a_host_that_comes_too_late_changes_nothing_and_complains_of_nobody() {
 }
 
 #[tokio::test]
-async fn addresses_are_looked_through_once_after_an_upgrade() {
+async fn addresses_are_looked_through_for_a_week_after_an_upgrade() {
     for fixture in Fixture::each().await {
-        // The fixture's host has started already.
-        let users = users_of(&fixture, &STORED).await;
+        // The fixture's host has started already; a host of the earlier version still writes.
+        let users = users_of(&fixture, &STORED[..1]).await;
         addresses(&fixture.store, &fixture.clock).await.unwrap();
-        assert_eq!(emails(&fixture, &users).await, STORED);
+        assert_eq!(emails(&fixture, &users).await, SPELLED[..1]);
+        fixture.clock.advance(TimeDelta::days(8));
+        let users = users_of(&fixture, &STORED[2..3]).await;
+        addresses(&fixture.store, &fixture.clock).await.unwrap();
+        assert_eq!(emails(&fixture, &users).await, STORED[2..3]);
     }
 }
