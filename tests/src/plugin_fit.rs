@@ -1,14 +1,21 @@
 //! A version of a plugin and the connections that would run it; and plugins as tenants see them.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::{
-    harness::{Backend, Chameleon, Reply, Stub, World, id},
+    harness::{Backend, Chameleon, Client, Reply, Stub, World, eventually, id},
     plugins::{PLUGINS, SINKS, activate, active, installed, runs, sink, upload},
 };
 
 on_both!(
     what_does_not_fit_a_connection_is_not_activated_over_it,
+    who_goes_on_changing_connections_keeps_nobody_from_activating_and_no_host_from_starting,
     the_list_comes_in_pages,
     a_connection_can_be_changed_where_its_plugin_does_not_load,
 );
@@ -88,6 +95,70 @@ async fn what_does_not_fit_a_connection_is_not_activated_over_it(backend: Backen
     assert_eq!(active(admin, &path).await, ["1.0.0"]);
     let events = admin.all("/api/v1/audit/events").await;
     assert!(events.last().expect("events").to_string().contains(place), "it is told which: {events:?}");
+}
+
+/// Renames these sinks without a pause for as long as this is kept; returns how often anything was asked.
+fn renamed_all_the_time(client: &Client, sinks: &[String]) -> (JoinSet<()>, Arc<AtomicUsize>) {
+    let (mut tasks, count) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+    for sink in sinks {
+        let (client, sink, count) = (client.clone(), sink.clone(), count.clone());
+        tasks.spawn(async move {
+            loop {
+                let number = count.fetch_add(1, Ordering::Relaxed);
+                client.patch(&sink, json!({ "name": format!("s{number}") })).await;
+            }
+        });
+    }
+    (tasks, count)
+}
+
+async fn who_goes_on_changing_connections_keeps_nobody_from_activating_and_no_host_from_starting(backend: Backend) {
+    let world = World::start(backend).await;
+    let (operator, tenant) = (world.operator().await, world.tenant("acme").await);
+    let (admin, owner) = (&operator.owner, &tenant.owner.client);
+    let path = installed(admin, &Chameleon::version("1.0.0")).await;
+    upload(admin, &Chameleon::version("1.1.0")).await.ok(201);
+    let mut sinks = Vec::new();
+    for number in 0..2 {
+        sinks.push(sink(owner, &format!("s{number}"), None, json!({})).await);
+        let files = json!({ "name": format!("files{number}"), "plugin": "file", "active": false });
+        sinks.push(format!("{SINKS}/{}", id(&owner.create(SINKS, files).await)));
+    }
+    let (renaming, count) = renamed_all_the_time(owner, &sinks);
+    let goes_on = async || {
+        let from = count.load(Ordering::Relaxed);
+        eventually("sinks are renamed", || async { (count.load(Ordering::Relaxed) > from + 20).then_some(()) }).await;
+    };
+    goes_on().await;
+    for _ in 0..3 {
+        activate(admin, &path, "1.1.0").await.ok(200);
+        admin.post(&format!("{path}/rollback"), json!({})).await.ok(200);
+    }
+
+    // As a server of before would have left it: the bundled version that is active is an older one.
+    let listed = admin.all(PLUGINS).await;
+    let file = listed.iter().find(|plugin| plugin["name"] == "file").expect("bundled");
+    let bundled = file["active_version"].as_str().expect("a version");
+    let mut database = world.setup.database.direct().await;
+    let of_file = "plugin_id = (SELECT id FROM plugins WHERE kind = 'audit_sink' AND name = 'file')";
+    let columns = "line, digest, size, origin, signer, signature, manifest, enabled, created_by, created_at";
+    for sql in [
+        format!(
+            "INSERT INTO plugin_versions (plugin_id, version, {columns})
+             SELECT plugin_id, '0.0.1', {columns} FROM plugin_versions WHERE {of_file}"
+        ),
+        format!("UPDATE plugin_lines SET version = '0.0.1' WHERE {of_file}"),
+        "UPDATE plugins SET active_version = '0.0.1' WHERE kind = 'audit_sink' AND name = 'file'".to_owned(),
+        format!("DELETE FROM plugin_versions WHERE version <> '0.0.1' AND {of_file}"),
+    ] {
+        assert_eq!(database.execute(&sql).await, 1, "{sql}");
+    }
+    let upgraded = Arc::clone(&world.setup).start_beside().await;
+    goes_on().await;
+    let listed = admin.at(&upgraded.url).all(PLUGINS).await;
+    let file = listed.iter().find(|plugin| plugin["name"] == "file").expect("bundled");
+    assert_eq!(file["active_version"], bundled, "what came with it was taken in");
+    drop(renaming);
 }
 
 async fn the_list_comes_in_pages(backend: Backend) {

@@ -27,7 +27,7 @@ use crate::{
     domain::{audit::Outcome, connection::Kind, id::OrganizationId, plugin, principal::Principal},
     plugins::{
         InstallError, Plugin,
-        fit::{Examined, Misfits, TRIES},
+        fit::{Examined, Misfits},
         install::{self, ChangeError},
     },
     store::{Tx, plugins as rows},
@@ -123,7 +123,7 @@ async fn activate(
     drop(conn);
     let ready = loads(&app, &plugin, &row).await?;
     let accepted = install::Accepted { capabilities: asked.accept_capabilities, pins: asked.pin_misfits };
-    let (mut examined, mut tries) = (Examined::default(), TRIES);
+    let mut examined = Examined::default();
     let (mut tx, plugin, version, before, done) = loop {
         examined.look(&app.store, &ready, (plugin.kind, &plugin.name), &row.line).await?;
         let (mut tx, mut plugin) = begin(&app, id, &if_match).await?;
@@ -131,7 +131,7 @@ async fn activate(
         let before = plugin.active_version.clone();
         let looked_at = (&*ready, &examined);
         match install::activate(&mut tx, &app.clock, &mut plugin, &mut version, looked_at, accepted).await {
-            Err(ChangeError::Moved) if tries > 0 => tries -= 1,
+            Err(ChangeError::Moved) => examined.again(),
             done => break (tx, plugin, version, before, done?),
         }
     };
@@ -212,7 +212,7 @@ async fn rollback(
     }
     let mut lines: BTreeSet<&str> = found.iter().map(|row| row.line.as_str()).collect();
     lines.extend(left.as_ref().map(|left| left.line.as_str()));
-    let (mut examined, mut tries) = (Examined::default(), TRIES);
+    let mut examined = Examined::default();
     let (mut tx, plugin, before, done) = loop {
         for ready in &ready {
             for line in &lines {
@@ -223,7 +223,7 @@ async fn rollback(
         let before = plugin.active_version.clone();
         let looked_at = (ready.as_slice(), &examined);
         match install::rollback(&mut tx, &app.clock, &mut plugin, last.as_ref(), looked_at).await {
-            Err(ChangeError::Moved) if tries > 0 => tries -= 1,
+            Err(ChangeError::Moved) => examined.again(),
             done => break (tx, plugin, before, done?),
         }
     };

@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::{
     InstallError, ManifestView, Plugin, Plugins, bundled_by_digest, check,
-    fit::{self, Examined, TRIES},
+    fit::{self, Examined},
     install::{self, ChangeError, Registered},
     library::Library,
     signature::{Signature, SignatureError},
@@ -149,14 +149,26 @@ impl Plugins {
             let (wasm, origin) = (Bytes::from_static(wasm), Origin::Bundled);
             candidates.push(Candidate { plugin, wasm, origin, signature: None, seal: Some(seal) });
         }
-        let (mut examined, mut tries) = (Examined::default(), TRIES);
+        match self.put_all_bundled(library, &candidates).await {
+            Err(error @ (ChangeError::Moved | ChangeError::Busy(_))) => {
+                // What tenants do to their connections keeps no host from starting.
+                tracing::error!(%error, "the plugins that came with this server were not taken in: what was in use stays so; the next start tries again");
+                Ok(())
+            }
+            done => Ok(done?),
+        }
+    }
+
+    /// Looks at the connections that would run these, and takes them in.
+    async fn put_all_bundled(&self, library: &Library, candidates: &[Candidate]) -> Result<(), ChangeError> {
+        let mut examined = Examined::default();
         loop {
-            for candidate in &candidates {
+            for candidate in candidates {
                 candidate.look(&library.store, &mut examined).await?;
             }
-            match self.put_bundled(library, &candidates, &examined).await {
-                Err(ChangeError::Moved) if tries > 0 => tries -= 1,
-                done => return Ok(done?),
+            match self.put_bundled(library, candidates, &examined).await {
+                Err(ChangeError::Moved) => examined.again(),
+                done => return done,
             }
         }
     }
@@ -229,12 +241,12 @@ impl Plugins {
         let signature =
             signature.map_err(|error: SignatureError| InstallError::Signature { name: name.clone(), error })?;
         let candidate = self.inspect(&name, Origin::Folder, wasm, signature).await?;
-        let (mut examined, mut tries) = (Examined::default(), TRIES);
+        let mut examined = Examined::default();
         loop {
             candidate.look(&library.store, &mut examined).await?;
             match self.put_file(library, &candidate, &examined).await {
                 Ok(said) => return Ok(said),
-                Err(ChangeError::Moved) if tries > 0 => tries -= 1,
+                Err(ChangeError::Moved) => examined.again(),
                 Err(ChangeError::Store(error)) => return Err(error.into()),
                 Err(error) => return Err(kept(error.to_string())),
             }

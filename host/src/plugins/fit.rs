@@ -3,10 +3,13 @@
 //! a connection that does not fit would fail at its next call, in another organization than that of whoever activates.
 //!
 //! That is looked at before the transaction of the change ([`Examined`]). Within it nothing can begin to follow the plugin, nor change
-//! how it does (see [`rows::hold`]); a connection that did so in between is looked at once more, before another try.
+//! its configuration or its secrets (see [`rows::hold`]). A connection that did so in between is looked at once more, before another
+//! try; in the last try, within the transaction, or a tenant who goes on changing his connections would keep everybody from it. What
+//! changed nothing of what a version has to fit, such as another name, needs no further look.
 
 use std::collections::HashMap;
 
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{Plugin, install::ChangeError};
@@ -22,8 +25,8 @@ use crate::{
 /// Connections read at once, with their configurations and without.
 const BATCH: i64 = 200;
 const FOLLOWING: i64 = 5000;
-/// How often connections that changed meanwhile are looked at again.
-pub const TRIES: u32 = 5;
+/// How often connections that changed meanwhile are looked at again before the transaction.
+const TRIES: u32 = 5;
 /// Connections that are named in a refusal, and faults that are named of each.
 const NAMED: usize = 20;
 const FAULTS: usize = 5;
@@ -80,8 +83,45 @@ impl Misfits {
 
 /// What versions make of connections, looked at before the transaction in which it matters: it may take long, and must keep nobody from
 /// the database.
-#[derive(Default)]
-pub struct Examined(HashMap<(String, Uuid), (i64, Vec<Fault>)>);
+pub struct Examined {
+    /// By digest of the version, and connection.
+    known: HashMap<(String, Uuid), Looked>,
+    /// How often a transaction may still end because a connection has to be looked at again.
+    tries: u32,
+}
+
+impl Default for Examined {
+    fn default() -> Self {
+        Self { known: HashMap::new(), tries: TRIES }
+    }
+}
+
+/// What a version makes of a connection.
+struct Looked {
+    /// Of the connection, when it was read last.
+    revision: i64,
+    /// See [`digest`].
+    digest: [u8; 32],
+    faults: Vec<Fault>,
+}
+
+/// SHA-256 of what a version has to fit of a connection.
+fn digest(Follower { config, secret_names, .. }: &Follower) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(config.0.to_string());
+    for name in &secret_names.0 {
+        hash.update([0_u8]);
+        hash.update(name);
+    }
+    hash.finalize().into()
+}
+
+/// The first faults that a version finds in a connection.
+async fn faults(ready: &Plugin, kind: Kind, of: &Follower) -> Result<Vec<Fault>, ChangeError> {
+    let mut faults = ready.manifest.misfits(kind, &of.config.0, &of.secret_names.0).await?;
+    faults.truncate(FAULTS);
+    Ok(faults)
+}
 
 impl Examined {
     /// Looks at the connections that follow a line, or whatever is active, with a version; not again at those which are as they were.
@@ -100,22 +140,44 @@ impl Examined {
             let batch = rows::followers_after(&mut store.read().await?, plugin, line, after, BATCH).await?;
             let Some(last) = batch.last() else { return Ok(()) };
             after = last.id;
-            for Follower { id, revision, config, secret_names, .. } in batch {
-                let known = self.0.entry((ready.digest.clone(), id)).or_insert((0, Vec::new()));
-                if known.0 != revision {
-                    let mut faults = ready.manifest.misfits(plugin.0, &config.0, &secret_names.0).await?;
-                    faults.truncate(FAULTS);
-                    *known = (revision, faults);
+            for follower in batch {
+                let (key, revision, digest) =
+                    ((ready.digest.clone(), follower.id), follower.revision, digest(&follower));
+                match self.known.get_mut(&key) {
+                    Some(known) if known.digest == digest => known.revision = revision,
+                    _ => {
+                        let faults = faults(ready, plugin.0, &follower).await?;
+                        self.known.insert(key, Looked { revision, digest, faults });
+                    }
                 }
             }
         }
     }
 
+    /// A transaction ended with [`ChangeError::Moved`], and is tried again.
+    pub fn again(&mut self) {
+        self.tries = self.tries.saturating_sub(1);
+    }
+
     /// What a version makes of a connection as it is now.
-    fn of(&self, ready: &Plugin, follower: &Following) -> Result<&[Fault], ChangeError> {
-        match self.0.get(&(ready.digest.clone(), follower.id)) {
-            Some((revision, faults)) if *revision == follower.revision => Ok(faults),
-            _ => Err(ChangeError::Moved),
+    async fn of(
+        &self,
+        c: &mut impl Connection,
+        ready: &Plugin,
+        kind: Kind,
+        following: &Following,
+    ) -> Result<Vec<Fault>, ChangeError> {
+        let known = self.known.get(&(ready.digest.clone(), following.id));
+        if let Some(known) = known.filter(|known| known.revision == following.revision) {
+            return Ok(known.faults.clone());
+        }
+        let now = rows::follower(c, following.organization_id, following.id).await?;
+        // Deleted meanwhile: it runs nothing.
+        let Some(now) = now else { return Ok(Vec::new()) };
+        match known.filter(|known| known.digest == digest(&now)) {
+            Some(known) => Ok(known.faults.clone()),
+            None if self.tries == 0 => faults(ready, kind, &now).await,
+            None => Err(ChangeError::Moved),
         }
     }
 }
@@ -123,7 +185,7 @@ impl Examined {
 /// Which of the connections that would run this version, if it were active, it does not fit.
 ///
 /// # Errors
-/// [`ChangeError::Moved`] where one was not looked at as it is now.
+/// [`ChangeError::Moved`] where one was not looked at as it is now, but for the last try.
 pub(super) async fn misfits(
     c: &mut impl Connection,
     (ready, examined): (&Plugin, &Examined),
@@ -171,7 +233,7 @@ async fn among(
         after = last.id;
         for follower in batch {
             let Some(runs) = runs(&follower) else { continue };
-            let faults = examined.of(ready, &follower)?.to_vec();
+            let faults = examined.of(c, ready, plugin.kind, &follower).await?;
             if !faults.is_empty() {
                 let Following { id, organization_id, .. } = follower;
                 connections.push(Misfit { id, organization_id, runs, faults });

@@ -50,7 +50,8 @@ async fn a_version_stays_in_quarantine_when_the_server_brings_other_bytes_of_it(
 }
 
 #[tokio::test]
-async fn a_connection_that_changed_since_it_was_looked_at_is_looked_at_again() {
+async fn a_connection_that_changed_since_it_was_looked_at_is_looked_at_again_and_one_that_goes_on_changing_keeps_nobody()
+ {
     let (candidate, clock) = (candidate("a").await, Clock::system());
     for fixture in Fixture::each().await {
         let tenant = fixture.tenant().await;
@@ -61,19 +62,43 @@ async fn a_connection_that_changed_since_it_was_looked_at_is_looked_at_again() {
         registered.plugin.active_version = Some("0.0.1".into());
         let (plugin, version) = (&registered.plugin, &registered.version);
         let mut examined = Examined::default();
-        let fit = async |examined: &Examined| {
-            let mut tx = fixture.store.begin().await.unwrap();
-            misfits(&mut tx, (&candidate.plugin, examined), plugin, version).await.map(drop)
-        };
-        assert!(matches!(fit(&examined).await, Err(ChangeError::Moved)), "it was not looked at");
-        for _ in 0..2 {
+        let look = async |examined: &mut Examined| {
             examined.look(&fixture.store, &candidate.plugin, (plugin.kind, &plugin.name), &version.line).await.unwrap();
-            assert!(fit(&examined).await.is_ok());
+        };
+        let misfits_of = async |examined: &Examined| {
             let mut tx = fixture.store.begin().await.unwrap();
-            let sql = "UPDATE connections SET revision = revision + 1 WHERE kind = 'audit_sink'";
-            on!(&mut tx, |c| sqlx::query(sql).execute(c).await.map(drop)).unwrap();
+            let found = misfits(&mut tx, (&candidate.plugin, examined), plugin, version).await;
+            found.map(|found| found.map_or(0, |found| found.connections.len()))
+        };
+        let change = async |config: Option<serde_json::Value>| {
+            let mut tx = fixture.store.begin().await.unwrap();
+            let sql = "UPDATE connections SET revision = revision + 1, config = COALESCE($1, config) WHERE kind = 'audit_sink'";
+            let config = config.map(sqlx::types::Json);
+            on!(&mut tx, |c| sqlx::query(sql).bind(config).execute(c).await.map(drop)).unwrap();
             tx.commit().await.unwrap();
-            assert!(matches!(fit(&examined).await, Err(ChangeError::Moved)), "it changed");
-        }
+        };
+        assert!(matches!(misfits_of(&examined).await, Err(ChangeError::Moved)), "it was not looked at");
+        look(&mut examined).await;
+        assert!(matches!(misfits_of(&examined).await, Ok(0)));
+        change(None).await;
+        assert!(matches!(misfits_of(&examined).await, Ok(0)), "what matters did not change");
+
+        // It changes again after each look.
+        let (mut tries, mut number) = (0, 0);
+        let found = loop {
+            look(&mut examined).await;
+            number += 1;
+            change(Some(json!({ "surplus": number }))).await;
+            match misfits_of(&examined).await {
+                Err(ChangeError::Moved) => examined.again(),
+                done => break done,
+            }
+            tries += 1;
+            assert!(tries < 20, "it ends");
+        };
+        assert!(matches!(found, Ok(1)), "as it is now");
+        assert!(tries > 0, "it was looked at before the transaction, as long as that helped");
+        change(Some(json!({}))).await;
+        assert!(matches!(misfits_of(&examined).await, Ok(0)), "as it is now");
     }
 }

@@ -146,6 +146,19 @@ pub async fn followers_after(
     Ok(on!(c, |c| sqlx::query_as(sql).bind(kind).bind(name).bind(line).bind(after).bind(limit).fetch_all(c).await)?)
 }
 
+/// One connection, with what a version has to fit of it.
+///
+/// # Errors
+/// As the database says.
+pub async fn follower(
+    c: &mut impl Connection,
+    organization: OrganizationId,
+    connection: Uuid,
+) -> Result<Option<Follower>, StoreError> {
+    let sql = "SELECT id, revision, config, secret_names FROM connections WHERE organization_id = $1 AND id = $2";
+    Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(connection).fetch_optional(c).await)?)
+}
+
 /// Lets a connection that follows name a version from now on; it is a change of the connection.
 ///
 /// # Errors
