@@ -7,7 +7,7 @@ use super::{
     access::{self, Access},
     frames::{self, Frame},
     journal::LOOK_BACK,
-    outbox::Close,
+    outbox::{Close, Out},
     patience,
     peers::Member,
     room::{Join, Room, failed},
@@ -86,17 +86,18 @@ impl Room {
         match missed.map_err(|error| failed(&error))? {
             Some(missed) => {
                 for entry in missed {
-                    member.outbox.send(frames::ops(entry.sequence, &entry.actor, None, &entry.ops));
+                    member.outbox.welcome(Out::Frame(frames::ops(entry.sequence, &entry.actor, None, &entry.ops)));
                 }
-                member.outbox.send(frames::resumed(seq, member.access, &member.peer, &peers));
+                member.outbox.welcome(Out::Frame(frames::resumed(seq, member.access, &member.peer, &peers)));
             }
             None => {
                 let (seq, graph) = self.graph_as_json();
-                member.outbox.send_snapshot(frames::snapshot(seq, graph, member.access, &member.peer, &peers));
+                let snapshot = frames::snapshot(seq, graph, member.access, &member.peer, &peers);
+                member.outbox.welcome(Out::Snapshot(snapshot));
             }
         }
         if !self.writable {
-            member.outbox.send(frames::status(false));
+            member.outbox.welcome(Out::Frame(frames::status(false)));
         }
         self.tell(&member.peer, frame);
         self.members.insert(member.peer.clone(), member);
@@ -134,8 +135,8 @@ impl Room {
         }
         let (organization, id) = (self.agent.organization_id, self.agent.canvas_id);
         let mut conn = self.parts.store.read().await?;
-        let (_, length) = canvas::tail_size(&mut conn, organization, id, since).await?;
-        if length > RESUME.1 {
+        let (_, bytes) = canvas::tail_size(&mut conn, organization, id, since).await?;
+        if bytes > RESUME.1 {
             return Ok(None);
         }
         let mut entries = canvas::tail(&mut conn, organization, id, since, seq - since).await?;

@@ -23,8 +23,10 @@ impl Close {
     pub const FORBIDDEN: Self = Self(4403, "no longer allowed");
     /// There is no such canvas, or it is another organization's, or its agent was deleted.
     pub const GONE: Self = Self(4404, "no such canvas");
-    /// What was to be sent did not fit the queue.
+    /// What was to be sent did not fit the queue, or was not taken.
     pub const SLOW: Self = Self(4408, "too slow; reconnect with ?since=");
+    /// A message that did not come to its end.
+    pub const LATE: Self = Self(4408, "a message took too long to arrive; reconnect with ?since=");
     /// A message over the limit.
     pub const TOO_LARGE: Self = Self(4413, "message too large");
     /// A message that is not text.
@@ -71,26 +73,39 @@ impl Out {
     }
 }
 
+/// What waits, and as how many bytes it counts.
+#[derive(Debug)]
+struct Queued(Out, usize);
+
 /// The room's end of a socket. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Outbox {
-    queue: mpsc::Sender<Out>,
+    queue: mpsc::Sender<Queued>,
     state: Arc<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     bytes: AtomicUsize,
-    /// Bytes that may wait, a snapshot among them. Frames are shared by all sockets of a room.
+    /// Bytes that may wait, but for what a newcomer is to know first. Frames are shared by all sockets of a room.
     most: usize,
     close: OnceLock<Close>,
     closed: CancellationToken,
 }
 
+impl State {
+    fn close(&self, close: Close) {
+        if self.close.set(close).is_ok() {
+            metrics::counter!("kaizen_canvas_closes_total", "code" => close.0.to_string()).increment(1);
+        }
+        self.closed.cancel();
+    }
+}
+
 /// The socket's end.
 #[derive(Debug)]
 pub struct Outgoing {
-    queue: mpsc::Receiver<Out>,
+    queue: mpsc::Receiver<Queued>,
     state: Arc<State>,
 }
 
@@ -104,32 +119,37 @@ pub fn pair(most: usize) -> (Outbox, Outgoing) {
 impl Outbox {
     /// Queues a frame. A socket whose queue is full is closed as too slow; it can resume where it stopped.
     pub fn send(&self, frame: Frame) {
-        self.queue(Out::Frame(frame));
+        let bytes = frame.len();
+        self.queue(Out::Frame(frame), bytes);
     }
 
     /// Queues the whole canvas, as [`Outbox::send`].
     pub fn send_snapshot(&self, snapshot: Snapshot) {
-        self.queue(Out::Snapshot(snapshot));
+        let out = Out::Snapshot(snapshot);
+        let bytes = out.bytes();
+        self.queue(out, bytes);
     }
 
-    fn queue(&self, out: Out) {
+    /// Queues what a newcomer is to know first, whose size has bounds of its own. It is not counted: otherwise a canvas larger than
+    /// what may wait could never be joined.
+    pub fn welcome(&self, out: Out) {
+        self.queue(out, 0);
+    }
+
+    fn queue(&self, out: Out, bytes: usize) {
         if self.state.closed.is_cancelled() {
             return;
         }
-        let bytes = out.bytes();
         let waiting = self.state.bytes.fetch_add(bytes, Ordering::Relaxed);
         let fits = waiting == 0 || waiting + bytes <= self.state.most;
-        if !fits || self.queue.try_send(out).is_err() {
+        if !fits || self.queue.try_send(Queued(out, bytes)).is_err() {
             self.close(Close::SLOW);
         }
     }
 
     /// Closes at once; what waits is not sent.
     pub fn close(&self, close: Close) {
-        if self.state.close.set(close).is_ok() {
-            metrics::counter!("kaizen_canvas_closes_total", "code" => close.0.to_string()).increment(1);
-        }
-        self.state.closed.cancel();
+        self.state.close(close);
     }
 
     /// Whether the socket is closed, or its task has ended.
@@ -139,7 +159,7 @@ impl Outbox {
 
     /// Closes after what waits is sent.
     pub fn finish(&self, close: Close) {
-        if self.queue.try_send(Out::Close(close)).is_err() {
+        if self.queue.try_send(Queued(Out::Close(close), 0)).is_err() {
             self.close(close);
         }
     }
@@ -170,15 +190,22 @@ impl Outgoing {
         self.state.closed.clone().cancelled_owned()
     }
 
+    /// Gives up what waits, and lets the room know.
+    pub fn give_up(&mut self, close: Close) {
+        self.state.close(close);
+        self.queue.close();
+        while self.queue.try_recv().is_ok() {}
+    }
+
     /// Why the socket is closed; a defect if nobody said.
     pub fn reason(&self) -> Close {
         self.state.close.get().copied().unwrap_or(Close::DEFECT)
     }
 
-    fn taken(&self, next: Option<Out>) -> Out {
+    fn taken(&self, next: Option<Queued>) -> Out {
         match next {
-            Some(out) => {
-                self.state.bytes.fetch_sub(out.bytes(), Ordering::Relaxed);
+            Some(Queued(out, bytes)) => {
+                self.state.bytes.fetch_sub(bytes, Ordering::Relaxed);
                 out
             }
             // The room is gone without a word.
@@ -207,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bytes_are_bounded_but_one_frame_always_fits() {
+    async fn bytes_are_bounded_but_one_frame_fits_where_nothing_waits() {
         let (outbox, mut outgoing) = pair(BYTES);
         outbox.send(frame(BYTES + 1));
         assert!(matches!(outgoing.next().await, Out::Frame(_)));
@@ -216,6 +243,33 @@ mod tests {
         outbox.send(frame(BYTES));
         outbox.send(frame(1));
         assert!(matches!(outgoing.next().await, Out::Close(Close::SLOW)));
+    }
+
+    #[tokio::test]
+    async fn what_a_newcomer_is_told_first_does_not_count() {
+        let (outbox, mut outgoing) = pair(BYTES);
+        for _ in 0..3 {
+            outbox.welcome(Out::Frame(frame(BYTES)));
+        }
+        outbox.send(frame(BYTES));
+        assert!(!outbox.is_closed());
+        for _ in 0..4 {
+            assert!(matches!(outgoing.next().await, Out::Frame(_)));
+        }
+        outbox.send(frame(BYTES));
+        outbox.send(frame(1));
+        assert!(matches!(outgoing.next().await, Out::Close(Close::SLOW)));
+    }
+
+    #[tokio::test]
+    async fn giving_up_frees_what_waits_and_keeps_the_reason() {
+        let (outbox, mut outgoing) = pair(BYTES);
+        outbox.send(frame(BYTES));
+        outgoing.give_up(Close::SLOW);
+        assert!(outbox.is_closed());
+        outbox.close(Close::DEFECT);
+        assert_eq!(outgoing.reason(), Close::SLOW);
+        assert!(outgoing.queue.try_recv().is_err());
     }
 
     #[tokio::test]

@@ -1,12 +1,9 @@
 //! One socket: what is read goes to the room, what the room says is written, each at its own pace.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::{
-    SinkExt, StreamExt,
-    stream::{SplitSink, SplitStream},
-};
+use futures::{Sink, SinkExt, StreamExt, stream::SplitStream};
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tokio::{
@@ -29,7 +26,7 @@ use super::{
 const PING: Duration = Duration::from_secs(20);
 /// A socket that nothing was heard from for so long, not even the answer to a ping, is closed.
 const SILENCE: Duration = Duration::from_secs(60);
-/// For a slow reader to take what is on its way to it, the close frame last.
+/// For a slow reader to take the next of what is on its way to it, the close frame last.
 const STALL: Duration = Duration::from_secs(30);
 /// The same, once the server stops.
 const STALL_STOPPING: Duration = Duration::from_secs(3);
@@ -92,13 +89,22 @@ impl Canvases {
             done: done.clone(),
             stopping: self.parts.stopping.clone(),
         };
-        let writer = Writer { sink, outgoing, stopping: self.parts.stopping.clone() };
-        let (mut stream, ()) = tokio::join!(reader.run(), async {
-            writer.run().await;
+        let writer = Writer { sink, outgoing, stopping: self.parts.stopping.clone(), stall: STALL };
+        let ((mut stream, read), sink) = tokio::join!(reader.run(), async {
+            let sink = writer.run().await;
             done.cancel();
+            sink
         });
         // The close frame is on its way; a connection reset now could overtake it.
-        let answered = async { while let Some(Ok(_)) = stream.next().await {} };
+        let answered = async move {
+            while let Some(Ok(_)) = stream.next().await {}
+            // The rest of a message that was too large is still to come, and tungstenite reads no more.
+            if read == Close::TOO_LARGE
+                && let Ok(mut socket) = stream.reunite(sink)
+            {
+                drop(tokio::io::copy(socket.get_mut(), &mut tokio::io::sink()).await);
+            }
+        };
         if timeout(LINGER, answered).await.is_ok() {
             return;
         }
@@ -121,14 +127,14 @@ struct Reader {
 }
 
 impl Reader {
-    /// Reads until the client or the server wants no more; what was read before is stored and answered first.
-    async fn run(mut self) -> SplitStream<Socket> {
+    /// Reads until the client or the server wants no more, and returns why; what was read before is stored and answered first.
+    async fn run(mut self) -> (SplitStream<Socket>, Close) {
         let close = self.read().await;
         let leave = Command::Leave { peer: self.peer.clone(), close };
         if self.door.commands.send(leave).await.is_err() {
             self.outbox.close(self.ended());
         }
-        self.stream
+        (self.stream, close)
     }
 
     async fn read(&mut self) -> Close {
@@ -211,24 +217,30 @@ impl Reader {
 
 /// What to close with after a message that could not be read.
 fn unreadable(error: &Error) -> Close {
-    if matches!(error, Error::Capacity(_)) {
-        return Close::TOO_LARGE;
+    match error {
+        Error::Capacity(_) => Close::TOO_LARGE,
+        Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => Close::LATE,
+        _ => {
+            tracing::debug!(%error, "a canvas socket ended");
+            Close(1002, "protocol error")
+        }
     }
-    tracing::debug!(%error, "a canvas socket ended");
-    Close(1002, "protocol error")
 }
 
-struct Writer {
-    sink: SplitSink<Socket, Message>,
+struct Writer<S> {
+    sink: S,
     outgoing: Outgoing,
     stopping: CancellationToken,
+    /// For the client to take the next of what is on its way to it.
+    stall: Duration,
 }
 
-impl Writer {
+impl<S: Sink<Message, Error = Error> + Unpin> Writer<S> {
     /// Writes until it has written a close frame, or cannot write any more.
-    async fn run(mut self) {
+    async fn run(mut self) -> S {
         let close = self.write().await;
         self.close(close).await;
+        self.sink
     }
 
     async fn write(&mut self) -> Close {
@@ -269,14 +281,12 @@ impl Writer {
         Ok(())
     }
 
-    /// What to close with instead, if the socket is to be closed, or is broken.
+    /// What to close with instead, if the socket is to be closed, is broken, or takes nothing.
     async fn push(&mut self, message: Message) -> Result<(), Close> {
         let closed = self.outgoing.closed();
         tokio::select! {
-            result = self.sink.feed(message) => result.map_err(|error| match error {
-                Error::WriteBufferFull(_) => Close::SLOW,
-                _ => self.outgoing.reason(),
-            }),
+            result = self.sink.feed(message) => self.written(result),
+            () = stalled(self.stall, &self.stopping) => Err(self.give_up()),
             () = closed => Err(self.outgoing.reason()),
         }
     }
@@ -284,9 +294,24 @@ impl Writer {
     async fn flush(&mut self) -> Result<(), Close> {
         let closed = self.outgoing.closed();
         tokio::select! {
-            result = self.sink.flush() => result.map_err(|_| self.outgoing.reason()),
+            result = self.sink.flush() => self.written(result),
+            () = stalled(self.stall, &self.stopping) => Err(self.give_up()),
             () = closed => Err(self.outgoing.reason()),
         }
+    }
+
+    fn written(&self, result: Result<(), Error>) -> Result<(), Close> {
+        result.map_err(|error| match error {
+            Error::WriteBufferFull(_) => Close::SLOW,
+            _ => self.outgoing.reason(),
+        })
+    }
+
+    /// It had its time: what waits is not kept until it has not taken the close frame either.
+    fn give_up(&mut self) -> Close {
+        self.stall = LINGER;
+        self.outgoing.give_up(Close::SLOW);
+        Close::SLOW
     }
 
     /// A slow reader gets time to take what is on its way already: the close frame comes last.
@@ -294,17 +319,65 @@ impl Writer {
         // A room that did not come to its end before the server's says nothing itself.
         let restarts = close == Close::DEFECT && self.stopping.is_cancelled();
         let close = if restarts { Close::RESTART } else { close };
-        let patience = async {
-            tokio::select! {
-                () = sleep(STALL) => {}
-                () = async { self.stopping.cancelled().await; sleep(STALL_STOPPING).await } => {}
-            }
-        };
         tokio::select! {
             sent = self.sink.send(frame(close)) => if let Err(error) = sent {
                 tracing::debug!(%error, "a canvas socket was gone before it was closed");
             },
-            () = patience => {}
+            () = stalled(self.stall, &self.stopping) => {}
         }
+    }
+}
+
+/// Ends after `stall`, or sooner once the server stops.
+async fn stalled(stall: Duration, stopping: &CancellationToken) {
+    tokio::select! {
+        () = sleep(stall) => {}
+        () = async { stopping.cancelled().await; sleep(STALL_STOPPING).await } => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::fragments::over, *};
+
+    /// A client that reads nothing, behind a line that takes `window` bytes.
+    async fn stalls(window: usize, bytes: usize) {
+        let stall = Duration::from_millis(200);
+        let (near, far) = tokio::io::duplex(window);
+        let (outbox, outgoing) = outbox::pair(8 << 20);
+        let (sink, _stream) = over(near, STALL).await.split();
+        let writer = Writer { sink, outgoing, stopping: CancellationToken::new(), stall };
+        // The canvas is idle: nothing comes after what a newcomer is sent first.
+        outbox.welcome(Out::Frame("x".repeat(bytes).into()));
+        drop(timeout(Duration::from_secs(60), writer.run()).await.expect("it is given up"));
+        assert!(outbox.is_closed(), "the room takes it out");
+        drop(far);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_is_given_up_on_an_idle_canvas_too() {
+        // One waits in the middle of a message, one for a flush at its end.
+        stalls(1000, 4 << 20).await;
+        stalls(10, 100).await;
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_slowly_but_reads_is_sent_everything() {
+        let stall = Duration::from_secs(5);
+        let (near, far) = tokio::io::duplex(1000);
+        let (outbox, outgoing) = outbox::pair(8 << 20);
+        let (sink, _stream) = over(near, STALL).await.split();
+        let writer = Writer { sink, outgoing, stopping: CancellationToken::new(), stall };
+        outbox.welcome(Out::Frame("x".repeat(1 << 20).into()));
+        outbox.finish(Close::RESTART);
+        let role = tokio_tungstenite::tungstenite::protocol::Role::Client;
+        let mut client = tokio_tungstenite::WebSocketStream::from_raw_socket(far, role, None).await;
+        let reading = async {
+            assert_eq!(client.next().await.unwrap().unwrap().len(), 1 << 20);
+            assert!(
+                matches!(client.next().await, Some(Ok(Message::Close(Some(frame)))) if u16::from(frame.code) == 1012)
+            );
+        };
+        drop(tokio::join!(writer.run(), reading));
     }
 }

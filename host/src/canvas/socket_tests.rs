@@ -207,7 +207,7 @@ async fn a_client_resumes_and_repeats_without_doing_it_twice() {
 #[tokio::test]
 async fn a_message_too_large_is_answered_with_4413() {
     let host = Host::start().await;
-    for bytes in [super::MESSAGE + 1, 3 * 1024 * 1024] {
+    for bytes in [super::MESSAGE + 1, 2 * super::MESSAGE, 3 * 1024 * 1024] {
         let (mut ada, _) = host.joined(0).await;
         let fine = ada.commit("fine", put("a", 1)).await;
         drop(ada.0.send(Message::text("x".repeat(bytes))).await);
@@ -216,6 +216,29 @@ async fn a_message_too_large_is_answered_with_4413() {
     let (mut ada, _) = host.joined(0).await;
     ada.0.send(Message::binary(vec![1])).await.unwrap();
     assert_eq!(ada.closed().await, 1003);
+}
+
+#[tokio::test]
+async fn whatever_may_wait_a_canvas_can_be_joined_and_resumed() {
+    let host = Host::with(&[("KAIZEN_CANVAS_OUTBOX_KIB", "256")]).await;
+    let (mut ada, _) = host.joined(0).await;
+    let large = |n: usize, text: &str| json!([{ "op": "node.put", "node": { "id": format!("n{n}"), "data": text.repeat(60_000 / text.len()) } }]);
+    for n in 0..10 {
+        ada.commit(&format!("c{n}"), large(n, "x")).await;
+    }
+    // 600 KB each.
+    assert_eq!(host.joined(1).await.1["nodes"].as_array().unwrap().len(), 10);
+    let mut ben = host.join(1, "since=0").await;
+    for seq in 1..=10 {
+        assert_eq!(ben.until("ops").await["seq"], seq);
+    }
+    assert_eq!(ben.until("resumed").await["seq"], 10);
+    // What may be resumed from is bounded in bytes, not in characters.
+    for n in 10..20 {
+        ada.commit(&format!("c{n}"), large(n, "ü")).await;
+    }
+    let mut eve = host.join(1, "since=0").await;
+    assert_eq!(eve.next().await.unwrap()["type"], "snapshot", "1.2 MB in 0.9 million characters were missed");
 }
 
 #[tokio::test]

@@ -171,11 +171,12 @@ const GROUPS: &[Group] = &[
                 declared: &["FRAMES: usize = 512;"],
             },
             Row {
-                what: "a canvas socket that takes nothing, or is not heard of, stays open",
-                bound: "30 s; 60 s, within `canvas_sockets`",
+                what: "a canvas socket stays open that takes less than the next 48 KiB of what is sent to it; that is not heard of; that does not send the rest of a message",
+                bound: "30 s; 60 s; 30 s, within `canvas_sockets`",
                 declared: &[
                     "STALL: Duration = Duration::from_secs(30);",
                     "SILENCE: Duration = Duration::from_secs(60);",
+                    "MESSAGE_TIME: Duration = Duration::from_secs(30);",
                 ],
             },
             Row {

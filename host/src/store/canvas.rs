@@ -210,7 +210,7 @@ pub async fn tail(
     Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(canvas).bind(after).bind(limit).fetch_all(c).await)?)
 }
 
-/// How many messages after `after` are still in the journal, and how many characters their operations have.
+/// How many messages after `after` are still in the journal, and how many bytes their operations have.
 ///
 /// # Errors
 /// As the database says.
@@ -220,7 +220,7 @@ pub async fn tail_size(
     canvas: CanvasId,
     after: i64,
 ) -> Result<(i64, i64), StoreError> {
-    let sql = "SELECT COUNT(*), CAST(COALESCE(SUM(LENGTH(ops)), 0) AS BIGINT) FROM canvas_ops
+    let sql = "SELECT COUNT(*), CAST(COALESCE(SUM(OCTET_LENGTH(ops)), 0) AS BIGINT) FROM canvas_ops
                WHERE organization_id = $1 AND canvas_id = $2 AND sequence > $3";
     Ok(on!(c, |c| sqlx::query_as(sql).bind(organization).bind(canvas).bind(after).fetch_one(c).await)?)
 }
