@@ -1,5 +1,6 @@
 //! The canvas: everyone has the same graph, and what was acknowledged stays.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{Backend, Canvas, Client, Person, Tenant, World, node};
@@ -13,6 +14,7 @@ on_both!(
     what_does_not_hold_up_is_rejected_whole,
     a_viewer_sees_and_does_not_draw,
     presence_is_passed_on_and_not_stored,
+    a_canvas_that_did_not_change_is_answered_with_304,
 );
 
 /// A tenant with two people on one canvas.
@@ -147,6 +149,23 @@ async fn removing_a_node_removes_its_edges(backend: Backend) {
     let seq = ada.commit("3", json!([{ "op": "edge.patch", "id": "bc", "set": { "data": { "when": "done" } } }, { "op": "edge.remove", "id": "bc" }, { "op": "node.remove", "id": "b" }])).await;
     ben.reach(seq).await;
     assert_eq!((ben.nodes.len(), ben.edges.len()), (1, 0));
+}
+
+async fn a_canvas_that_did_not_change_is_answered_with_304(backend: Backend) {
+    let team = Team::start(backend).await;
+    let path = format!("/api/v1/canvases/{}", team.canvas);
+    let ask = async |tag: &str| team.ada.request(Method::GET, &path, None, &[("if-none-match", tag)]).await;
+    let empty = team.ada.get(&path).await;
+    assert_eq!(empty.header("content-type"), "application/json");
+    assert_eq!(empty.body, json!({ "seq": 0, "nodes": [], "edges": [] }));
+    assert_eq!(ask(&empty.etag()).await.status, 304);
+    let mut ada = team.join(&team.ada).await;
+    ada.commit("1", json!([put("a", 1), put("b", 2), edge("ab", "a", "b")])).await;
+    let drawn = ask(&empty.etag()).await;
+    let expected = json!({ "seq": 1, "nodes": [node("a", 1), node("b", 2)], "edges": [edge("ab", "a", "b")["edge"]] });
+    assert_eq!((drawn.status, &drawn.body), (200, &expected));
+    let same = ask(&drawn.etag()).await;
+    assert_eq!((same.status, same.text.as_str()), (304, ""));
 }
 
 async fn groups_go_with_their_nodes_and_parents_come_first(backend: Backend) {

@@ -22,9 +22,18 @@ use crate::{
     app::App,
     authz::{Action, Context},
     canvas::{Close, Connect, accept, refuse},
-    domain::{agent::Agent, canvas::Graph, client::Client, id::CanvasId, principal::Principal},
+    domain::{
+        agent::Agent,
+        canvas::{Graph, Items},
+        client::Client,
+        id::CanvasId,
+        principal::Principal,
+    },
     identity::{AuthError, throttle::Anonymous},
-    store::{StoreError, agents, canvas},
+    store::{
+        StoreError, agents,
+        canvas::{self, Loaded},
+    },
 };
 
 /// The routes of this file.
@@ -46,10 +55,10 @@ struct Canvas {
     seq: i64,
     /// React Flow's nodes, in their order.
     #[schema(value_type = Vec<Object>)]
-    nodes: serde_json::Value,
+    nodes: Items,
     /// React Flow's edges.
     #[schema(value_type = Vec<Object>)]
-    edges: serde_json::Value,
+    edges: Items,
 }
 
 /// Lets its bearer in once.
@@ -79,14 +88,17 @@ async fn read(
     headers: HeaderMap,
 ) -> Result<Response> {
     find(&app, &caller, id).await?;
-    let (seq, Graph { nodes, edges, .. }) =
-        canvas::graph(&mut app.store.read().await?, caller.organization_id, id).await?;
-    let tag = etag(seq);
+    let seq = canvas::sequence(&mut app.store.read().await?, caller.organization_id, id).await?;
+    let tag = etag(seq.unwrap_or(0));
     if headers.get(header::IF_NONE_MATCH) == Some(&tag.1) {
         return Ok((StatusCode::NOT_MODIFIED, [tag]).into_response());
     }
-    let json = |items| serde_json::to_value(items).map_err(Problem::internal);
-    Ok(([tag], Json(Canvas { seq, nodes: json(&nodes)?, edges: json(&edges)? })).into_response())
+    let body = |Loaded { sequence: seq, graph: Graph { nodes, edges, .. }, .. }| {
+        let text = serde_json::to_vec(&Canvas { seq, nodes, edges });
+        text.map(|text| (seq, text)).map_err(|error| StoreError::Database(sqlx::Error::Encode(error.into())))
+    };
+    let (seq, body) = app.canvases.read(caller.organization_id, id, body).await?;
+    Ok(([etag(seq)], [(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 /// Get a ticket for the socket
@@ -186,7 +198,8 @@ async fn socket(
     }))
 }
 
-/// Who it is, and that the canvas is one of their organization's; what they may do is decided when they join the room.
+/// Who it is, that the canvas is one of their organization's, and that they may look at it: nothing of it is read for whoever may not.
+/// What they may do is decided when they join the room.
 async fn admit(
     app: &App,
     id: Option<CanvasId>,
@@ -207,8 +220,12 @@ async fn admit(
         }
     };
     let id = id.ok_or(Close::GONE)?;
-    let found = async { agents::by_canvas(&mut app.store.read().await?, principal.organization_id, id).await };
-    let agent = found.await.map_err(away)?.ok_or(Close::GONE)?;
+    let agent = find(app, &principal, id).await.map_err(|problem| match problem.kind {
+        ProblemType::NotFound => Close::GONE,
+        ProblemType::Denied => Close::FORBIDDEN,
+        ProblemType::Unavailable => Close::LATER,
+        _ => Close::DEFECT,
+    })?;
     Ok(Connect { principal, agent, since: query.since, client: query.client })
 }
 

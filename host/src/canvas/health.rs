@@ -28,6 +28,7 @@ impl Parts {
             nodes: set.canvas_nodes,
             edges: set.canvas_edges,
             graph: set.canvas_graph_kib * 1024,
+            values: set.canvas_values,
             ..Limits::CANVAS
         }
     }

@@ -134,8 +134,9 @@ impl Journal {
         patience: Duration,
         limits: Limits,
     ) -> Result<Self, StoreError> {
+        let rows = canvas::rows(&mut store.read().await?, organization, canvas).await?;
+        let Loaded { sequence, graph, snapshot, tail_bytes } = rows.load_aside((), Ok).await?;
         let mut conn = store.read().await?;
-        let Loaded { sequence, graph, snapshot, tail_bytes } = canvas::load(&mut conn, organization, canvas).await?;
         let mut references = References::default();
         for known in canvas::references(&mut conn, organization, canvas, sequence - LOOK_BACK).await? {
             if known.sequence <= sequence {

@@ -5,7 +5,7 @@
 //! | `journal` | the order of messages, group commit, repeats, snapshots |
 //! | `room`, `join`, `write`, `look` | one open canvas on this host: joining, storing and telling, access and other hosts |
 //! | `socket`, `frames`, `fragments`, `outbox` | the protocol and its bounds |
-//! | `quota` | what one person, organization or canvas may take of this host |
+//! | `quota`, `memory` | what one person, organization or canvas may take of this host |
 //! | `storage` | what a canvas, and an organization's canvases, may take of the database |
 //! | `health`, `patience` | a database that does not answer |
 //! | `peers`, `elsewhere` | presence |
@@ -25,6 +25,7 @@ pub mod journal;
 #[cfg(test)]
 mod journal_tests;
 mod look;
+mod memory;
 mod outbox;
 mod patience;
 mod peers;
@@ -63,6 +64,7 @@ pub use self::{
     socket::refuse,
 };
 use self::{
+    memory::{Memory, Share},
     outbox::Outbox,
     quota::Quota,
     room::{Command, Door, Heard, INBOX, Inbox, Join, Nudge, Room, failed},
@@ -79,7 +81,11 @@ use crate::{
         principal::Principal,
     },
     identity::Identity,
-    store::Store,
+    queues::Queues,
+    store::{
+        Store, StoreError,
+        canvas::{self, Loaded},
+    },
 };
 
 /// What other hosts tell of presence and a room has not looked at yet; more is dropped.
@@ -117,6 +123,10 @@ pub struct Canvases {
     parts: Arc<Parts>,
     rooms: Arc<Mutex<HashMap<CanvasId, Handle>>>,
     quota: Quota,
+    memory: Memory,
+    /// Rooms that are being opened, and canvases that are read for requests: of each organization one at a time.
+    opening: Queues,
+    reading: Queues,
 }
 
 /// How to reach an open room.
@@ -142,8 +152,25 @@ pub struct Connect {
 impl Canvases {
     /// None open.
     pub fn new(parts: Parts) -> Self {
-        let quota = Quota::new(parts.limits.clone());
-        Self { parts: Arc::new(parts), rooms: Arc::default(), quota }
+        let (quota, memory) = (Quota::new(parts.limits.clone()), Memory::new(&parts.limits));
+        // Sockets and requests have bounds of their own.
+        let (opening, reading) = (Queues::new(usize::MAX), Queues::new(usize::MAX));
+        Self { parts: Arc::new(parts), rooms: Arc::default(), quota, memory, opening, reading }
+    }
+
+    /// Reads a canvas for a request, and makes something of it on a thread for what takes long.
+    ///
+    /// # Errors
+    /// As the database and `then` say.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        organization: OrganizationId,
+        canvas: CanvasId,
+        then: impl FnOnce(Loaded) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let turn = self.reading.turn(organization).await;
+        let rows = canvas::rows(&mut self.parts.store.read().await?, organization, canvas).await?;
+        rows.load_aside(turn, then).await
     }
 
     /// Begins to pass hints to the rooms, until the server stops.
@@ -187,7 +214,7 @@ impl Canvases {
     /// Joins the canvas's room, opening it if need be. The first frames are in the outbox then.
     async fn join(&self, connect: &Connect, peer: &str, outbox: &Outbox) -> Result<Door, Close> {
         for _ in 0..TRIES {
-            let door = self.room(&connect.agent);
+            let door = self.room(&connect.agent)?;
             let (joined, answer) = oneshot::channel();
             let join = Join {
                 peer: peer.to_owned(),
@@ -206,12 +233,13 @@ impl Canvases {
         Err(Close::LATER)
     }
 
-    /// The canvas's room, opened if need be.
-    fn room(&self, agent: &Agent) -> Door {
+    /// The canvas's room, opened if need be and if there is memory for it.
+    fn room(&self, agent: &Agent) -> Result<Door, Close> {
         let mut rooms = self.rooms.lock();
         if let Some(handle) = rooms.get(&agent.canvas_id).filter(|handle| !handle.door.commands.is_closed()) {
-            return handle.door.clone();
+            return Ok(handle.door.clone());
         }
+        let memory = self.memory.share(agent.organization_id)?;
         let (commands, received) = mpsc::channel(INBOX);
         let (heard, hearing) = mpsc::channel(HEARD);
         let nudge = Arc::new(Nudge::default());
@@ -221,17 +249,22 @@ impl Canvases {
             Handle { organization: agent.organization_id, door: door.clone(), heard, nudge: Arc::downgrade(&nudge) };
         rooms.insert(agent.canvas_id, handle);
         let inbox = Inbox { commands: received, heard: hearing, nudge };
-        self.parts.tasks.spawn(self.clone().keep(agent.clone(), door.commands.downgrade(), inbox));
-        door
+        self.parts.tasks.spawn(self.clone().keep(agent.clone(), memory, door.commands.downgrade(), inbox));
+        Ok(door)
     }
 
     /// A room from its opening to its end. When its inbox goes, by whatever end, its sockets notice and are closed.
-    async fn keep(self, agent: Agent, me: mpsc::WeakSender<Command>, mut inbox: Inbox) {
+    async fn keep(self, agent: Agent, memory: Share, me: mpsc::WeakSender<Command>, mut inbox: Inbox) {
         let _open = Open::new();
         let canvas = agent.canvas_id;
-        let opening = Room::open(self.parts.clone(), agent);
+        let opening = async {
+            // What one takes while it is read is not known before: so it is counted before the next one is.
+            let _turn = self.opening.turn(agent.organization_id).await;
+            Room::open(self.parts.clone(), agent, memory).await
+        };
         let deadline = Instant::now() + Duration::from_secs(self.parts.limits.canvas_join_seconds);
         let why = match patience::until(deadline, opening).await {
+            Ok(room) if room.storage.out_of_memory => Some(Close::MEMORY),
             Ok(room) => {
                 tokio::select! {
                     () = room.run(&mut inbox) => {}

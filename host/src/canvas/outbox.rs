@@ -43,6 +43,8 @@ impl Close {
     pub const LATER: Self = Self(1013, "try again later");
     /// The database did not confirm for too long that the socket may be open.
     pub const UNCONFIRMED: Self = Self(1013, "the database is away; reconnect with ?since=");
+    /// The canvases that are open take as much of the host's memory as they may.
+    pub const MEMORY: Self = Self(1013, "too much is open on this host already; try again later");
     /// The person's or the organization's share of sockets is used up.
     pub const CROWDED: Self = Self(4429, "too many sockets; close others first");
     /// More was sent than `reject rate` asked for, again and again.

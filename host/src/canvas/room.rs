@@ -25,6 +25,7 @@ use super::{
     elsewhere::Elsewhere,
     frames::{self, Refusal},
     journal::Journal,
+    memory::Share,
     outbox::{Close, Outbox},
     patience,
     peers::{ANNOUNCE, Members, Remote, send_all},
@@ -159,6 +160,8 @@ pub(super) struct Room {
     pub(super) elsewhere: Elsewhere,
     /// What the organization's canvases take of the database.
     pub(super) storage: Storage,
+    /// What it takes of the host's memory.
+    pub(super) memory: Share,
     /// Messages with operations that the canvas takes.
     pub(super) messages: Bucket,
     /// Whether the database answered when it was last looked at.
@@ -184,7 +187,7 @@ impl Room {
     ///
     /// # Errors
     /// As the database says.
-    pub(super) async fn open(parts: Arc<Parts>, agent: Agent) -> Result<Self, StoreError> {
+    pub(super) async fn open(parts: Arc<Parts>, agent: Agent, memory: Share) -> Result<Self, StoreError> {
         let journal = parts.journal(&agent).await?;
         let edits = Edits::new(parts.clock.clone(), agent.organization_id, agent.id, agent.canvas_id);
         let now = Instant::now();
@@ -194,6 +197,7 @@ impl Room {
         let presence = limits.canvas_presence_kib * 1024;
         let mut room = Self {
             storage: Storage::new(now),
+            memory,
             messages: Bucket::new(rate, now),
             parts,
             agent,
@@ -212,6 +216,7 @@ impl Room {
             announced: now,
             empty_since: now,
         };
+        room.count_memory();
         room.count_or_log().await;
         Ok(room)
     }
@@ -370,6 +375,7 @@ impl Room {
 
     async fn tick(&mut self) {
         self.shown = None;
+        self.count_memory();
         self.remove_ended();
         if !self.members.is_empty() || !self.writable {
             self.look_or_log().await;

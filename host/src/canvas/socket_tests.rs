@@ -150,6 +150,14 @@ async fn a_socket_that_may_not_be_is_closed_with_its_code() {
 }
 
 #[tokio::test]
+async fn nothing_of_a_canvas_is_read_for_whoever_may_not_look() {
+    let host = Host::start().await;
+    host.fixture.revoke(1).await;
+    assert_eq!(host.join(1, "").await.closed().await, 4403);
+    assert!(host.app.canvases.rooms.lock().is_empty());
+}
+
+#[tokio::test]
 async fn what_one_draws_the_other_sees_with_actor_and_sequence() {
     let host = Host::start().await;
     let (mut ada, snapshot) = host.joined(0).await;

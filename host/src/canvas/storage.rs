@@ -1,4 +1,4 @@
-//! What one canvas, and all canvases of an organization, may take of the database.
+//! What one canvas, and all canvases of an organization, may take of the database; of memory, see [`memory`](super::memory).
 //!
 //! A canvas's journal is bounded by forgetting what is old each time a snapshot is made. Only what no snapshot covers cannot be
 //! forgotten, and snapshots have their own bounds ([`Limits`](crate::domain::canvas::Limits)). How much an organization's canvases take
@@ -24,13 +24,15 @@ const COUNT: Duration = Duration::from_secs(5);
 pub(super) struct Storage {
     /// They take more than they may.
     full: bool,
+    /// Those that are open take more memory than they may.
+    pub(super) out_of_memory: bool,
     counted: Instant,
 }
 
 impl Storage {
     /// As long as nothing is known.
     pub(super) fn new(now: Instant) -> Self {
-        Self { full: false, counted: now }
+        Self { full: false, out_of_memory: false, counted: now }
     }
 }
 
@@ -47,6 +49,11 @@ impl Room {
                 "your organization's canvases together take more than {most} MiB: remove nodes or delete agents, or ask the operator \
                  to raise `canvas_storage_mib_per_organization`"
             );
+            return Some(Refusal::new(STORAGE_FULL, detail));
+        }
+        if self.storage.out_of_memory {
+            let detail = "the canvases that are open take as much of the server's memory as they may: close some, remove nodes, or ask \
+                          the operator to raise `canvas_rooms_mib_per_organization` or `canvas_rooms_mib`";
             return Some(Refusal::new(STORAGE_FULL, detail));
         }
         let loose = i64::try_from(self.journal.loose_bytes()).unwrap_or(i64::MAX);

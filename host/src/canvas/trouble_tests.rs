@@ -100,6 +100,47 @@ async fn an_organization_whose_canvases_take_too_much_may_only_remove() {
 }
 
 #[tokio::test]
+async fn open_canvases_take_no_more_memory_than_they_may() {
+    let host = Host::with(&[("KAIZEN_CANVAS_ROOMS_MIB_PER_ORGANIZATION", "1")]).await;
+    let (mut ada, _) = host.joined(0).await;
+    // 18 KB as text.
+    ada.commit("zeros", json!([{ "op": "node.put", "node": { "id": "zeros", "data": vec![0; 9_000] } }])).await;
+    ada.ops("more", put("a", 1)).await;
+    let refused = ada.answer("more").await;
+    assert_eq!(refused["code"], "storage_full", "{refused}");
+    assert!(refused["detail"].as_str().unwrap().contains("`canvas_rooms_mib`"), "{refused}");
+    // Nor is it opened elsewhere.
+    let another = host.another().await;
+    let canvas = host.fixture.canvas.to_string();
+    let join = async || {
+        let ticket = host.fixture.ticket(1).await;
+        another.open(&canvas, &format!("ticket={ticket}")).await
+    };
+    assert_eq!(join().await.closed().await, 1013);
+    ada.commit("away", json!([{ "op": "node.remove", "id": "zeros" }])).await;
+    ada.commit("more again", put("a", 1)).await;
+    assert_eq!(join().await.until("snapshot").await["nodes"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn canvases_are_read_for_requests_one_at_a_time_of_each_organization() {
+    let host = Host::start().await;
+    let (fixture, canvases) = (&host.fixture, &host.app.canvases);
+    let (mut ada, _) = host.joined(0).await;
+    ada.commit("1", put("a", 1)).await;
+    let turn = canvases.reading.turn(fixture.organization).await;
+    let mut read = Box::pin(canvases.read(fixture.organization, fixture.canvas, |loaded| Ok(loaded.sequence)));
+    assert!(futures::poll!(&mut read).is_pending(), "it waits for the one before it");
+    let rival = canvases.read(fixture.clock.id(), fixture.clock.id(), |loaded| Ok(loaded.sequence));
+    assert_eq!(rival.await.unwrap(), 0, "another organization does not wait");
+    // Nor do those who join.
+    host.joined(1).await;
+    assert!(futures::poll!(&mut read).is_pending());
+    drop(turn);
+    assert_eq!(read.await.unwrap(), 1);
+}
+
+#[tokio::test]
 async fn people_on_a_canvas_tell_no_more_of_themselves_than_they_may() {
     let host = Host::with(&[("KAIZEN_CANVAS_PRESENCE_KIB", "8")]).await;
     let (mut eve, _) = host.joined(1).await;

@@ -200,6 +200,7 @@ impl Room {
     }
 
     async fn stored(&mut self, audited: bool) {
+        self.count_memory();
         let (canvas, sequence) = (self.agent.canvas_id, self.journal.sequence());
         self.parts.bus.publish_elsewhere(Hint::Canvas { canvas, sequence });
         if audited {

@@ -205,6 +205,11 @@ const GROUPS: &[Group] = &[
                 declared: &["WORKING: Semaphore = Semaphore::const_new(4);"],
             },
             Row {
+                what: "canvases whose graph is put together at once on a host",
+                bound: "4, within `canvas_join_seconds`, `request_seconds`",
+                declared: &["LOADING: Semaphore = Semaphore::const_new(4);"],
+            },
+            Row {
                 what: "events of one deployment that tell of its progress",
                 bound: "200, one in 250 ms, within `jobs_running`",
                 declared: &["PROGRESS_EVENTS: usize = 200;", "PROGRESS_EVERY: Duration = Duration::from_millis(250);"],

@@ -152,6 +152,9 @@ limits! {
         canvas_nodes: usize = 2_000, 1..=10_000, "nodes of one canvas; what is beyond a lowered limit stays, and can be changed and removed";
         canvas_edges: usize = 5_000, 1..=10_000, "edges of one canvas, likewise";
         canvas_graph_kib: usize = 4_096, 64..=8_192, "nodes and edges of one canvas as JSON, KiB, likewise";
+        canvas_values: usize = 200_000, 1_000..=10_000_000, "numbers, texts, lists and objects in the nodes and edges of one canvas, likewise; what a list or an object holds counts as four at least";
+        canvas_rooms_mib: usize = 2_048, 1..=1_048_576, "memory of the canvases open on one host, each counted as twice its JSON, 128 bytes a value and 64 KiB, MiB";
+        canvas_rooms_mib_per_organization: usize = 512, 1..=1_048_576, "one organization's among it; beyond either, sockets for further canvases are closed with 1013, and open ones only become smaller";
         canvas_database_ms: u64 = 3_000, 100..=60_000, "time of one exchange of a canvas with the database, after which its result is unknown, milliseconds";
         canvas_join_seconds: u64 = 15, 1..=600, "time to join a canvas, reading it from the database included, seconds";
         canvas_unconfirmed_seconds: u64 = 30, 2..=3_600, "how long sockets stay open while the database does not confirm that they may, seconds";

@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use chrono::{DateTime, Utc};
 
 pub use self::{
-    graph::{Loaded, graph, load, replay},
+    graph::{Loaded, Rows, graph, load, replay, rows},
     tickets::{Ticket, issue_ticket, redeem_ticket, ticket_exists},
 };
 use super::{Connection, StoreError, Tx};

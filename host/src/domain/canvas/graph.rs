@@ -18,6 +18,7 @@ pub struct Items {
     index: HashMap<String, u64>,
     next: u64,
     bytes: usize,
+    values: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -26,6 +27,15 @@ struct Item {
     object: Arc<Object>,
     /// As JSON.
     bytes: usize,
+    /// As [`Graph::values`] counts them.
+    values: usize,
+}
+
+impl Item {
+    fn new(object: Object) -> Self {
+        let (bytes, values) = (weight(&object), values_in(object.len(), object.values()));
+        Self { object: Arc::new(object), bytes, values }
+    }
 }
 
 impl Items {
@@ -180,6 +190,11 @@ impl Graph {
     /// All nodes and edges as JSON, in bytes, without what is around them.
     pub fn bytes(&self) -> usize {
         self.nodes.bytes + self.edges.bytes
+    }
+
+    /// Values in all nodes and edges: numbers, texts, lists and objects. What a list or an object holds counts as four at least.
+    pub fn values(&self) -> usize {
+        self.nodes.values + self.edges.values
     }
 
     fn step(&mut self, (index, op): (usize, &Op), limits: &Limits, undo: &mut Undo) -> Result<(), Fault> {
@@ -362,8 +377,7 @@ impl Graph {
             let Some(item) = self.nodes.slots.get(&slot) else { continue };
             let mut object = (*item.object).clone();
             object.retain(|property, _| property != PARENT);
-            let bytes = weight(&object);
-            self.write(Shelf::Nodes, slot, Some(Item { object: Arc::new(object), bytes }), undo);
+            self.write(Shelf::Nodes, slot, Some(Item::new(object)), undo);
         }
     }
 
@@ -376,17 +390,27 @@ impl Graph {
     }
 
     fn weigh(&self, shelf: Shelf, slot: u64, object: Object, limits: &Limits) -> Result<Item, Fault> {
-        let bytes = weight(&object);
+        let item = Item::new(object);
+        let Item { bytes, values, .. } = item;
         if bytes > limits.object {
             return Err((Code::Limit, format!("{bytes} bytes as JSON; one node or edge may have {}", limits.object)));
         }
-        let replaced = self.shelf(shelf).slots.get(&slot).map_or(0, |item| item.bytes);
-        let total = (self.bytes() + bytes).saturating_sub(replaced);
+        let before = self.shelf(shelf).slots.get(&slot);
+        let (bytes_before, values_before) = before.map_or((0, 0), |item| (item.bytes, item.values));
         // What makes the graph no larger is never refused, or an overfull one could not be cleaned up.
-        if total > limits.graph && bytes > replaced {
+        let total = (self.bytes() + bytes).saturating_sub(bytes_before);
+        if total > limits.graph && bytes > bytes_before {
             return Err((Code::Limit, format!("the canvas would be {total} bytes as JSON; at most {}", limits.graph)));
         }
-        Ok(Item { object: Arc::new(object), bytes })
+        let total = (self.values() + values).saturating_sub(values_before);
+        if total > limits.values && values > values_before {
+            let most = limits.values;
+            let detail = format!(
+                "the canvas would hold {total} values; at most {most}: put long lists into one text, or elsewhere"
+            );
+            return Err((Code::Limit, detail));
+        }
+        Ok(item)
     }
 
     fn shelf(&self, shelf: Shelf) -> &Items {
@@ -410,8 +434,9 @@ impl Graph {
             Shelf::Edges => (edges, touching),
         };
         let before = items.slots.remove(&slot);
-        if let Some(Item { object, bytes }) = &before {
+        if let Some(Item { object, bytes, values }) = &before {
             items.bytes -= bytes;
+            items.values -= values;
             items.index.remove(id_of(object));
             for key in other_nodes(shelf, object).into_iter().flatten() {
                 if let Some(slots) = index.get_mut(key) {
@@ -424,6 +449,7 @@ impl Graph {
         }
         if let Some(item) = item {
             items.bytes += item.bytes;
+            items.values += item.values;
             items.index.insert(id_of(&item.object).to_owned(), slot);
             items.next = items.next.max(slot + 1);
             for key in other_nodes(shelf, &item.object).into_iter().flatten() {
@@ -526,6 +552,22 @@ fn deeper_than(value: &Value, levels: usize) -> bool {
 /// As much of an id as an error may carry.
 fn shown(id: &str) -> String {
     id.chars().take(128).collect()
+}
+
+/// As many values a list or an object has room for in memory once it holds one.
+const HELD: usize = 4;
+
+/// Values that a list or an object of `count` holds, and those within them.
+fn values_in<'a>(count: usize, values: impl Iterator<Item = &'a Value>) -> usize {
+    if count == 0 {
+        return 0;
+    }
+    let within = |value: &Value| match value {
+        Value::Array(items) => values_in(items.len(), items.iter()),
+        Value::Object(map) => values_in(map.len(), map.values()),
+        _ => 0,
+    };
+    count.max(HELD) + values.map(within).sum::<usize>()
 }
 
 /// Bytes of the object as JSON.

@@ -86,6 +86,8 @@ pub struct Limits {
     pub object: usize,
     /// Bytes of all nodes and edges as JSON.
     pub graph: usize,
+    /// Values in all nodes and edges, as [`Graph::values`] counts them: in memory each takes many times its text.
+    pub values: usize,
     /// Operations of one message.
     pub ops: usize,
     /// Nodes and edges that one message may write or visit, those that follow from its operations included.
@@ -103,6 +105,7 @@ impl Limits {
         edges: 5_000,
         object: 64 * 1024,
         graph: 4 * 1024 * 1024,
+        values: 200_000,
         ops: 1_000,
         work: 20_000,
         mend: false,
@@ -114,6 +117,7 @@ impl Limits {
         edges: usize::MAX,
         object: usize::MAX,
         graph: usize::MAX,
+        values: usize::MAX,
         ops: usize::MAX,
         work: usize::MAX,
         mend: true,

@@ -139,6 +139,29 @@ fn limits_hold_and_an_overfull_graph_can_be_cleaned_up() {
 }
 
 #[test]
+fn values_count_beside_their_text_and_what_is_stored_loads() {
+    let list = |id: &str, count: usize| json!({ "op": "node.put", "node": { "id": id, "data": vec![0; count] } });
+    // Two of the node's own, which count as four, and the list's.
+    assert_eq!(graph_of(json!([list("a", 0)])).values(), 4);
+    assert_eq!(graph_of(json!([list("a", 1)])).values(), 8);
+    assert_eq!(graph_of(json!([list("a", 100)])).values(), 104);
+    let nested = json!([{ "op": "node.put", "node": { "id": "a", "data": [[0], {}, { "x": [0] }] } }]);
+    assert_eq!(graph_of(nested).values(), 4 + 4 + 4 + 4 + 4);
+    let few = Limits { values: 300, ..Limits::CANVAS };
+    let graph = graph_of(json!([list("a", 200)]));
+    assert_eq!(rejected_within(&graph, json!([list("b", 10), list("c", 100)]), &few), (Code::Limit, 1));
+    // 32,000 zeros in 64 KB, ten times: far below what a canvas may have as text.
+    let many: Vec<Value> = (0..10).map(|n| list(&n.to_string(), 32_000)).collect();
+    assert_eq!(rejected(&Graph::default(), Value::from(many.clone())), (Code::Limit, 6));
+    let mut stored = Graph::default();
+    drop(stored.apply(&ops(Value::from(many)), &Limits::REPLAY).unwrap());
+    let mut loaded: Graph = serde_json::from_value(serde_json::to_value(&stored).unwrap()).unwrap();
+    assert_eq!(loaded.values(), 10 * 32_004);
+    drop(loaded.apply(&ops(json!([list("0", 31_000), { "op": "node.remove", "id": "1" }])), &Limits::CANVAS).unwrap());
+    assert_eq!(rejected(&loaded, json!([list("0", 31_001)])), (Code::Limit, 0));
+}
+
+#[test]
 fn order_is_that_of_adding_and_survives_replacing() {
     let mut graph = graph_of(json!([node("b"), node("a"), node("c")]));
     drop(graph.apply(&ops(json!([node("b")])), &Limits::CANVAS).unwrap());
@@ -326,6 +349,8 @@ fn consistent(graph: &Graph) {
     let real: usize =
         graph.nodes.iter().chain(graph.edges.iter()).map(|o| serde_json::to_string(o).unwrap().len()).sum();
     assert_eq!(graph.bytes(), real);
+    let again: Graph = serde_json::from_value(serde_json::to_value(graph).unwrap()).unwrap();
+    assert_eq!(graph.values(), again.values());
 }
 
 /// Deals the clients' messages into one order, each client's own order kept.
