@@ -101,9 +101,9 @@ impl Denials {
         }
     }
 
-    /// Counts a denial that repeats one which was recorded. Returns under what another one has to be recorded now, if it does
-    /// not; how that ends is for [`Denials::end_recording`].
-    fn count(&self, denial: &Denial, details: &Value, now: DateTime<Utc>) -> Option<Denial> {
+    /// Counts so many denials, at least one, that repeat one which was recorded. Returns under what another one has to be recorded
+    /// now, if they do not, and counts the others as its repeats; how recording it ends is for [`Denials::end_recording`].
+    fn count(&self, denial: &Denial, details: &Value, number: u64, now: DateTime<Utc>) -> Option<Denial> {
         let mut folds = self.folds.lock();
         let person = (denial.organization, denial.actor.clone());
         let of_person = folds.persons.get(&person).copied().unwrap_or_default();
@@ -117,7 +117,7 @@ impl Denials {
                 if fold.repeated == 0 {
                     fold.since = now;
                 }
-                (fold.repeated, fold.until, fold.details) = (fold.repeated + 1, now, details.clone());
+                (fold.repeated, fold.until, fold.details) = (fold.repeated + number, now, details.clone());
                 return None;
             }
             if fits {
@@ -126,7 +126,8 @@ impl Denials {
                 }
                 *folds.organizations.entry(denial.organization).or_default() += 1;
                 let (begun, since, until, details) = (now, now, now, details.clone());
-                let fold = Fold { begun, since, until, repeated: 0, details, placed, recording: true };
+                let repeated = number.saturating_sub(1);
+                let fold = Fold { begun, since, until, repeated, details, placed, recording: true };
                 folds.by_denial.insert(key.clone(), fold);
                 return Some(key);
             }
@@ -199,20 +200,36 @@ pub struct Trail<'a> {
 }
 
 impl Denials {
-    /// Records a denial before it is answered, unless it repeats one that was.
+    /// Records a denial, which came so many times, before it is answered, unless it repeats one that was. All are counted before
+    /// anything is waited for.
     ///
     /// # Errors
     /// As the database says.
-    pub async fn record(&self, trail: Trail<'_>, denial: Denial, details: Value) -> Result<(), StoreError> {
+    pub async fn record(
+        &self,
+        trail: Trail<'_>,
+        denial: Denial,
+        details: Value,
+        number: u64,
+    ) -> Result<(), StoreError> {
         let (mut details, now) = (shortened(details), trail.clock.now());
         // Repeats are written down after their requests were answered.
         request_id::put_into(&mut details);
-        let Some(key) = self.count(&denial, &details, now) else { return Ok(()) };
+        let Some(key) = self.count(&denial, &details, number, now) else { return Ok(()) };
         // Whoever asked may go away while it is written.
         let mut recorded = scopeguard::guard(false, |recorded| self.end_recording(&key, recorded, now));
         write(trail, &denial, details).await?;
         *recorded = true;
         Ok(())
+    }
+
+    /// Counts a denial, which came so many times, that cannot be recorded now: it is written down when its window is over.
+    pub fn record_later(&self, clock: &Clock, denial: &Denial, details: Value, number: u64) {
+        let (mut details, now) = (shortened(details), clock.now());
+        request_id::put_into(&mut details);
+        if let Some(key) = self.count(denial, &details, number, now) {
+            self.end_recording(&key, false, now);
+        }
     }
 
     /// Writes down what was counted in windows that are over, or in all.
@@ -245,7 +262,7 @@ fn trail(app: &App) -> Trail<'_> {
 /// # Errors
 /// As the database says.
 pub async fn record(app: &App, denial: Denial, details: Value) -> Result<(), StoreError> {
-    app.denials.record(trail(app), denial, details).await
+    app.denials.record(trail(app), denial, details, 1).await
 }
 
 /// Characters of a text, and items of a list, that the details of a denial have at the most. A tenant may describe a policy in
@@ -341,10 +358,10 @@ mod tests {
     #[test]
     fn the_first_is_recorded_and_the_rest_of_its_window_are_one() {
         let (denials, one) = (denials(20, 500), denial(1, 1, 1));
-        assert_eq!(denials.count(&one, &json!({ "n": 1 }), at(0)), Some(one.clone()));
+        assert_eq!(denials.count(&one, &json!({ "n": 1 }), 1, at(0)), Some(one.clone()));
         denials.end_recording(&one, true, at(0));
         for n in 2..=1000 {
-            assert_eq!(denials.count(&one, &json!({ "n": n }), at(n / 20)), None);
+            assert_eq!(denials.count(&one, &json!({ "n": n }), 1, at(n / 20)), None);
         }
         assert!(denials.due(at(59), false).is_empty());
         let due = denials.due(at(60), false);
@@ -352,11 +369,11 @@ mod tests {
         assert_eq!((key, fold.repeated, fold.since, fold.until), (&one, 999, at(0), at(50)));
         assert_eq!(fold.details, json!({ "n": 1000 }));
         // While it goes on, one event a window; then it is forgotten, and begins anew.
-        assert_eq!(denials.count(&one, &json!({}), at(70)), None);
+        assert_eq!(denials.count(&one, &json!({}), 1, at(70)), None);
         assert_eq!(counted(denials.due(at(120), false)), 1);
         assert!(denials.due(at(180), false).is_empty());
         assert!(denials.folds.lock().by_denial.is_empty() && denials.folds.lock().organizations.is_empty());
-        assert_eq!(denials.count(&one, &json!({}), at(200)), Some(one));
+        assert_eq!(denials.count(&one, &json!({}), 1, at(200)), Some(one));
     }
 
     #[test]
@@ -365,7 +382,7 @@ mod tests {
         let mut recorded = 0;
         for actor in 0..100 {
             for target in 0..100 {
-                if let Some(key) = denials.count(&denial(1, actor, target), &json!({}), at(0)) {
+                if let Some(key) = denials.count(&denial(1, actor, target), &json!({}), 1, at(0)) {
                     denials.end_recording(&key, true, at(0));
                     recorded += 1;
                 }
@@ -373,7 +390,7 @@ mod tests {
         }
         assert!(recorded <= 51, "{recorded}");
         // Another organization's do not take its places.
-        assert_eq!(denials.count(&denial(2, 1, 1), &json!({}), at(0)), Some(denial(2, 1, 1)));
+        assert_eq!(denials.count(&denial(2, 1, 1), &json!({}), 1, at(0)), Some(denial(2, 1, 1)));
         denials.end_recording(&denial(2, 1, 1), true, at(0));
         let due = denials.due(at(60), false);
         assert!(due.len() <= 51, "{}", due.len());
@@ -386,9 +403,9 @@ mod tests {
     #[test]
     fn what_could_not_be_recorded_is_counted() {
         let (denials, one) = (denials(20, 500), denial(1, 1, 1));
-        let key = denials.count(&one, &json!({}), at(0)).unwrap();
+        let key = denials.count(&one, &json!({}), 1, at(0)).unwrap();
         denials.end_recording(&key, false, at(0));
-        assert_eq!(denials.count(&one, &json!({}), at(50)), None);
+        assert_eq!(denials.count(&one, &json!({}), 1, at(50)), None);
         let due = denials.due(at(60), false);
         assert_eq!(
             due.iter().map(|(_, fold)| (fold.repeated, fold.since, fold.until)).collect::<Vec<_>>(),
@@ -396,13 +413,27 @@ mod tests {
         );
         // Neither could they be when the window was over: the next event tells of them, from the first one on.
         due.iter().for_each(|(key, fold)| denials.not_recorded(key, fold.repeated, fold.since));
-        assert_eq!(denials.count(&one, &json!({}), at(70)), None);
+        assert_eq!(denials.count(&one, &json!({}), 1, at(70)), None);
         assert!(denials.due(at(100), false).is_empty(), "once a window");
         let due = denials.due(at(120), false);
         assert_eq!(
             due.iter().map(|(_, fold)| (fold.repeated, fold.since, fold.until)).collect::<Vec<_>>(),
             [(3, at(0), at(70))]
         );
+    }
+
+    #[test]
+    fn many_at_once_are_all_counted_however_the_first_one_ends() {
+        let (denials, one) = (denials(20, 500), denial(1, 1, 1));
+        let key = denials.count(&one, &json!({}), 64, at(0)).unwrap();
+        denials.end_recording(&key, true, at(0));
+        assert_eq!(denials.count(&one, &json!({}), 6, at(1)), None);
+        assert_eq!(counted(denials.due(at(60), false)), 69);
+        drop(denials.due(at(120), false));
+        let clock = Clock::fixed(at(130), 7);
+        denials.record_later(&clock, &one, json!({}), 3);
+        denials.record_later(&clock, &one, json!({}), 4);
+        assert_eq!(counted(denials.due(at(190), false)), 7);
     }
 
     #[tokio::test]
@@ -415,7 +446,7 @@ mod tests {
             let (denials, one, store) = (denials.clone(), one.clone(), database.store.clone());
             async move {
                 let (clock, bus) = (Clock::fixed(at(0), 7), Bus::local());
-                denials.record(Trail { store: &store, clock: &clock, bus: &bus }, one, json!({})).await
+                denials.record(Trail { store: &store, clock: &clock, bus: &bus }, one, json!({}), 1).await
             }
         });
         while denials.folds.lock().by_denial.is_empty() {
@@ -431,11 +462,11 @@ mod tests {
     async fn repeats_name_the_request_of_the_last_one() {
         let database = Database::sqlite().await;
         let (denials, one) = (denials(20, 500), denial(1, 1, 1));
-        assert!(denials.count(&one, &json!({}), at(0)).is_some());
+        assert!(denials.count(&one, &json!({}), 1, at(0)).is_some());
         let (clock, bus) = (Clock::fixed(at(1), 7), Bus::local());
         let trail = Trail { store: &database.store, clock: &clock, bus: &bus };
         let ids = RequestIds { id: "r2".to_owned(), client_id: Some("mine".to_owned()) };
-        ids.scope(denials.record(trail, one, json!({ "decision": {} }))).await.unwrap();
+        ids.scope(denials.record(trail, one, json!({ "decision": {} }), 1)).await.unwrap();
         let due = denials.due(at(60), false);
         let [(_, fold)] = due.as_slice() else { panic!("{due:?}") };
         assert_eq!(fold.details, json!({ "decision": {}, "request_id": "r2", "client_request_id": "mine" }));
@@ -454,9 +485,9 @@ mod tests {
     #[test]
     fn a_window_does_not_end_while_its_first_denial_is_being_recorded() {
         let (denials, one) = (denials(20, 500), denial(1, 1, 1));
-        let key = denials.count(&one, &json!({}), at(0)).unwrap();
+        let key = denials.count(&one, &json!({}), 1, at(0)).unwrap();
         assert!(denials.due(at(60), false).is_empty() && denials.due(at(61), true).is_empty());
-        assert_eq!(denials.count(&one, &json!({}), at(70)), None);
+        assert_eq!(denials.count(&one, &json!({}), 1, at(70)), None);
         assert_eq!(counted(denials.due(at(121), false)), 1, "what repeats it does not wait");
         assert!(denials.due(at(200), false).is_empty());
         denials.end_recording(&key, false, at(0));
@@ -473,7 +504,7 @@ mod tests {
         let trail = Trail { store: &database.store, clock: &clock, bus: &bus };
         let one = denial(1, 1, 1);
         // There is no such chain yet: what is written fails.
-        assert!(denials.record(trail, one.clone(), json!({})).await.is_err());
+        assert!(denials.record(trail, one.clone(), json!({}), 5).await.is_err());
         denials.write_counted(trail, true).await;
         let mut tx = database.store.begin().await.unwrap();
         let sql = "INSERT INTO organizations (id, name, created_at, updated_at) VALUES ($1, 'o', $2, $2)";
@@ -484,6 +515,6 @@ mod tests {
         let mut conn = database.store.read().await.unwrap();
         let events = audit::after(&mut conn, one.organization, 0, 10).await.unwrap();
         assert_eq!(events.len(), 1);
-        assert!(events[0].details.contains(r#""repeated":1"#), "{}", events[0].details);
+        assert!(events[0].details.contains(r#""repeated":5"#), "{}", events[0].details);
     }
 }

@@ -572,6 +572,49 @@ async fn answers_come_in_the_order_of_the_messages() {
 }
 
 #[tokio::test]
+async fn answers_keep_their_order_where_some_are_refused_before_others_are_stored() {
+    let bounds = [("KAIZEN_CANVAS_STORAGE_MIB_PER_ORGANIZATION", "1"), ("KAIZEN_CANVAS_DATABASE_MS", "60000")];
+    let host = Host::with(&bounds).await;
+    let (mut ada, _) = host.joined(0).await;
+    let data = "x".repeat(60_000);
+    for n in 0.. {
+        assert!(n < 60, "more than 1 MiB and what may be beyond");
+        ada.ops(&format!("n{n}"), json!([{ "op": "node.put", "node": { "id": format!("n{n}"), "data": data } }])).await;
+        if ada.answer(&format!("n{n}")).await["type"] == "reject" {
+            break;
+        }
+    }
+    // While the only writer is taken, the first of these waits for it, and the others for the first.
+    let writing = host.app.store.begin().await.unwrap();
+    let bytes = host.app.canvases.rooms.lock()[&host.fixture.canvas].door.bytes.clone();
+    let free = bytes.available_permits();
+    let remove = json!([{ "op": "node.remove", "id": "nothing" }]);
+    let sent = [("r1", remove.clone()), ("r2", remove), ("p1", put("a", 1))];
+    let mut length = 0;
+    for (reference, ops) in sent {
+        length += json!({ "type": "ops", "ref": reference, "ops": ops }).to_string().len();
+        ada.ops(reference, ops).await;
+    }
+    let received = async {
+        while free - bytes.available_permits() < length {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), received).await.expect("all wait to be answered");
+    drop(writing);
+    let mut answers = Vec::new();
+    while answers.len() < 3 {
+        let frame = ada.next().await.unwrap();
+        if frame["ref"].is_string() {
+            answers.push((frame["ref"].clone(), frame["type"].clone(), frame["code"].clone()));
+        }
+    }
+    let answer = |reference: &str, kind: &str, code: Value| (json!(reference), json!(kind), code);
+    let full = answer("p1", "reject", json!("storage_full"));
+    assert_eq!(answers, [answer("r1", "ack", Value::Null), answer("r2", "ack", Value::Null), full]);
+}
+
+#[tokio::test]
 async fn removing_a_parent_is_told_in_full_to_everyone() {
     let host = Host::start().await;
     let (mut ada, _) = host.joined(0).await;
@@ -609,6 +652,28 @@ async fn a_refused_edit_is_told_in_the_audit_trail_once() {
     let [(_, actor, details)] = edits[..] else { panic!("{told:?}") };
     assert_eq!(*actor, format!("user/{}", host.fixture.users[1]));
     assert_eq!(details["decision"]["allowed"], false, "{details}");
+}
+
+#[tokio::test]
+async fn edits_that_are_refused_while_nothing_can_be_stored_are_told_of_later() {
+    let host = Host::with(&[("KAIZEN_CANVAS_DATABASE_MS", "200")]).await;
+    let (mut ada, _) = host.joined(0).await;
+    let (mut ben, _) = host.joined(1).await;
+    let writing = host.app.store.begin().await.unwrap();
+    ada.ops("c1", put("a", 1)).await;
+    assert_eq!(ben.until("status").await["writable"], false);
+    for n in 0..3 {
+        ben.ops(&format!("b{n}"), put("b", n)).await;
+        assert_eq!(ben.answer(&format!("b{n}")).await["code"], "denied");
+    }
+    drop(writing);
+    while ben.until("status").await["writable"] != true {}
+    crate::audit::denials::finish(&host.app).await;
+    let told = host.fixture.audited().await;
+    let user = format!("user/{}", host.fixture.users[1]);
+    let denied: Vec<_> = told.iter().filter(|(action, actor, _)| action == "canvas.edit" && *actor == user).collect();
+    let [(_, _, details)] = denied[..] else { panic!("{told:?}") };
+    assert_eq!(details["repeated"], 3, "{details}");
 }
 
 #[tokio::test]

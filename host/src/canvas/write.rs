@@ -54,7 +54,7 @@ impl Room {
     }
 
     async fn write_batch(&mut self, messages: Vec<Message>) {
-        let (mut from, mut batch, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut batch, mut places) = (Vec::new(), Vec::new());
         if self.writable
             && let Err(error) = self.freshen().await
         {
@@ -63,13 +63,15 @@ impl Room {
             self.reject_all(&messages, &unavailable());
             return;
         }
-        let mut refused = Vec::new();
-        let mut denied: HashMap<UserId, (Principal, usize)> = HashMap::new();
+        // In the messages' order: who sent it, and why it was refused before anything was stored.
+        let mut turns: Vec<(String, Option<frames::Frame>)> = Vec::new();
+        let mut denied: HashMap<UserId, (Principal, u64)> = HashMap::new();
         for Message { peer, reference, ops, text, place } in messages {
             // Whoever is not a member any more was closed; nobody waits for an answer.
             let Some(access) = self.members.get(&peer).map(|member| member.access) else { continue };
             let refusal = self.refusal(access, &ops, text.len());
             let Some(member) = self.members.get(&peer) else { continue };
+            places.push(place);
             if let Some(refusal) = refusal {
                 if refusal.code == DENIED {
                     metrics::counter!("kaizen_denials_total", "action" => super::edits::ACTION).increment(1);
@@ -77,22 +79,21 @@ impl Room {
                         denied.entry(member.principal.user_id).or_insert_with(|| (member.principal.clone(), 0));
                     *messages += 1;
                 }
-                refused.push((peer, frames::reject(reference.as_deref(), &refusal)));
+                turns.push((peer, Some(frames::reject(reference.as_deref(), &refusal))));
                 continue;
             }
             let digest = Sha256::digest(&text).to_vec();
             let (client, repeats) = repeats(member, &digest);
             batch.push(Submission { user: member.principal.user_id, client, reference, repeats, ops, text, digest });
-            from.push(peer);
-            places.push(place);
+            turns.push((peer, None));
         }
         for (principal, messages) in denied.into_values() {
             self.tell_of_refusals(&principal, messages).await;
         }
-        for (peer, reject) in refused {
-            self.answer_with(&peer, reject);
-        }
         if batch.is_empty() {
+            for (peer, refused) in turns {
+                refused.into_iter().for_each(|reject| self.answer_with(&peer, reject));
+            }
             return;
         }
         let begun = tokio::time::Instant::now();
@@ -101,8 +102,15 @@ impl Room {
             Ok(outcomes) => {
                 metrics::histogram!("kaizen_canvas_commit_seconds").record(begun.elapsed().as_secs_f64());
                 metrics::counter!("kaizen_canvas_messages_total").increment(outcomes.len() as u64);
-                for ((message, outcome), peer) in batch.iter().zip(&outcomes).zip(&from) {
-                    self.answer(peer, message, outcome, &committed.in_full);
+                let mut stored = batch.iter().zip(&outcomes);
+                for (peer, refused) in turns {
+                    match refused {
+                        Some(reject) => self.answer_with(&peer, reject),
+                        None => {
+                            let Some((message, outcome)) = stored.next() else { break };
+                            self.answer(&peer, message, outcome, &committed.in_full);
+                        }
+                    }
                 }
                 if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Stored(_))) {
                     self.stored(committed.audited).await;
@@ -111,8 +119,10 @@ impl Room {
             Err(StoreError::Reference(_)) => self.close_all(Close::GONE),
             Err(error) => {
                 self.lost(&error);
-                for (message, peer) in batch.iter().zip(&from) {
-                    self.answer_with(peer, frames::reject(message.reference.as_deref(), &unavailable()));
+                let mut unstored = batch.iter().map(|message| message.reference.as_deref());
+                for (peer, refused) in turns {
+                    let reject = refused.or_else(|| Some(frames::reject(unstored.next()?, &unavailable())));
+                    reject.into_iter().for_each(|reject| self.answer_with(&peer, reject));
                 }
             }
         }
@@ -151,11 +161,9 @@ impl Room {
         }
     }
 
-    /// Records that somebody who may only look tried to draw, with the decision; repeats are counted.
-    async fn tell_of_refusals(&mut self, principal: &Principal, messages: usize) {
-        if !self.writable {
-            return;
-        }
+    /// Records that somebody who may only look tried to draw, with the decision; repeats are counted, and all of them where nothing
+    /// can be recorded.
+    async fn tell_of_refusals(&mut self, principal: &Principal, messages: u64) {
         let Parts { authz, denials, store, clock, bus, .. } = &*self.parts;
         let (agent, resource) = (&self.agent, super::access::resource(&self.agent));
         let denial = Denial {
@@ -165,15 +173,24 @@ impl Room {
             kind: resource.kind.as_str(),
             target: format!("agent/{}", agent.id),
         };
-        let told = async {
-            let decision = authz.check(store, principal, Action::AgentUpdate, &resource, &Context::default()).await?;
-            let details = json!({ "canvas_id": agent.canvas_id, "decision": decision.to_json() });
-            for _ in 0..messages {
-                denials.record(Trail { store, clock, bus }, denial.clone(), details.clone()).await?;
+        let undecided = json!({ "canvas_id": agent.canvas_id });
+        if !self.writable {
+            return denials.record_later(clock, &denial, undecided, messages);
+        }
+        let deadline = self.parts.deadline();
+        let context = Context::default();
+        let decided = authz.check(store, principal, Action::AgentUpdate, &resource, &context);
+        let told = match patience::until(deadline, decided).await {
+            Ok(decision) => {
+                let details = json!({ "canvas_id": agent.canvas_id, "decision": decision.to_json() });
+                patience::until(deadline, denials.record(Trail { store, clock, bus }, denial, details, messages)).await
             }
-            Ok(())
+            Err(error) => {
+                denials.record_later(clock, &denial, undecided, messages);
+                Err(error)
+            }
         };
-        if let Err(error) = patience::until(self.parts.deadline(), told).await {
+        if let Err(error) = told {
             self.lost(&error);
         }
     }
