@@ -1,10 +1,11 @@
-//! What the audit trail tells of drawing: `canvas.edit`, not once for each operation but once for each person, canvas
-//! and [`WINDOW`].
+//! What the audit trail tells of drawing: `canvas.edit`, not once for each operation but for each window of one person on
+//! one canvas and one host.
 //!
 //! The first message of a window is stored together with an event (`details.window` is `opened`, with its sequence), in
 //! one transaction. When the window ends, after [`WINDOW`] or when the person's last socket here closes, a second event
 //! (`closed`) tells the first and last sequence and how many messages there were, if there was more than that first one.
-//! What a crash leaves without its second event is still in the journal, message by message, with the actor.
+//! What a crash leaves without its second event is in the journal, message by message, with the actor, until that forgets
+//! it: beyond 1,024 messages or `canvas_journal_kib`.
 //! Refusals are [`denials`](crate::audit::denials) like any other.
 
 use std::{collections::HashMap, time::Duration};
