@@ -6,7 +6,8 @@ use serde_json::json;
 
 use crate::{
     harness::{
-        Answer, Backend, Client, Database, Direct, Gateway, PASSWORD, Proxy, Server, Setup, World, eventually, id, within,
+        Answer, Backend, Client, Database, Direct, Gateway, PASSWORD, Proxy, Server, Setup, World, eventually, id,
+        within,
     },
     identities::Company,
     sso_failures::metric,
