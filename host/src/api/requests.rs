@@ -1,8 +1,9 @@
 //! How many requests may be under way, in all, of one client and of the IPv6 /48 around it: beyond, 503 at once is better than
-//! everybody's time-out. Once fewer than half of the places are free, no client takes more than a part of what is left: however
-//! many clients ask for as much as they can get, some is left for the next one.
+//! everybody's time-out. Once fewer than half of the places are free, no client takes more than a part of what is left: a few
+//! who ask for as much as they can get leave some for the next one.
 //!
-//! A request is under way until its answer has been handed over whole: what waits for a client to take it is in memory.
+//! A request is under way until its answer has been handed over whole, piece by piece as its client takes it: what waits is in
+//! memory. The last of it, which the connection's buffers have room for, is not waited for.
 
 use std::{
     collections::HashMap,
