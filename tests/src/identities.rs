@@ -4,10 +4,13 @@
 use reqwest::{Method, Url};
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Backend, Browser, CLIENT_ID, CLIENT_SECRET, Issuer, PASSWORD, Page, Tenant, World, id};
+use crate::harness::{
+    Answer, Backend, Browser, CLIENT_ID, CLIENT_SECRET, Issuer, PASSWORD, Page, Tenant, World, eventually, id,
+};
 
 on_both!(
     a_look_alike_address_opens_nobodys_account,
+    attributes_that_are_left_out_are_told,
     another_subject_does_not_take_over_an_address,
     another_issuers_subject_is_another_person,
     a_newcomer_with_two_tabs_comes_in_with_both,
@@ -89,6 +92,36 @@ pub async fn connect(tenant: &Tenant, name: &str, issuer: &str, config: Value) -
     });
     body["config"].as_object_mut().expect("an object").extend(config.as_object().expect("an object").clone());
     id(&tenant.owner.create("/api/v1/identity-connections", body).await)
+}
+
+async fn attributes_that_are_left_out_are_told(backend: Backend) {
+    let config = json!({ "default_role": "viewer", "attributes": ["team", "town"] });
+    let company = Company::start(backend, config).await;
+    let says = |team: &str| {
+        let known = json!({ "sub": "1", "email": "ada@acme.test", "email_verified": true });
+        let mut claims = known.as_object().expect("claims").clone();
+        claims.extend([("team".to_owned(), json!(team)), ("town".to_owned(), json!("Næstved"))]);
+        company.issuer.says(claims.into());
+    };
+    let attributes = async || {
+        let users = company.tenant.owner.all("/api/v1/users").await;
+        users.iter().find(|user| user["email"] == "ada@acme.test").expect("Ada")["attributes"].clone()
+    };
+    says("Yazılım");
+    company.signed_in().await;
+    assert_eq!(attributes().await, json!({ "team": "Yazılım", "town": "Næstved" }));
+    let event = company.event("auth.login", "success").await;
+    assert!(event["details"].get("attributes_left_out").is_none(), "{event}");
+    // In Cyrillic letters.
+    says("\u{501}\u{435}\u{475}");
+    company.signed_in().await;
+    assert_eq!(attributes().await, json!({ "town": "Næstved" }), "what it said before does not hold any more");
+    let event = company.event("auth.login", "success").await;
+    assert_eq!(event["details"]["attributes_left_out"], json!(["team"]), "{event}");
+    eventually("the log names them", || async {
+        company.world.server.log().contains("attributes that a provider sent are not accepted").then_some(())
+    })
+    .await;
 }
 
 async fn a_look_alike_address_opens_nobodys_account(backend: Backend) {

@@ -167,10 +167,13 @@ async fn what_imitates_ascii_is_refused_where_policies_compare_it(backend: Backe
         owner.patch(&format!("/api/v1/gateways/{gateways}"), environment).await.fault("/environment");
     }
     // Words of a language stay, also where one of them could be ASCII's; so does people's punctuation.
-    let labels = json!({ "labels": { "team": "работа с клиентами" } });
-    owner.patch(&format!("/api/v1/agents/{agents}"), labels.clone()).await.ok(200);
-    owner.patch(&format!("/api/v1/gateways/{gateways}"), labels).await.ok(200);
-    let attributes = json!({ "attributes": { "team": "отдел", "boss": "O\u{2019}Brien", "name": "Ελένη" } });
+    for team in ["работа с клиентами", "Yazılım", "Næstved", "cœur"] {
+        let labels = json!({ "labels": { "team": team } });
+        owner.patch(&format!("/api/v1/agents/{agents}"), labels.clone()).await.ok(200);
+        owner.patch(&format!("/api/v1/gateways/{gateways}"), labels).await.ok(200);
+    }
+    let attributes =
+        json!({ "attributes": { "team": "отдел", "boss": "O\u{2019}Brien", "name": "Ελένη", "town": "Þorlákshöfn" } });
     owner.patch(&format!("/api/v1/users/{}", owner.id), attributes).await.ok(200);
 }
 

@@ -161,6 +161,11 @@ const GROUPS: &[Group] = &[
                 declared: &["MAX_BYTES: usize = 4096;", "USER_AGENT: usize = 200;", "DESCRIPTION: usize = 300;"],
             },
             Row {
+                what: "attributes of one sign-in that are left out, as named in the log and the trail; characters of each name",
+                bound: "16; 64",
+                declared: &["LEFT_OUT: (usize, usize) = (16, 64);"],
+            },
+            Row {
                 what: "errors of policies in one answer",
                 bound: "100, within `policy_errors_per_version`",
                 declared: &["ERRORS: i64 = 100;"],

@@ -7,8 +7,8 @@
 //! | text | on top of [`comparable`] |
 //! |---|---|
 //! | [`Environment`](super::environment::Environment) | small letters; no word looks like one in ASCII |
-//! | labels | [`distinct`]: the whole text does not look like one in ASCII |
-//! | attributes | [`distinct_words`]: its words together do not; the punctuation of what people write stays |
+//! | labels | [`distinct`]: the whole text does not look like one in ASCII, unless it is in everyday Latin letters |
+//! | attributes | [`distinct_words`]: the same of its words together; the punctuation of what people write stays |
 //! | [`Name`](super::name::Name) | nothing: people's names and words in one script, such as `Сара`, may look so |
 
 use unicode_normalization::UnicodeNormalization;
@@ -89,25 +89,25 @@ pub fn comparable(text: &str) -> Result<String, TextFault> {
 }
 
 /// As [`comparable`], for what policies compare with texts of their own: one with other characters than ASCII's does not look
-/// like one in ASCII (UTS 39, section 4).
+/// like one in ASCII (UTS 39, section 4), unless they are all Latin letters in everyday use, such as `ı`, `æ` and `œ`.
 ///
 /// # Errors
 /// As [`comparable`], and [`TextFault::Confusable`].
 pub fn distinct(text: &str) -> Result<String, TextFault> {
     let text = comparable(text)?;
-    plain(&text)?;
+    plain_but_latin(&text)?;
     Ok(text)
 }
 
-/// As [`comparable_lines`], for what policies compare and people write: the words of one with other letters than ASCII's do not
-/// all look like words in ASCII. A dash or an apostrophe of typography is no imitation.
+/// As [`comparable_lines`], for what policies compare and people write: the words of one with other letters than ASCII's and
+/// everyday Latin ones do not all look like words in ASCII. A dash or an apostrophe of typography is no imitation.
 ///
 /// # Errors
 /// As [`comparable`], and [`TextFault::Confusable`].
 pub fn distinct_words(text: &str) -> Result<String, TextFault> {
     let text = comparable_lines(text)?;
     if !text.is_ascii() {
-        plain(&words(&text).collect::<Vec<_>>().join(" "))?;
+        plain_but_latin(&words(&text).collect::<Vec<_>>().join(" "))?;
     }
     Ok(text)
 }
@@ -251,21 +251,37 @@ pub(super) fn unmixed(word: &str) -> Result<(), TextFault> {
 
 /// Refuses a text that has other characters than ASCII's and looks as if it had not.
 pub(super) fn plain(word: &str) -> Result<(), TextFault> {
-    let Some(character) = word.chars().find(|c| !c.is_ascii()) else { return Ok(()) };
-    // A dot above `i` or `j` lies on the one that these have.
-    let dotted = word.replace("i\u{307}", "i").replace("j\u{307}", "j");
-    // ASCII's own stay as they are: the skeleton of `%` is not ASCII.
-    let others: String = dotted.chars().filter(|c| !c.is_ascii()).collect();
-    if !skeleton(&others).all(|c| c.is_ascii()) {
-        return Ok(());
-    }
-    let plain = dotted.chars().flat_map(look).collect();
-    Err(TextFault::Confusable { word: word.to_owned(), character, plain })
+    unlike_ascii(word, |c| !c.is_ascii())
 }
 
-/// What a character looks like; ASCII's stay as they are, where UTS 39 would write `rn` for `m`.
-fn look(c: char) -> Vec<char> {
-    if c.is_ascii() { vec![c] } else { skeleton(c.encode_utf8(&mut [0; 4])).collect() }
+/// The same, unless these are Latin letters in everyday use: `Yazılım`, `Næstved` and `cœur` are words, not imitations.
+fn plain_but_latin(text: &str) -> Result<(), TextFault> {
+    unlike_ascii(text, |c| {
+        let everyday = c.script() == Script::Latin && c.identifier_allowed();
+        !c.is_ascii() && !everyday
+    })
+}
+
+/// Refuses a text that has such characters and looks as if it were in ASCII.
+fn unlike_ascii(text: &str, doubtful: fn(char) -> bool) -> Result<(), TextFault> {
+    let Some(character) = text.chars().find(|c| doubtful(*c)) else { return Ok(()) };
+    // A dot above `i` or `j` lies on the one that these have.
+    let dotted = text.replace("i\u{307}", "i").replace("j\u{307}", "j");
+    let others: String = dotted.chars().filter(|c| !c.is_ascii()).collect();
+    if !look(&others).is_ascii() {
+        return Ok(());
+    }
+    // What is in no doubt stays as it is: UTS 39 would write `rn` for `m`.
+    let letter = |c: char| if doubtful(c) { look(c.encode_utf8(&mut [0; 4])) } else { c.to_string() };
+    let plain = dotted.chars().map(letter).collect();
+    Err(TextFault::Confusable { word: text.to_owned(), character, plain })
+}
+
+/// What a text looks like, in ASCII where that is possible.
+fn look(text: &str) -> String {
+    // The only one of ASCII's characters whose skeleton is not in ASCII.
+    let percent: String = skeleton("%").collect();
+    skeleton(text).collect::<String>().replace(&percent, "%")
 }
 
 /// A character by code point and by what kind it is, for people.
@@ -392,7 +408,7 @@ mod tests {
             ("\u{501}\u{435}\u{475}", "dev"),
             ("prod-\u{441}", "prod-c"),
             ("100% \u{440}", "100% p"),
-            ("product\u{131}on", "production"),
+            ("Yaz\u{131}l\u{131}m \u{440}", "Yaz\u{131}l\u{131}m p"),
             ("\u{FF50}roduction", "production"),
             ("\u{3F1}\u{3BF}", "po"),
         ] {
@@ -402,8 +418,22 @@ mod tests {
             let fault = distinct(text).unwrap_err().to_string();
             assert!(fault.ends_with(&format!("write `{plain}`")), "{fault}");
         }
+        for percent in ["100\u{FF05}", "100\u{FE6A}", "100\u{66A}"] {
+            let fault = distinct(percent).unwrap_err().to_string();
+            assert!(fault.ends_with("write `100%`"), "{fault}");
+            assert!(plain(percent).is_err());
+        }
+        assert!(('!'..='~').all(|c| look(&c.to_string()).is_ascii()), "ASCII looks like ASCII");
+        // Words of Turkish, Danish, French, Icelandic, Azerbaijani and Vietnamese. As environments they are not accepted.
+        for word in ["Yazılım", "ışık", "Næstved", "cœur", "Þór", "þjónusta", "Bakı 2", "Đặng – ı"] {
+            assert_eq!(distinct_words(word).as_deref(), Ok(word));
+        }
+        assert_eq!(
+            ["Yazılım", "cœur", "Næstved"].map(|word| (distinct(word).is_ok(), plain(word).is_ok())),
+            [(true, false); 3]
+        );
         // One word that could be ASCII's does not make the text so.
-        for text in ["отдел", "работа с клиентами", "Ελένη", "本番-eu", "prüfung", "Café", "1 – отдел"]
+        for text in ["отдел", "работа с клиентами", "Ελένη", "本番-eu", "prüfung", "Café", "1 – отдел", "Café – 1"]
         {
             assert_eq!((distinct(text).is_ok(), distinct_words(text).is_ok()), (true, true), "{text}");
         }

@@ -240,7 +240,7 @@ impl Identity {
         if !user.confirmed {
             users::confirm(&mut tx, user.organization_id, user.user_id, clock.now()).await?;
         }
-        let how = SignIn { method: Method::Password, connection: None, visit: attempt.visit() };
+        let how = SignIn { method: Method::Password, connection: None, left_out: &[], visit: attempt.visit() };
         let begun = self.begin(&mut tx, clock, (user.organization_id, user.user_id), &how).await?;
         tx.commit().await?;
         Ok(self.hand_out(store, clock, begun).await?)

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 use sqlx::types::Json;
 
+use super::code::clean;
 use crate::{
     audit::{self, Record},
     clock::Clock,
@@ -127,6 +128,18 @@ pub struct Vouched {
     pub default_role: bool,
 }
 
+/// Who signed in.
+#[derive(Debug)]
+pub struct Provisioned {
+    /// Who it is here.
+    pub user: UserId,
+    /// Names of attributes that the provider sent and that are not kept, as far as they are told.
+    pub left_out: Vec<String>,
+}
+
+/// Names of attributes that are told of one sign-in, and characters of each, at the most.
+const LEFT_OUT: (usize, usize) = (16, 64);
+
 /// Bytes of a provider's name for somebody (OpenID Connect Core 1.0, section 2: 255 ASCII characters). With an issuer as long as
 /// it may be ([`super::sso`]) it fits into a row of PostgreSQL's index, which has 2,704 bytes.
 const SUBJECT_BYTES: usize = 255;
@@ -145,7 +158,7 @@ pub async fn user(
     clock: &Clock,
     (connection, vouched): (&Connection, &Vouched),
     allowances: &Allowances,
-) -> Result<UserId, Error> {
+) -> Result<Provisioned, Error> {
     let Vouched { issuer, identity, default_role } = vouched;
     if !subject_fits(&identity.subject) {
         return Err(Refusal::Subject.into());
@@ -158,12 +171,12 @@ pub async fn user(
             Err(StoreError::Stale) => return Err(Refusal::Unlinked(id).into()),
             kept => kept?,
         }
-        refresh(tx, clock, connection, found, identity).await?;
-        return Ok(id);
+        let left_out = refresh(tx, clock, connection, found, identity).await?;
+        return Ok(Provisioned { user: id, left_out });
     }
     let email = identity.email.as_deref().filter(|_| identity.email_verified).ok_or(Refusal::Unverified)?;
     let email = Email::parse(email).map_err(Refusal::Address)?;
-    let id = match users::by_email(tx, organization, &email).await? {
+    let (id, left_out) = match users::by_email(tx, organization, &email).await? {
         Some(found) => {
             let found = locked(tx, connection, found.id).await?;
             if found.platform_administrator {
@@ -178,10 +191,10 @@ pub async fn user(
             if !linked.is_empty() {
                 return Err(Refusal::AnotherSubject { user: id, subject: identity.subject.clone(), linked }.into());
             }
-            refresh(tx, clock, connection, found, identity).await?;
+            let left_out = refresh(tx, clock, connection, found, identity).await?;
             let changes = json!({ "issuer": issuer, "subject": identity.subject });
             note(tx, clock, connection, id, "user.link", changes).await?;
-            id
+            (id, left_out)
         }
         None => {
             let roles = roles(&connection.config.0, &identity.groups, *default_role);
@@ -203,7 +216,7 @@ pub async fn user(
     };
     identities::insert(tx, &link).await?;
     users::confirm(tx, organization, id, now).await?;
-    Ok(id)
+    Ok(Provisioned { user: id, left_out })
 }
 
 /// The user as they are now, kept so until the transaction ends: whoever disables or removes them waits, and then finds
@@ -242,11 +255,13 @@ async fn newcomer(
     email: &Email,
     roles: &BTreeSet<Role>,
     allowances: &Allowances,
-) -> Result<UserId, Error> {
+) -> Result<(UserId, Vec<String>), Error> {
     let (organization_id, now) = (connection.organization_id, clock.now());
     if !allowances.room(tx, organization_id, Counted::Users).await? {
         return Err(Refusal::Full.into());
     }
+    let attributes = renewed(&Map::new(), &identity.attributes);
+    let left_out = left_out(&identity.attributes, &attributes);
     let user = User {
         id: clock.id(),
         organization_id,
@@ -255,7 +270,7 @@ async fn newcomer(
         active: true,
         platform_administrator: false,
         has_password: false,
-        attributes: Json(renewed(&Map::new(), &identity.attributes)),
+        attributes: Json(attributes),
         created_at: now,
         updated_at: now,
         revision: 1,
@@ -278,25 +293,34 @@ async fn newcomer(
         memberships::insert(tx, &membership).await?;
     }
     note(tx, clock, connection, user.id, "user.create", json!({ "after": user, "roles": roles })).await?;
-    Ok(user.id)
+    Ok((user.id, left_out))
 }
 
-/// Takes over what the provider says of somebody's attributes: policies may turn on them.
+/// Takes over what the provider says of somebody's attributes: policies may turn on them. Returns what is left out.
 async fn refresh(
     tx: &mut Tx,
     clock: &Clock,
     connection: &Connection,
     before: User,
     identity: &ProviderIdentity,
-) -> Result<(), StoreError> {
+) -> Result<Vec<String>, StoreError> {
     let mut after = before.clone();
     after.attributes.0 = renewed(&before.attributes.0, &identity.attributes);
+    let left_out = left_out(&identity.attributes, &after.attributes.0);
     if after.attributes.0 == before.attributes.0 {
-        return Ok(());
+        return Ok(left_out);
     }
     after.updated_at = clock.now();
     let after = users::update(tx, &after, None).await?;
-    note(tx, clock, connection, after.id, "user.update", json!({ "before": before, "after": after })).await
+    note(tx, clock, connection, after.id, "user.update", json!({ "before": before, "after": after })).await?;
+    Ok(left_out)
+}
+
+/// Names of what a provider says and is not kept; what it takes away (`null`) is not among them.
+fn left_out(said: &Map<String, Value>, kept: &Map<String, Value>) -> Vec<String> {
+    let (most, characters) = LEFT_OUT;
+    let names = said.iter().filter(|(name, value)| !value.is_null() && !kept.contains_key(*name)).map(|(name, _)| name);
+    names.take(most).map(|name| clean(name, characters)).collect()
 }
 
 /// What was known of somebody, with what their provider says now. What it names and cannot be kept (`null` among it) does not
@@ -372,11 +396,16 @@ mod tests {
         let said = json!({
             "team": " Cafe\u{301}\u{200B} ", "company": "Acme\u{A0}GmbH", "teams": ["a\u{AD}b"], "address": "1 Main St\nX",
             "imitation": "f\u{456}nance", "one_script": "\u{501}\u{435}\u{475}", "department": "Отдел – С",
+            "town": "Næstved", "gone": null,
         });
         let renewed = super::renewed(&Map::new(), said.as_object().unwrap());
         let spelled = json!({ "team": "Café", "company": "Acme GmbH", "teams": ["ab"], "address": "1 Main St\nX",
-            "department": "Отдел – С" });
+            "department": "Отдел – С", "town": "Næstved" });
+        assert_eq!(left_out(said.as_object().unwrap(), &renewed), ["imitation", "one_script"]);
         assert_eq!(Value::Object(renewed), spelled);
+        let many: Map<_, _> = (0..100).map(|n| (format!("{n:0>100}"), json!({}))).collect();
+        let told = left_out(&many, &Map::new());
+        assert_eq!((told.len(), told[0].len()), LEFT_OUT);
     }
 
     #[test]

@@ -159,6 +159,9 @@ impl Identity {
         let mut details = how.visit.details(how.method);
         if let (Some(connection), Some(details)) = (how.connection, details.as_object_mut()) {
             details.insert("connection_id".into(), json!(connection));
+            if !how.left_out.is_empty() {
+                details.insert("attributes_left_out".into(), json!(how.left_out));
+            }
         }
         let event = Record {
             organization_id,
@@ -348,6 +351,8 @@ pub struct SignIn<'a> {
     pub method: Method,
     /// By which identity connection.
     pub connection: Option<uuid::Uuid>,
+    /// Names of attributes that its provider sent and that were left out.
+    pub left_out: &'a [String],
     /// From where.
     pub visit: Visit<'a>,
 }

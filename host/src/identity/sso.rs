@@ -17,7 +17,7 @@ use super::{
     Identity, IssueError,
     code::{Flow, ProviderError},
     failures::{self, By, Visit},
-    provision::{self, Refusal, Vouched},
+    provision::{self, Provisioned, Refusal, Vouched},
     secret::Opaque,
     session::{Method, SignIn, SignedIn},
 };
@@ -316,15 +316,26 @@ impl Identity {
         let answered = self.answered(desk, &connection, (callback, code), (&browser, &state));
         let answered =
             tokio::time::timeout(self.sign_in_time, Box::pin(answered)).await.map_err(|_| SsoError::Timeout)??;
-        let how = SignIn { method: Method::Sso, connection: Some(connection.id), visit: *visit };
         let mut again = true;
         let session = loop {
             let mut tx = desk.store.begin().await?;
             unchanged(&mut tx, &connection).await?;
             match provision::user(&mut tx, desk.clock, (&connection, &answered), desk.allowances).await {
-                Ok(user) => {
+                Ok(Provisioned { user, left_out }) => {
+                    let how = SignIn {
+                        method: Method::Sso,
+                        connection: Some(connection.id),
+                        left_out: &left_out,
+                        visit: *visit,
+                    };
                     let session = self.begin(&mut tx, desk.clock, (connection.organization_id, user), &how).await?;
                     tx.commit().await?;
+                    if !left_out.is_empty() {
+                        tracing::info!(
+                            organization_id = %connection.organization_id, connection_id = %connection.id, user_id = %user,
+                            attributes = ?left_out, "attributes that a provider sent are not accepted and were left out"
+                        );
+                    }
                     break session;
                 }
                 // Somebody who signs in for the first time in two tabs: the other one has made the user, or the link.
