@@ -1,5 +1,5 @@
-//! How many connections may be open, in all, of one client and of the IPv6 /48 around it. Where a ceiling is reached, connections that are idle make
-//! room, the longest idle first; only where there are none is a newcomer turned away.
+//! How many connections may be open, in all, of one client and of the IPv6 /48 around it. Where a ceiling is reached,
+//! connections that are idle make room, the longest idle first; only where there are none is a newcomer turned away.
 
 use std::{
     collections::{BTreeMap, HashMap},
