@@ -77,7 +77,7 @@ async fn versions_of_agents_have_their_bounds(backend: Backend) {
     let (tenant, other) = (world.tenant("acme").await, world.tenant("globex").await);
     let owner = &tenant.owner;
     let workspace = tenant.workspace("first").await;
-    let large = json!({ "system_prompt": "p".repeat(60 << 10) });
+    let large = json!({ "system_prompt": "p".repeat(61 << 10) });
     let mut agents = Vec::new();
     let full = loop {
         let mut body = agent(&workspace, &format!("agent {}", agents.len()));
