@@ -19,3 +19,10 @@ CREATE INDEX deployments_never_active ON deployments (finished_at) WHERE activat
 
 -- When it was done first since that migration: it is done again for some days.
 ALTER TABLE data_migrations ADD COLUMN first_at TEXT;
+
+-- Claims: what is due, with what decides whose turn it is, and whose worker is gone.
+DROP INDEX jobs_queued;
+CREATE INDEX jobs_queued ON jobs (run_at, organization_id, kind) WHERE state = 'queued';
+CREATE INDEX jobs_leases ON jobs (lease_until) WHERE state = 'running';
+-- The last claim was to give the job up, and so was not counted as an attempt.
+ALTER TABLE jobs ADD COLUMN exhausted BOOLEAN NOT NULL DEFAULT FALSE;

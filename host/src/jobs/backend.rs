@@ -56,12 +56,12 @@ async fn next(app: &App, owner: &str, hints: &mut Receiver<Hint>) -> Claimed {
 
 async fn claim(app: &App, owner: &str) -> Result<Option<Claimed>, StoreError> {
     let now = app.clock.now();
-    if !store::jobs::due(&mut app.store.read().await?, now).await? {
+    let limits = &app.config.limits;
+    let each = limits.jobs_running_per_organization;
+    if !store::jobs::due(&mut app.store.read().await?, now, each).await? {
         return Ok(None);
     }
     let mut tx = app.store.begin().await?;
-    let limits = &app.config.limits;
-    let each = limits.jobs_running_per_organization;
     let claimed = store::jobs::claim(&mut tx, owner, now, now + limits.job_lease(), each).await?;
     // Also without one: a job that cannot be read was set aside.
     tx.commit().await?;

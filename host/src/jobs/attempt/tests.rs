@@ -54,7 +54,7 @@ async fn a_lease_is_renewed_for_as_long_as_the_work_takes() {
     let thief = async {
         for _ in 0..12 {
             tokio::time::sleep(Duration::from_millis(200)).await;
-            let due = store::jobs::due(&mut fixture.store.read().await.unwrap(), app.clock.now()).await.unwrap();
+            let due = store::jobs::due(&mut fixture.store.read().await.unwrap(), app.clock.now(), 8).await.unwrap();
             assert!(!due, "the lease was let end");
         }
     };
@@ -254,7 +254,7 @@ async fn what_was_cancelled_before_it_began_never_reaches_the_gateway() {
     let (deployment, id) = fixture.deployment(&tenant, DeploymentState::Queued, JobKind::Deploy).await;
     cancel(&fixture, &app, &deployment).await;
     assert_eq!(fixture.job(&tenant, id).await.state, JobState::Cancelled);
-    assert!(!store::jobs::due(&mut fixture.store.read().await.unwrap(), app.clock.now()).await.unwrap());
+    assert!(!store::jobs::due(&mut fixture.store.read().await.unwrap(), app.clock.now(), 8).await.unwrap());
 }
 
 #[tokio::test]

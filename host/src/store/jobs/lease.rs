@@ -14,20 +14,42 @@ use crate::{
     on,
 };
 
-/// Whether there is something to claim: a look that takes no lock.
+// Each statement goes along one of the indexes of what is queued or running. One for both would look at every job, and on SQLite while
+// nobody else can write.
+
+/// Jobs whose worker let its lease end; `$1` is now.
+macro_rules! abandoned {
+    ($columns:literal, $($after:tt)*) => {
+        concat!(
+            "SELECT ", $columns, " FROM jobs WHERE state = 'running' AND lease_until <= $1 AND kind IN ",
+            known_kinds!(),
+            $($after)*
+        )
+    };
+}
+
+/// Jobs whose time has come, of organizations with fewer than `$2` that run; `$1` is now.
+macro_rules! waiting {
+    ($columns:literal, $($after:tt)*) => {
+        concat!(
+            "SELECT ", $columns, " FROM jobs WHERE state = 'queued' AND run_at <= $1 AND kind IN ",
+            known_kinds!(),
+            " AND organization_id NOT IN
+                 (SELECT r.organization_id FROM jobs AS r WHERE r.state = 'running' AND r.lease_until > $1
+                  GROUP BY r.organization_id HAVING COUNT(*) >= $2)",
+            $($after)*
+        )
+    };
+}
+
+pub(super) const DUE: &str = concat!("SELECT EXISTS (", abandoned!("1",), ") OR EXISTS (", waiting!("1",), ")");
+
+/// Whether there is something that [`claim`] would take: a look that takes no lock.
 ///
 /// # Errors
 /// As the database says.
-pub async fn due(c: &mut impl Connection, now: DateTime<Utc>) -> Result<bool, StoreError> {
-    let sql = concat!(
-        "SELECT EXISTS (SELECT 1 FROM jobs WHERE state = 'queued' AND run_at <= $1 AND kind IN ",
-        known_kinds!(),
-        ") OR EXISTS (SELECT 1 FROM jobs WHERE state = 'running' AND lease_until <= $1 AND kind IN ",
-        known_kinds!(),
-        ")"
-    );
-    let (due,) = on!(c, |c| sqlx::query_as::<_, (bool,)>(sql).bind(now).fetch_one(c).await)?;
-    Ok(due)
+pub async fn due(c: &mut impl Connection, now: DateTime<Utc>, each: i64) -> Result<bool, StoreError> {
+    Ok(on!(c, |c| sqlx::query_scalar(DUE).bind(now).bind(each).fetch_one(c).await)?)
 }
 
 /// A job that this worker now holds.
@@ -35,11 +57,40 @@ pub async fn due(c: &mut impl Connection, now: DateTime<Utc>) -> Result<bool, St
 pub struct Claimed {
     /// The job, with its new fence.
     pub job: Job,
-    /// All attempts were used up, the last one by a worker that did not come back: to be given up, not tried again.
+    /// All attempts were used up, the last one by a worker that did not come back: to be given up, not tried again. This one was not
+    /// counted.
     pub exhausted: bool,
 }
 
-/// Takes the job that waited longest, or one whose worker let its lease end. The attempt is counted here, so that a job
+/// What a claim knows of a job before it takes it: its id, its attempts, and how many it may have.
+type Candidate = (JobId, i64, i64);
+
+async fn candidate(tx: &mut Tx, now: DateTime<Utc>, each: i64) -> Result<Option<Candidate>, StoreError> {
+    let (abandoned, waiting) = match tx {
+        Tx::Sqlite(_) => CANDIDATES,
+        Tx::Postgres(_) => LOCKED_CANDIDATES,
+    };
+    // It already counts among its organization's running ones: it is always taken over.
+    let found: Option<Candidate> = on!(tx, |c| sqlx::query_as(abandoned).bind(now).fetch_optional(c).await)?;
+    if found.is_some() {
+        return Ok(found);
+    }
+    Ok(on!(tx, |c| sqlx::query_as(waiting).bind(now).bind(each).fetch_optional(c).await)?)
+}
+
+macro_rules! candidates {
+    ($lock:literal) => {
+        (
+            abandoned!("id, attempts, max_attempts", " ORDER BY lease_until LIMIT 1", $lock),
+            waiting!("id, attempts, max_attempts", " ORDER BY run_at LIMIT 1", $lock),
+        )
+    };
+}
+
+pub(super) const CANDIDATES: (&str, &str) = candidates!("");
+const LOCKED_CANDIDATES: (&str, &str) = candidates!(" FOR UPDATE SKIP LOCKED");
+
+/// Takes a job whose worker let its lease end, or the one that waited longest. The attempt is counted here, so that a job
 /// that kills its worker is not tried forever. Of one organization no more than `each` run at once, so that none keeps the
 /// workers from the others.
 ///
@@ -52,39 +103,19 @@ pub async fn claim(
     lease_until: DateTime<Utc>,
     each: i64,
 ) -> Result<Option<Claimed>, StoreError> {
-    // An abandoned job already counts among its organization's running ones: it is always taken over.
-    macro_rules! candidate {
-        ($lock:literal) => {
-            concat!(
-                "SELECT id, attempts, max_attempts FROM jobs AS j
-                 WHERE ((state = 'running' AND lease_until <= $1)
-                    OR (state = 'queued' AND run_at <= $1
-                        AND (SELECT COUNT(*) FROM jobs AS r WHERE r.organization_id = j.organization_id
-                                AND r.state = 'running' AND r.lease_until > $1) < $2))
-                   AND kind IN ",
-                known_kinds!(),
-                " ORDER BY run_at LIMIT 1 ",
-                $lock
-            )
-        };
-    }
-    let candidate = match tx {
-        Tx::Sqlite(_) => candidate!(""),
-        Tx::Postgres(_) => candidate!("FOR UPDATE SKIP LOCKED"),
-    };
-    let found: Option<(JobId, i64, i64)> =
-        on!(tx, |c| sqlx::query_as(candidate).bind(now).bind(each).fetch_optional(c).await)?;
+    let found = candidate(tx, now, each).await?;
     let Some((id, attempts, max_attempts)) = found else { return Ok(None) };
     let exhausted = attempts >= max_attempts;
     let sql = columns!(
         "UPDATE jobs SET uncertain = uncertain OR state = 'running', state = 'running', attempts = $2, fence = fence + 1,
-                         lease_owner = $3, lease_until = $4, updated_at = $5
+                         lease_owner = $3, lease_until = $4, updated_at = $5, exhausted = $6
          WHERE id = $1 RETURNING",
         ""
     );
     let counted = if exhausted { attempts } else { attempts + 1 };
     let job = on!(tx, |c| {
-        sqlx::query_as(sql).bind(id).bind(counted).bind(owner).bind(lease_until).bind(now).fetch_one(c).await
+        let query = sqlx::query_as(sql).bind(id).bind(counted).bind(owner).bind(lease_until);
+        query.bind(now).bind(exhausted).fetch_one(c).await
     });
     match job {
         Ok(job) => Ok(Some(Claimed { job, exhausted })),
@@ -212,14 +243,15 @@ pub async fn uncount(tx: &mut Tx, held: &Job) -> Result<(), StoreError> {
         .map(|done| done.rows_affected()))?)
 }
 
-/// Gives back everything a stopping worker still holds. The attempts it cut short are not counted, and the fence moves on,
-/// so that none of them can still write. Returns how many.
+/// Gives back everything a stopping worker still holds. The attempts it cut short are not counted, unless all were used up before and it
+/// was about to give the job up; and the fence moves on, so that none of them can still write. Returns how many.
 ///
 /// # Errors
 /// As the database says.
 pub async fn release(tx: &mut Tx, owner: &str, now: DateTime<Utc>) -> Result<u64, StoreError> {
     let sql = "UPDATE jobs SET state = 'queued', run_at = $2, updated_at = $2, lease_owner = NULL, lease_until = NULL,
-                               attempts = attempts - 1, fence = fence + 1, uncertain = TRUE
+                               attempts = CASE WHEN exhausted THEN attempts ELSE attempts - 1 END, fence = fence + 1,
+                               uncertain = TRUE
                WHERE state = 'running' AND lease_owner = $1";
     Ok(on!(tx, |c| sqlx::query(sql).bind(owner).bind(now).execute(c).await.map(|done| done.rows_affected()))?)
 }

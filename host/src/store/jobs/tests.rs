@@ -120,6 +120,23 @@ async fn a_job_that_kills_every_worker_is_given_up() {
         }
         let last = claim_at(&fixture, "a", now).await.unwrap();
         assert_eq!((last.job.attempts, last.exhausted), (attempts, true));
+        // Its host stops before it has given the job up: the next one does.
+        let mut tx = fixture.store.begin().await.unwrap();
+        assert_eq!(release(&mut tx, "a", now).await.unwrap(), 1);
+        tx.commit().await.unwrap();
+        let again = claim_at(&fixture, "b", now).await.unwrap();
+        assert_eq!((again.job.attempts, again.exhausted), (attempts, true));
+        // Somebody lets it begin again, with all attempts: one that is cut short is not counted.
+        let mut tx = fixture.store.begin().await.unwrap();
+        finish(&mut tx, &again.job, JobState::Failed, None, now).await.unwrap();
+        retry(&mut tx, tenant.organization, id, now).await.unwrap().unwrap();
+        tx.commit().await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(claim_at(&fixture, "c", now).await.unwrap().job.attempts, 1);
+            let mut tx = fixture.store.begin().await.unwrap();
+            assert_eq!(release(&mut tx, "c", now).await.unwrap(), 1);
+            tx.commit().await.unwrap();
+        }
     }
 }
 
@@ -157,8 +174,35 @@ async fn one_tenant_cannot_keep_the_workers_from_the_others() {
         }
         assert_eq!(claim_at(&fixture, "a", now).await.unwrap().job.id, id);
         assert!(claim_at(&fixture, "a", now).await.is_none());
+        let mut conn = fixture.store.read().await.unwrap();
+        assert!(!due(&mut conn, now, EACH).await.unwrap(), "nobody asks for the lock to find nothing");
+        assert!(due(&mut conn, now, EACH + 1).await.unwrap() && due(&mut conn, now + LEASE, EACH).await.unwrap());
+        drop(conn);
         // What was abandoned is taken over all the same.
         assert!(claim_at(&fixture, "a", now + LEASE).await.is_some());
+    }
+}
+
+/// On SQLite, where a claim keeps everybody else from writing: however many jobs there are that are over, it looks at none of them.
+#[tokio::test]
+async fn a_claim_goes_along_indexes() {
+    let fixture = Fixture::sqlite().await;
+    let tx = fixture.store.begin().await.unwrap();
+    let Tx::Sqlite(mut open) = tx else { panic!("SQLite") };
+    for (sql, numbers) in [(lease::DUE, 2), (lease::CANDIDATES.0, 1), (lease::CANDIDATES.1, 2)] {
+        let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
+        let query = sqlx::query_as::<sqlx::Sqlite, (i64, i64, i64, String)>(explain).bind(Clock::system().now());
+        let query = if numbers == 2 { query.bind(EACH) } else { query };
+        let plan = query.fetch_all(open.connection()).await.unwrap();
+        let lines = plan.iter().map(|line| line.3.as_str()).filter(|line| *line != "SCAN CONSTANT ROW");
+        let looks: Vec<&str> = lines.filter(|line| line.starts_with("SCAN") || line.starts_with("SEARCH")).collect();
+        assert!(!looks.is_empty(), "{plan:?}");
+        for look in looks {
+            let of_few = ["jobs_queued", "jobs_running", "jobs_leases"].iter().any(|index| look.contains(index));
+            assert!(of_few, "{look} in {plan:?}");
+        }
+        let sorts = plan.iter().any(|line| line.3.contains("FOR ORDER BY"));
+        assert!(!sorts, "{plan:?}");
     }
 }
 
@@ -242,7 +286,7 @@ async fn a_job_of_a_kind_that_is_not_known_here_stays_for_a_host_that_knows_it()
         assert!(claim_at(&fixture, "a", now).await.is_none());
         let mut tx = fixture.store.begin().await.unwrap();
         finish(&mut tx, &held, JobState::Succeeded, None, now).await.unwrap();
-        assert!(!due(&mut tx, now).await.unwrap());
+        assert!(!due(&mut tx, now, EACH).await.unwrap());
         assert_eq!(unknown(&mut tx).await.unwrap(), [("deployment.scale".to_owned(), 1)]);
         assert!(get(&mut tx, tenant.organization, newer).await.unwrap().is_none());
         assert!(lock(&mut tx, tenant.organization, newer).await.unwrap().is_none());
