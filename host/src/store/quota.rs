@@ -87,8 +87,8 @@ async fn count(
 /// How many rows an organization may add on this host before they are counted again: counting reads each of them, so whoever has many
 /// and adds more would pay for all that are there each time.
 ///
-/// An allowance is one part in 64 of the room that was counted, so one host alone never goes beyond the bound, and each further one by
-/// less than one part in 64 of it.
+/// An allowance is one part in 64 of the room that was counted, so each host but one goes beyond the bound by less than one part in 64
+/// of it; and on PostgreSQL requests that count at the same moment do, as told at [`Allowances::room`].
 #[derive(Clone)]
 pub struct Allowances {
     bounds: Bounds,

@@ -11,7 +11,12 @@ use crate::{
     on,
 };
 
-/// Records how far a deployment has come; with an event unless it has too many already. Does nothing once it is settled.
+/// Events of one deployment from which on its progress is told by no more of them: how often it is postponed, and for how many reasons,
+/// has no bound of its own. Events of its states are always told.
+const EVENTS: i64 = 2_000;
+
+/// Records how far a deployment has come; with an event if there is to be one, unless it has [`EVENTS`] already. Does nothing once it is
+/// settled.
 ///
 /// # Errors
 /// As the database says.
@@ -24,18 +29,18 @@ pub async fn progress(
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
     let sql = "UPDATE deployments SET progress_percent = $3, progress_message = $4, error = COALESCE($5, error), updated_at = $6
-               WHERE organization_id = $1 AND id = $2 AND status IN ('running', 'stopping')";
-    let changed = on!(tx, |c| sqlx::query(sql)
+               WHERE organization_id = $1 AND id = $2 AND status IN ('running', 'stopping')
+               RETURNING events";
+    let events: Option<i64> = on!(tx, |c| sqlx::query_scalar(sql)
         .bind(deployment.organization_id)
         .bind(deployment.id)
         .bind(progress.percent)
         .bind(&progress.message)
         .bind(error)
         .bind(now)
-        .execute(c)
-        .await
-        .map(|done| done.rows_affected()))?;
-    if changed == 1 && event {
+        .fetch_optional(c)
+        .await)?;
+    if event && events.is_some_and(|events| events < EVENTS) {
         add_event(tx, deployment, EventKind::Progress, progress, now).await?;
     }
     Ok(())
@@ -99,4 +104,36 @@ pub async fn prune_events(tx: &mut Tx, before: DateTime<Utc>, limit: i64) -> Res
                     JOIN deployment_events AS e ON e.organization_id = d.organization_id AND e.deployment_id = d.id
                     WHERE d.finished_at < $1 AND e.sequence < d.events LIMIT $2)";
     Ok(on!(tx, |c| sqlx::query(sql).bind(before).bind(limit).execute(c).await.map(|done| done.rows_affected()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::lock, *};
+    use crate::{clock::Clock, domain::job::JobKind, jobs::fixture::Fixture, store::deployments::advance};
+
+    #[tokio::test]
+    async fn a_deployment_has_so_many_events_of_its_progress_and_all_of_its_states() {
+        for fixture in Fixture::each().await {
+            let tenant = fixture.tenant().await;
+            let (deployment, _) = fixture.deployment(&tenant, DeploymentState::Running, JobKind::Deploy).await;
+            let now = Clock::system().now();
+            let mut tx = fixture.store.begin().await.unwrap();
+            let sql = "UPDATE deployments SET events = $2 WHERE id = $1";
+            on!(&mut tx, |c| sqlx::query(sql).bind(deployment.id).bind(EVENTS - 1).execute(c).await.map(drop)).unwrap();
+            for message in ["one", "two"] {
+                let told = Progress { percent: None, message: Some(message.to_owned()) };
+                progress(&mut tx, &deployment, &told, None, true, now).await.unwrap();
+            }
+            let mut locked = lock(&mut tx, tenant.organization, deployment.id).await.unwrap().unwrap();
+            assert_eq!(locked.progress.message.as_deref(), Some("two"));
+            advance(&mut tx, &mut locked, DeploymentState::Failed, Default::default(), now).await.unwrap();
+            let told = events(&mut tx, tenant.organization, deployment.id, EVENTS - 1, 10).await.unwrap();
+            let told: Vec<_> = told.into_iter().map(|event| (event.sequence, event.status, event.message)).collect();
+            let expected = [
+                (EVENTS, DeploymentState::Running, Some("one".to_owned())),
+                (EVENTS + 1, DeploymentState::Failed, None),
+            ];
+            assert_eq!(told, expected);
+        }
+    }
 }
