@@ -125,6 +125,8 @@ pub struct Job {
 
 /// The first pause after a failed attempt.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause that a far side can ask for.
+const LONGEST_ASKED: Duration = Duration::from_secs(3600);
 
 /// How long to wait after the `failures`-th failure in a row: doubles from a second up to `longest`, the second half of it
 /// random ("equal jitter"), so that what failed together does not come back together. A wait that the far side asked for
@@ -134,7 +136,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 pub fn backoff(failures: u32, asked: Option<Duration>, longest: Duration, random: u64) -> Duration {
     let fraction = random as f64 / u64::MAX as f64;
     match asked {
-        Some(asked) => asked.min(Duration::from_secs(3600)).mul_f64(1.0 + fraction / 10.0),
+        Some(asked) => asked.min(LONGEST_ASKED).mul_f64(1.0 + fraction / 10.0),
         None => {
             let whole = FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(longest);
             whole.mul_f64(0.5 + fraction / 2.0)
