@@ -191,7 +191,10 @@ const GROUPS: &[Group] = &[
             Row {
                 what: "of the requests that are free where less than half are, one client has at most; an IPv6 /48",
                 bound: "an eighth; a quarter, within `requests_per_client`",
-                declared: &[("api/requests.rs", "const PART: u32 = 8;"), ("api/requests.rs", "const PART_OF_SITE: u32 = 4;")],
+                declared: &[
+                    ("api/requests.rs", "const PART: u32 = 8;"),
+                    ("api/requests.rs", "const PART_OF_SITE: u32 = 4;"),
+                ],
             },
             Row {
                 what: "of an answer, what is handed over to a connection at once; over HTTP/2, what waits there to be sent",
