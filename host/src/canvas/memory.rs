@@ -18,6 +18,11 @@ const ROOM: usize = 64 * 1024;
 /// Bytes of one value besides its text: 72 of its own, and what lists and objects have room for beyond what they hold.
 const VALUE: usize = 128;
 
+/// Bytes that a message takes once it is read, about: there are no more values in it than its commas and brackets say.
+pub(super) fn of_message(text: &str) -> usize {
+    text.len() + VALUE * text.bytes().filter(|byte| b",[{".contains(byte)).count()
+}
+
 /// The memory of open canvases. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Memory {
@@ -104,6 +109,15 @@ mod tests {
 
     fn organization(n: u128) -> OrganizationId {
         OrganizationId(uuid::Uuid::from_u128(n))
+    }
+
+    #[test]
+    fn a_message_counts_as_what_it_takes_once_it_is_read() {
+        let zeros = json!(vec![0; 1000]).to_string();
+        assert_eq!(of_message(&zeros), zeros.len() + 1000 * VALUE);
+        let nested = json!([[0], { "a": [0, 1] }, {}]).to_string();
+        assert_eq!(of_message(&nested), nested.len() + 8 * VALUE);
+        assert_eq!(of_message(&"x".repeat(1000)), 1000);
     }
 
     #[test]

@@ -243,8 +243,8 @@ impl Canvases {
         let (commands, received) = mpsc::channel(INBOX);
         let (heard, hearing) = mpsc::channel(HEARD);
         let nudge = Arc::new(Nudge::default());
-        let bytes = Arc::new(Semaphore::new(self.parts.limits.canvas_inbox_kib * 1024));
-        let door = Door { commands, bytes };
+        let most = self.parts.limits.canvas_inbox_kib * 1024;
+        let door = Door { commands, bytes: Arc::new(Semaphore::new(most)), most };
         let handle =
             Handle { organization: agent.organization_id, door: door.clone(), heard, nudge: Arc::downgrade(&nudge) };
         rooms.insert(agent.canvas_id, handle);

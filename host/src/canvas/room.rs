@@ -110,6 +110,8 @@ pub struct Door {
     pub commands: mpsc::Sender<Command>,
     /// Bytes of operations that the inbox still has place for.
     pub bytes: Arc<Semaphore>,
+    /// As many as it has place for while it is empty.
+    pub most: usize,
 }
 
 /// How hints reach a room, without ever waiting for it.

@@ -17,6 +17,7 @@ use super::{
     Canvases, Connect,
     fragments::{Socket, WRITE_BUFFER, fragments},
     frames::{self, Incoming, MESSAGE, Refusal},
+    memory,
     outbox::{self, Close, Out, Outbox, Outgoing},
     quota::{self, Bucket, Rate},
     room::{Command, Door},
@@ -176,7 +177,7 @@ impl Reader {
                 continue;
             }
             // Before it is read: in memory a message is several times as large as on the wire.
-            let Some(place) = self.place(text.len()).await else { continue };
+            let Some(place) = self.place(memory::of_message(&text)).await else { continue };
             match frames::read(&text) {
                 Ok(Incoming::Presence(presence)) => pending = Some(presence),
                 Ok(Incoming::Ops { reference, ops }) => {
@@ -193,7 +194,7 @@ impl Reader {
     /// A place in the room's inbox; while there is none this socket is not read from. None once the writer or the room
     /// has ended.
     async fn place(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let bytes = u32::try_from(bytes.min(self.door.most)).unwrap_or(u32::MAX);
         tokio::select! {
             place = self.door.bytes.clone().acquire_many_owned(bytes) => place.ok(),
             () = self.door.commands.closed() => None,

@@ -592,7 +592,8 @@ async fn answers_keep_their_order_where_some_are_refused_before_others_are_store
     let sent = [("r1", remove.clone()), ("r2", remove), ("p1", put("a", 1))];
     let mut length = 0;
     for (reference, ops) in sent {
-        length += json!({ "type": "ops", "ref": reference, "ops": ops }).to_string().len();
+        let text = json!({ "type": "ops", "ref": reference, "ops": ops }).to_string();
+        length += super::memory::of_message(&text);
         ada.ops(reference, ops).await;
     }
     let received = async {

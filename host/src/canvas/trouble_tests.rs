@@ -197,7 +197,7 @@ async fn a_room_that_dies_closes_the_sockets_of_those_who_say_nothing() {
     let (commands, mut inbox) = mpsc::channel(INBOX);
     let (heard, _hearing) = mpsc::channel(1);
     let nudge = Arc::new(Nudge::default());
-    let door = Door { commands, bytes: Arc::new(Semaphore::new(1 << 20)) };
+    let door = Door { commands, bytes: Arc::new(Semaphore::new(1 << 20)), most: 1 << 20 };
     let handle = Handle { organization, door, heard, nudge: Arc::downgrade(&nudge) };
     host.app.canvases.rooms.lock().insert(canvas, handle);
     let mut ada = host.join(0, "").await;

@@ -147,7 +147,7 @@ limits! {
         canvas_room_messages_per_second: u32 = 2_000, 1..=1_000_000, "messages with operations in a second on one canvas of one host, counted so too";
         canvas_room_messages_burst: u32 = 4_000, 1..=1_000_000, "messages with operations at once on one canvas after a pause";
         canvas_rate_refusals: u32 = 100, 1..=1_000_000, "messages of one socket refused with `rate`, beyond one in a second, before it is closed with 4429";
-        canvas_inbox_kib: usize = 4_096, 256..=1_048_576, "messages with operations that wait for one canvas of one host, KiB";
+        canvas_inbox_kib: usize = 4_096, 256..=1_048_576, "messages with operations that wait for one canvas of one host, each counted as its JSON and 128 bytes a value, KiB";
         canvas_outbox_kib: usize = 8_192, 256..=1_048_576, "what waits to be sent to one socket before it is closed with 4408, KiB; what it is sent as it joins does not count, and a larger frame may wait where nothing else does";
         canvas_nodes: usize = 2_000, 1..=10_000, "nodes of one canvas; what is beyond a lowered limit stays, and can be changed and removed";
         canvas_edges: usize = 5_000, 1..=10_000, "edges of one canvas, likewise";
