@@ -16,6 +16,9 @@ ALTER TABLE refresh_tokens ADD COLUMN in_family BOOLEAN NOT NULL DEFAULT FALSE;
 
 -- Deployments that failed or were cancelled long ago, for the sweep.
 CREATE INDEX deployments_never_active ON deployments (finished_at) WHERE activated_at IS NULL;
+-- What was active in the same place before and after.
+CREATE INDEX deployments_activated ON deployments (organization_id, agent_id, gateway_id, environment, activated_at)
+    WHERE activated_at IS NOT NULL;
 
 -- When it was done first since that migration: it is done again for some days.
 ALTER TABLE data_migrations ADD COLUMN first_at TEXT;

@@ -176,7 +176,7 @@ limits! {
     }
     "Retention" {
         job_days: u64 = 30, 1..=3650, "how long a finished job is kept, days; a failed one at least until its deployment is over";
-        failed_deployment_days: u64 = 365, 1..=3650, "how long a deployment that failed or was cancelled, and was never active, is kept, days; one that was active is kept as long as its agent and gateway, for rolling back";
+        deployment_days: u64 = 365, 1..=3650, "how long a deployment is kept after it is over, days; one that was active until its agent or gateway is removed, unless the next one there was of the same version, since a rollback may lead to it";
         deployment_event_days: u64 = 90, 1..=3650, "how long the events of a deployment are kept after it is over, days";
     }
     "Policies" {

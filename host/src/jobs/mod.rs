@@ -198,7 +198,7 @@ async fn tell_unknown(app: &App) {
     }
 }
 
-/// Removes jobs that were over long ago, deployments that were without ever having been active, and events of all that were.
+/// Removes jobs that were over long ago, deployments that were and that no rollback leads to, and events of all that were.
 async fn prune(app: App) {
     app.stopping.run_until_cancelled(tell_unknown(&app)).await;
     while app.stopping.run_until_cancelled(tokio::time::sleep(PRUNING)).await.is_some() {
@@ -206,26 +206,19 @@ async fn prune(app: App) {
             |days: u64| app.clock.now() - chrono::TimeDelta::days(i64::try_from(days).unwrap_or(i64::MAX / 1000));
         let limits = &app.config.limits;
         let (jobs, events) = (days(limits.job_days), days(limits.deployment_event_days));
-        let never_active = days(limits.failed_deployment_days);
+        let over = days(limits.deployment_days);
         let pruned = async {
             let jobs = app.store.sweep(&app.stopping, |tx, most| Box::pin(store::jobs::prune(tx, jobs, most)));
             let jobs = jobs.await?;
             let told =
                 app.store.sweep(&app.stopping, |tx, most| Box::pin(store::deployments::prune_events(tx, events, most)));
             let told = told.await?;
-            let failed = app.store.sweep(&app.stopping, |tx, most| {
-                Box::pin(store::deployments::prune_never_active(tx, never_active, most))
-            });
-            Ok::<_, StoreError>((jobs, told, failed.await?))
+            let over = app.store.sweep(&app.stopping, |tx, most| Box::pin(store::deployments::prune(tx, over, most)));
+            Ok::<_, StoreError>((jobs, told, over.await?))
         };
         match pruned.await {
-            Ok((jobs, events, failed)) => {
-                tracing::debug!(
-                    jobs,
-                    events,
-                    failed,
-                    "removed old jobs, events of deployments, and deployments that failed"
-                );
+            Ok((jobs, events, deployments)) => {
+                tracing::debug!(jobs, events, deployments, "removed old jobs, events of deployments, and deployments");
             }
             Err(error) => tracing::warn!(%error, "could not remove all old jobs and deployments; trying again later"),
         }

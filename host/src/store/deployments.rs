@@ -9,7 +9,7 @@ use uuid::Uuid;
 use self::events::add_event;
 pub use self::{
     events::{events, progress, prune_events},
-    removal::{Kept, Of, forget, kept, prune_never_active},
+    removal::{Kept, Of, forget, kept, prune},
 };
 use super::{Connection, StoreError, Tx};
 use crate::{

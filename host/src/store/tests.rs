@@ -117,7 +117,7 @@ async fn deployments_that_were_never_active(fixture: &Fixture, tenant: &Tenant, 
         on!(&mut tx, |c| sqlx::query(sql).bind(stopped.id).bind(id).bind(at).execute(c).await.map(drop)).unwrap();
     }
     tx.commit().await.unwrap();
-    let prune: Remove = |tx, before, most| Box::pin(deployments::prune_never_active(tx, before, most));
+    let prune: Remove = |tx, before, most| Box::pin(deployments::prune(tx, before, most));
     sweeps(fixture, now, prune, ("deployments", NEW + 3)).await;
 }
 

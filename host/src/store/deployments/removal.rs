@@ -89,18 +89,105 @@ pub async fn forget(tx: &mut Tx, organization: OrganizationId, of: Of) -> Result
     Ok(())
 }
 
-/// Forgets deployments that were over before a time and were never active, at most `limit`, with their events; the audit trail still
-/// tells of them. Nobody rolls back to them, or from them; of what was active once, that may
-/// be done at any time. Returns how many.
+/// Forgets deployments that were over before a time and that no rollback leads to, with their events; at most `limit` with each
+/// statement. The audit trail still tells of them. Returns the most that one of them removed: where that is `limit`, there may be more.
 ///
 /// # Errors
 /// As the database says.
-pub async fn prune_never_active(tx: &mut Tx, before: DateTime<Utc>, limit: i64) -> Result<u64, StoreError> {
-    // The first line is asked again of one that somebody lets begin again meanwhile.
-    let sql = "DELETE FROM deployments WHERE activated_at IS NULL AND finished_at < $1 AND id IN
-                   (SELECT d.id FROM deployments AS d
-                    WHERE d.activated_at IS NULL AND d.finished_at < $1
-                      AND NOT EXISTS (SELECT 1 FROM jobs AS j WHERE j.id = d.job_id AND j.state IN ('queued', 'running'))
-                    ORDER BY d.finished_at LIMIT $2)";
-    Ok(on!(tx, |c| sqlx::query(sql).bind(before).bind(limit).execute(c).await.map(|done| done.rows_affected()))?)
+pub async fn prune(tx: &mut Tx, before: DateTime<Utc>, limit: i64) -> Result<u64, StoreError> {
+    // What is asked outside is asked again of one that somebody lets begin again meanwhile.
+    let statements = [
+        // Never active: it replaced nothing.
+        "DELETE FROM deployments WHERE activated_at IS NULL AND finished_at < $1 AND id IN
+             (SELECT d.id FROM deployments AS d
+              WHERE d.activated_at IS NULL AND d.finished_at < $1
+                AND NOT EXISTS (SELECT 1 FROM jobs AS j WHERE j.id = d.job_id AND j.state IN ('queued', 'running'))
+              ORDER BY d.finished_at LIMIT $2)",
+        // Followed by one of the same version: whoever goes back to that version goes back to that one, or to a later one.
+        "DELETE FROM deployments WHERE finished_at < $1 AND id IN
+             (SELECT d.id FROM deployments AS d
+              WHERE d.status = 'stopped' AND d.finished_at < $1
+                AND d.version = (SELECT n.version FROM deployments AS n
+                                 WHERE n.organization_id = d.organization_id AND n.agent_id = d.agent_id
+                                   AND n.gateway_id = d.gateway_id AND n.environment = d.environment
+                                   AND n.activated_at > d.activated_at
+                                 ORDER BY n.activated_at LIMIT 1)
+                AND NOT EXISTS (SELECT 1 FROM jobs AS j WHERE j.id = d.job_id AND j.state IN ('queued', 'running'))
+              ORDER BY d.finished_at LIMIT $2)",
+    ];
+    let mut most = 0;
+    for sql in statements {
+        let removed = on!(tx, |c| sqlx::query(sql).bind(before).bind(limit).execute(c).await?.rows_affected());
+        most = most.max(removed);
+    }
+    Ok(most)
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+    use crate::{
+        clock::Clock,
+        domain::{deployment::Deployment, job::JobKind},
+        jobs::fixture::Fixture,
+        store::deployments::{active_before, get},
+    };
+
+    #[tokio::test]
+    async fn what_no_rollback_leads_to_is_forgotten_and_rollbacks_lead_where_they_led() {
+        use DeploymentState::{Active, Stopped};
+        for fixture in Fixture::each().await {
+            let (tenant, now) = (fixture.tenant().await, Clock::system().now());
+            let mut all: Vec<Deployment> = Vec::new();
+            let history: [(DeploymentState, i64, &str, i64); 8] = [
+                (Stopped, 1, "production", 9),
+                (Stopped, 1, "production", 9),
+                (Stopped, 2, "production", 9),
+                (Stopped, 1, "staging", 9),
+                (Stopped, 2, "production", 0),
+                (Stopped, 2, "production", 9),
+                (Active, 1, "production", 0),
+                (Stopped, 1, "production", 9),
+            ];
+            for (hour, (status, version, environment, days)) in (0..).zip(history) {
+                let (made, _) = fixture.deployment(&tenant, status, JobKind::Deploy).await;
+                let mut tx = fixture.store.begin().await.unwrap();
+                let sql = "UPDATE deployments SET version = $2, environment = $3, activated_at = $4, finished_at = $5 WHERE id = $1";
+                let activated = now - TimeDelta::days(100) + TimeDelta::hours(hour);
+                let finished = (status == Stopped).then(|| now - TimeDelta::days(days));
+                on!(&mut tx, |c| sqlx::query(sql)
+                    .bind(made.id)
+                    .bind(version)
+                    .bind(environment)
+                    .bind(activated)
+                    .bind(finished)
+                    .execute(c)
+                    .await
+                    .map(drop))
+                .unwrap();
+                let made = get(&mut tx, tenant.organization, made.id).await.unwrap().unwrap();
+                tx.commit().await.unwrap();
+                all.push(made);
+            }
+            let mut tx = fixture.store.begin().await.unwrap();
+            let before = now - TimeDelta::days(1);
+            assert_eq!(prune(&mut tx, before, 10).await.unwrap(), 0, "jobs are at them");
+            on!(&mut tx, |c| sqlx::query("UPDATE jobs SET state = 'succeeded'").execute(c).await.map(drop)).unwrap();
+            let mut led = Vec::new();
+            for this in &all {
+                led.push(active_before(&mut tx, this).await.unwrap().map(|before| before.id));
+            }
+            // Two that are followed by their own version; the fifth was stopped only today.
+            assert_eq!(prune(&mut tx, before, 10).await.unwrap(), 2);
+            for (n, (this, led)) in all.iter().zip(led).enumerate() {
+                let kept = get(&mut tx, tenant.organization, this.id).await.unwrap();
+                assert_eq!(kept.is_none(), [0, 2].contains(&n), "{n}");
+                let leads = active_before(&mut tx, this).await.unwrap().map(|before| before.id);
+                assert_eq!(leads, led, "{n}");
+            }
+            assert_eq!(prune(&mut tx, before, 10).await.unwrap(), 0);
+        }
+    }
 }
