@@ -98,7 +98,12 @@ impl App {
         let bus = Bus::connect(config.redis_url.as_deref(), &clock)?;
         let secrets = Secrets::load(&config, &clock)?;
         let authz = Authz::new(clock.clone(), &config.limits)?;
-        let resolver = egress::SystemResolver::new(config.limits.name_lookups, config.limits.name_lookups_per_domain);
+        let resolver = egress::SystemResolver::new(egress::LookupBounds {
+            at_once: config.limits.name_lookups,
+            for_sign_in: config.limits.name_lookups_for_sign_in,
+            per_organization: config.limits.name_lookups_per_organization,
+            per_domain: config.limits.name_lookups_per_domain,
+        });
         let egress = egress::Client::new(config.egress(), Arc::new(resolver));
         let ingredients = Ingredients {
             config: &config,

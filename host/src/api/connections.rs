@@ -351,10 +351,12 @@ async fn check(app: App, caller: Principal, kind: Kind, id: Uuid) -> Result<Json
     if kind == Kind::IdentityProvider {
         // The host runs the protocol, so it has to reach the provider too.
         let protocol = app.plugins.begin(&binding, &attempt(&app)).await?;
-        app.identity.check_sso(protocol, &binding.config).await.map_err(|error| match error {
-            SsoError::Config(why) => Problem::invalid(vec![Fault::new("/config", why)]),
-            error => Problem::new(ProblemType::Upstream, error.to_string()),
-        })?;
+        app.identity.check_sso(binding.organization_id, protocol, &binding.config).await.map_err(
+            |error| match error {
+                SsoError::Config(why) => Problem::invalid(vec![Fault::new("/config", why)]),
+                error => Problem::new(ProblemType::Upstream, error.to_string()),
+            },
+        )?;
     }
     Ok(Json(Checked { message }))
 }

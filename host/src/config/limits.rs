@@ -243,7 +243,9 @@ limits! {
         plugin_config_kib: usize = 64, 1..=512, "configuration of one connection, KiB";
         plugin_secret_kib: usize = 16, 1..=512, "one secret of a connection, KiB";
         name_lookups: usize = 64, 1..=1_000, "host names that are looked up at once for plugins and sign-in; each takes a thread";
-        name_lookups_per_domain: usize = 4, 1..=1_000, "names of one domain among them";
+        name_lookups_for_sign_in: usize = 8, 0..=1_000, "of these, the ones that serve sign-in only; of one organization's sign-ins at the most half of them; one at least serves the others";
+        name_lookups_per_organization: usize = 8, 1..=1_000, "names of one organization's plugins among them";
+        name_lookups_per_domain: usize = 4, 1..=1_000, "names of one domain among them, and as many again for sign-in";
         plugin_folder_mib: u64 = 1024, 1..=1_048_576, "what one connection's folder may hold, MiB";
         plugin_folder_files: u64 = 1000, 1..=100_000, "files and folders in one connection's folder";
         plugin_folders_per_organization: u64 = 16, 1..=100_000, "folders of one organization's connections on the disk, those of deleted connections included until the operator removes them";

@@ -28,7 +28,7 @@ use super::code::{self, ClientAuth, Flow, ProviderError, Tokens};
 use crate::{
     clock::Clock,
     config::limits::ServerLimits,
-    sandbox::egress::{self, EgressError, FetchLimits},
+    sandbox::egress::{self, Asking, EgressError, FetchLimits},
 };
 
 /// Signatures that are taken: not those with a shared secret, and never none.
@@ -201,6 +201,13 @@ impl Providers {
             known: moka::future::Cache::builder().max_capacity(most).time_to_live(kept).build(),
             failed: Cache::builder().max_capacity(most).time_to_live(cool_down).build(),
         }
+    }
+
+    /// The same for somebody: what is known is shared, and names are looked up within his share.
+    #[must_use]
+    pub fn asked_by(&self, asking: Asking) -> Self {
+        let http = Http { egress: self.http.egress.asked_by(asking), ..self.http.clone() };
+        Self { http, ..self.clone() }
     }
 
     /// The way out to all of them.

@@ -17,6 +17,7 @@ use super::{
     Identity, IssueError,
     code::{Flow, ProviderError},
     failures::{self, By, Visit},
+    oidc::Providers,
     provision::{self, Provisioned, Refusal, Vouched},
     secret::Opaque,
     session::{Method, SignIn, SignedIn},
@@ -25,6 +26,7 @@ use crate::{
     clock::Clock,
     domain::{connection::Kind, id::OrganizationId},
     plugins::{Attempt, Binding, IdentityGrant, PluginError, Plugins, Protocol, bind},
+    sandbox::egress::Asking,
     secrets::Secrets,
     store::{
         Store, StoreError, Tx,
@@ -179,12 +181,25 @@ impl Identity {
     ///
     /// # Errors
     /// [`SsoError::Config`] or [`SsoError::Provider`].
-    pub async fn check_sso(&self, protocol: Protocol, config: &Value) -> Result<(), SsoError> {
+    pub async fn check_sso(
+        &self,
+        organization: OrganizationId,
+        protocol: Protocol,
+        config: &Value,
+    ) -> Result<(), SsoError> {
         let issuer = feasible(protocol.clone(), config).map_err(SsoError::Config)?;
         match protocol {
-            Protocol::Oidc { .. } => Ok(self.providers.check(&issuer).await?),
+            Protocol::Oidc { .. } => {
+                let asking = Asking { organization: Some(organization.into()), signs_in: false };
+                Ok(self.providers.asked_by(asking).check(&issuer).await?)
+            }
             Protocol::Oauth2 { .. } => Ok(()),
         }
+    }
+
+    /// Providers as those are asked who sign in by a connection.
+    fn providers_of(&self, connection: &Connection) -> Providers {
+        self.providers.asked_by(Asking { organization: Some(connection.organization_id.into()), signs_in: true })
     }
 
     /// Begins to sign somebody in by an identity connection. `cookie` is what the browser holds from another sign-in that
@@ -237,14 +252,13 @@ impl Identity {
         let state = Opaque::random(desk.clock);
         let Derived { nonce, verifier } = derive(&browser, &state);
         let state_text = state.encode();
+        let providers = self.providers_of(&connection);
         let asked = async {
             let plan = desk.plan(&connection).await?;
             let flow = plan.flow(desk, &state_text, &verifier);
             let Course { way, scopes, parameters, .. } = &plan.course;
             Ok::<_, SsoError>(match way {
-                Way::Oidc(issuer, _) => {
-                    self.providers.authorization((issuer, &nonce), &flow, scopes, parameters).await?
-                }
+                Way::Oidc(issuer, _) => providers.authorization((issuer, &nonce), &flow, scopes, parameters).await?,
                 Way::Oauth2(endpoints) => endpoints.authorization(&flow, scopes, parameters),
             })
         };
@@ -360,10 +374,11 @@ impl Identity {
         let flow = plan.flow(desk, callback.state, &verifier);
         let secret = plan.binding.secrets.get("client-secret");
         let answer = (code, callback.iss);
+        let providers = self.providers_of(connection);
         let (grant, access_token): (IdentityGrant, SecretString) = match &plan.course.way {
             Way::Oidc(issuer, max_age) => {
                 let about = (issuer.as_str(), nonce.as_str(), *max_age);
-                let verified = self.providers.exchange(about, &flow, secret, answer, desk.clock).await?;
+                let verified = providers.exchange(about, &flow, secret, answer, desk.clock).await?;
                 if let Some(claim) = plan.course.required.missing(&verified.claims, verified.userinfo.as_ref()) {
                     return Err(Refusal::Claim(claim.to_owned()).into());
                 }
@@ -371,7 +386,7 @@ impl Identity {
                 (grant, verified.access_token)
             }
             Way::Oauth2(endpoints) => {
-                let tokens = endpoints.exchange(self.providers.egress(), &flow, secret, answer).await?;
+                let tokens = endpoints.exchange(providers.egress(), &flow, secret, answer).await?;
                 (IdentityGrant::default(), tokens.access_token)
             }
         };

@@ -22,6 +22,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use url::Host;
+use uuid::Uuid;
 
 mod connect;
 mod resolver;
@@ -30,14 +31,30 @@ mod rules;
 pub use connect::{Connect, Network, Stream};
 #[cfg(test)]
 pub(in crate::sandbox) use resolver::Lookups;
-pub use resolver::SystemResolver;
+pub use resolver::{LookupBounds, SystemResolver};
 pub use rules::{DenyRule, PrivateRule};
 
 use super::{
     address,
     body::{Budget, EgressBody},
     pattern::{Pattern, PatternError, Target},
+    scheduler::Caller,
 };
+
+/// For whom a request is sent, where there are few places for what it needs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Asking {
+    /// The organization whose configuration says where to; none where the server itself asks.
+    pub organization: Option<Uuid>,
+    /// Somebody signs in: it may take the places that are kept for that.
+    pub signs_in: bool,
+}
+
+impl From<&Caller> for Asking {
+    fn from(caller: &Caller) -> Self {
+        Self { organization: caller.organization, signs_in: caller.signs_in }
+    }
+}
 
 /// Finds the addresses of a name. The one place where names are looked up; tests put their own in its place.
 #[async_trait]
@@ -46,7 +63,7 @@ pub trait Resolve: Send + Sync {
     ///
     /// # Errors
     /// If there are none.
-    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
+    async fn resolve(&self, name: &str, asking: Asking) -> io::Result<Vec<IpAddr>>;
 }
 
 /// Why a request did not go out, or its answer did not come in.
@@ -164,6 +181,7 @@ pub struct Client {
     inner: Arc<Inner>,
     /// For whom: a plugin, by its name, or the server itself.
     plugin: Option<Arc<str>>,
+    asking: Asking,
 }
 
 struct Inner {
@@ -186,13 +204,19 @@ impl Client {
     /// A client whose connections another connector opens: everything is checked the same, and where the connector leads
     /// nowhere, a check that fails still sends nothing off the machine.
     pub fn through(policy: Policy, resolver: Arc<dyn Resolve>, connector: Arc<dyn Connect>) -> Self {
-        Self { inner: Arc::new(Inner { policy, resolver, connector }), plugin: None }
+        Self { inner: Arc::new(Inner { policy, resolver, connector }), plugin: None, asking: Asking::default() }
     }
 
     /// The same for a plugin: `egress_allow_private` may have rules of its own for it.
     #[must_use]
     pub fn of_plugin(&self, name: &str) -> Self {
-        Self { inner: self.inner.clone(), plugin: Some(name.into()) }
+        Self { plugin: Some(name.into()), ..self.clone() }
+    }
+
+    /// The same for somebody: he has his share of the names that are looked up at once.
+    #[must_use]
+    pub fn asked_by(&self, asking: Asking) -> Self {
+        Self { asking, ..self.clone() }
     }
 
     /// Sends one request of the server's own and reads the whole answer. Redirects are not followed.
@@ -294,7 +318,7 @@ impl Client {
         let found = match host {
             Host::Ipv4(address) => vec![IpAddr::V4(*address)],
             Host::Ipv6(address) => vec![IpAddr::V6(*address)],
-            Host::Domain(name) => match timeout(RESOLVE, self.inner.resolver.resolve(name)).await {
+            Host::Domain(name) => match timeout(RESOLVE, self.inner.resolver.resolve(name, self.asking)).await {
                 Ok(Ok(found)) if !found.is_empty() => found,
                 Ok(Ok(_)) => return Err(EgressError::Resolve(name.clone(), io::ErrorKind::NotFound.into())),
                 Ok(Err(error)) => return Err(EgressError::Resolve(name.clone(), error)),

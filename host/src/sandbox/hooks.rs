@@ -123,7 +123,8 @@ async fn send(
     };
     tracing::debug!(target: "kaizen::plugin", plugin = context.plugin, connection = context.connection, method = %parts.method, %target, injected, "request");
     let request = Request::from_parts(parts, Full::new(body));
-    let mut response = context.egress.send(request, context.bytes_in.clone(), timeouts).await?;
+    let egress = context.egress.asked_by((&context.caller).into());
+    let mut response = egress.send(request, context.bytes_in.clone(), timeouts).await?;
     let mask = context.vault.mask();
     if mask.is_some() {
         refuse_encoding(response.headers())?;

@@ -24,6 +24,7 @@ pub mod limits;
 pub mod mask;
 mod native;
 pub mod pattern;
+mod places;
 pub mod scheduler;
 pub mod secret;
 pub mod state;

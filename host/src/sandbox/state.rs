@@ -206,7 +206,8 @@ async fn resolve_tcp(context: &Context) -> Result<Hosts, Fault> {
             Fault::Setup(error.to_string())
         };
         context.egress.permits(&target).map_err(refused)?;
-        for address in context.egress.addresses(&target).await.map_err(refused)? {
+        let egress = context.egress.asked_by((&context.caller).into());
+        for address in egress.addresses(&target).await.map_err(refused)? {
             hosts.push((target.host.clone(), SocketAddr::new(address, target.port)));
         }
     }

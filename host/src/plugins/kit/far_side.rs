@@ -27,7 +27,7 @@ use super::{
 use crate::{
     clock::Clock,
     sandbox::{
-        egress::{Connect, EgressError, Resolve, Stream},
+        egress::{Asking, Connect, EgressError, Resolve, Stream},
         pattern::Target,
     },
 };
@@ -173,7 +173,7 @@ pub struct Way {
 
 #[async_trait]
 impl Resolve for Way {
-    async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+    async fn resolve(&self, name: &str, _asking: Asking) -> io::Result<Vec<IpAddr>> {
         Ok(vec![if self.tcp_hosts.iter().any(|host| host == name) { self.tcp } else { ANYWHERE }])
     }
 }

@@ -13,7 +13,7 @@ struct Scripted(Mutex<VecDeque<Vec<IpAddr>>>);
 
 #[async_trait]
 impl Resolve for Scripted {
-    async fn resolve(&self, _name: &str) -> io::Result<Vec<IpAddr>> {
+    async fn resolve(&self, _name: &str, _asking: Asking) -> io::Result<Vec<IpAddr>> {
         Ok(self.0.lock().pop_front().unwrap_or_default())
     }
 }

@@ -309,3 +309,15 @@ async fn many_names_that_nobody_answers_for() {
     measure_beside_many(name, &yard, of(2, 900, "webhook"), (12, call), met).await;
     assert_eq!(yard.far.lookups(), 4, "names of one domain");
 }
+
+/// The same with names of as many domains.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_domains_that_nobody_answers_for() {
+    let yard = Arc::new(Yard::new());
+    let bad = yard.guest(&rust("domains"));
+    let call = |number| ask(&yard, &bad, of(1, number, "webhook"));
+    let met = || yard.far.lookups() >= 6;
+    let name = "calls with domains that nobody answers for";
+    measure_beside_many(name, &yard, of(2, 900, "webhook"), (12, call), met).await;
+    assert_eq!(yard.far.lookups(), 6, "names of one organization");
+}
