@@ -1,5 +1,6 @@
 //! Folders that the operator offers to audit sinks: whose they are, and how many.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{Answer, Backend, Client, PASSWORD, Setup, Tenant, World, id};
@@ -57,6 +58,43 @@ async fn folders_of_deleted_sinks_count_until_the_operator_removes_them() {
     check(&acme.owner, &late[0]).await.ok(200);
     std::fs::remove_dir_all(folder(&acme, &sinks[1])).expect("removed by the operator");
     check(&acme.owner, &late[1]).await.ok(200);
+}
+
+#[tokio::test]
+async fn a_create_that_is_repeated_is_answered_as_before_when_its_folder_took_the_last_room() {
+    let setup = Setup::new(Backend::Sqlite).await.with("KAIZEN_PLUGIN_FOLDERS_PER_ORGANIZATION", "1");
+    let world = World::with(setup).await;
+    let owner = world.tenant("acme").await.owner;
+    let create =
+        async || owner.request(Method::POST, SINKS, Some(archive("first")), &[("idempotency-key", "once")]).await;
+    let created = create().await.ok(201);
+    check(&owner, &id(&created)).await.ok(200);
+    let again = create().await;
+    assert_eq!(again.header("idempotency-replayed"), "true", "{again:?}");
+    assert_eq!(again.ok(201), created);
+    owner.post(SINKS, archive("second")).await.problem(409, "conflict");
+}
+
+#[tokio::test]
+async fn a_disk_in_trouble_is_told_to_the_operator_and_not_as_a_fault_of_the_sink() {
+    let world = World::start(Backend::Sqlite).await;
+    let tenant = world.tenant("acme").await;
+    let sink = id(&tenant.owner.create(SINKS, archive("first")).await);
+    // Where the organization's folder is to be made lies a file.
+    let folder = world.setup.data_dir().join("audit");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    std::fs::write(folder.join(&tenant.id), "").expect("written");
+    let refused = tenant.owner.post(SINKS, archive("second")).await;
+    assert!(!refused.header("retry-after").is_empty(), "{refused:?}");
+    let told = [refused.problem(503, "unavailable"), check(&tenant.owner, &sink).await.problem(502, "upstream")];
+    let path = world.setup.data_dir().display().to_string();
+    for told in told {
+        assert!(told.to_string().contains("`audit`") && !told.to_string().contains(&path), "{told}");
+    }
+    assert!(world.server.log().contains(&path), "the operator is told where");
+    std::fs::remove_file(folder.join(&tenant.id)).expect("removed");
+    check(&tenant.owner, &sink).await.ok(200);
+    tenant.owner.create(SINKS, archive("second")).await;
 }
 
 #[tokio::test]

@@ -230,13 +230,15 @@ async fn create(app: App, caller: Principal, kind: Kind, input: Input<NewConnect
     app.plugins.look().await?;
     settle(&app, &mut connection, new.plugin_version.as_deref()).await?;
     let version = try_out(&app, &connection, &new.secrets).await?.version;
-    app.plugins.room_for_folders(&connection).await.map_err(Problem::conflict)?;
+    let room = app.plugins.room_for_folders(&connection).await;
     connection.secrets = plugins::seal(&app.secrets, &app.clock, organization, connection.id, &new.secrets)?;
     let mut tx = app.store.begin().await?;
     let once = match Once::claim(&app, &mut tx, &caller, input.idempotency).await? {
         Claimed::Fresh(once) => once,
         Claimed::Answered(response) => return Ok(response),
     };
+    // Only now: a request that is repeated has taken the room that there was.
+    room?;
     quota::room(&app, &mut tx, organization, Counted::Connections(connection.kind)).await?;
     hold(&mut tx, &connection, &version).await?;
     connections::insert(&mut tx, &connection).await?;

@@ -23,8 +23,8 @@ use crate::{
     authz::{Action, Context, Resource},
     domain::{connection::Kind, plugin::Origin, principal::Principal},
     plugins::{
-        CapabilityView, Changes, CheckError, InstallError, ManifestView, PluginError, Refused, SecretView, health,
-        install,
+        CapabilityView, Changes, CheckError, InstallError, ManifestView, PluginError, Refused, RoomError, SecretView,
+        health, install,
     },
     store::{Connection, StoreError, connections, plugins as rows},
 };
@@ -257,6 +257,15 @@ impl From<PluginError> for Problem {
             PluginError::Postponed { after, .. } => later(ProblemType::Unavailable, &error, *after),
             PluginError::Unavailable { retry_after: Some(wait), .. } => later(ProblemType::Upstream, &error, *wait),
             _ => Self::new(ProblemType::Upstream, error.to_string()),
+        }
+    }
+}
+
+impl From<RoomError> for Problem {
+    fn from(error: RoomError) -> Self {
+        match error {
+            RoomError::Full(why) => Self::conflict(why),
+            RoomError::Disk(why) => later(ProblemType::Unavailable, &why, Duration::from_secs(5)),
         }
     }
 }

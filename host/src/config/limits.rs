@@ -249,6 +249,8 @@ limits! {
         plugin_folder_mib: u64 = 1024, 1..=1_048_576, "what one connection's folder may hold, MiB";
         plugin_folder_files: u64 = 1000, 1..=100_000, "files and folders in one connection's folder";
         plugin_folders_per_organization: u64 = 16, 1..=100_000, "folders of one organization's connections on the disk, those of deleted connections included until the operator removes them";
+        plugin_folder_threads: usize = 32, 2..=512, "threads that wait for the disk that these folders lie on";
+        plugin_folder_threads_per_organization: usize = 8, 1..=512, "calls of one organization among those that wait for their folders before they begin";
         plugin_trip_failures: u32 = 5, 1..=1000, "failures in a row that suspend a connection's calls";
         plugin_trip_seconds: u64 = 10, 1..=300, "how long they are suspended at first; each time in a row twice as long, up to 300, seconds";
     }

@@ -75,6 +75,8 @@ pub(super) fn bounds(layers: &Layers, set: &ServerLimits) -> Result<Bounds, Conf
         folder_bytes: set.plugin_folder_mib << 20,
         folder_files: set.plugin_folder_files,
         folders_per_organization: set.plugin_folders_per_organization,
+        folder_threads: set.plugin_folder_threads,
+        folder_threads_per_organization: set.plugin_folder_threads_per_organization,
         log_lines_per_second: set.plugin_log_lines_per_second,
         trip_failures: set.plugin_trip_failures,
         trip_pause: Duration::from_secs(set.plugin_trip_seconds),

@@ -2,6 +2,7 @@
 //! to know of it.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     ffi::OsStr,
     fs::DirEntry,
@@ -11,10 +12,25 @@ use std::{
 use uuid::Uuid;
 
 use super::Plugins;
-use crate::{domain::id::OrganizationId, sandbox::grants::Capability, store::connections::Connection};
+use crate::{
+    domain::id::OrganizationId,
+    sandbox::{Fault, grants::Capability},
+    store::connections::Connection,
+};
 
-/// Entries of a folder, and of each folder in it, that are looked at.
+/// Entries that are looked at in search of what an earlier version wrote.
 const LOOKED_AT: usize = 10_000;
+
+/// Why a connection is given no folder.
+#[derive(Debug, thiserror::Error)]
+pub enum RoomError {
+    /// Its organization has as many as it may.
+    #[error("{0}")]
+    Full(String),
+    /// The disk is in trouble, which says nothing of the connection.
+    #[error("{0}")]
+    Disk(String),
+}
 
 /// Where a connection's own folder is in one that is offered. Those of an organization lie beside each other, so that they can be
 /// counted, and told apart, also when their connections are deleted.
@@ -37,7 +53,7 @@ impl Plugins {
     ///
     /// # Errors
     /// Why not, and what to do.
-    pub async fn room_for_folders(&self, connection: &Connection) -> Result<(), String> {
+    pub async fn room_for_folders(&self, connection: &Connection) -> Result<(), RoomError> {
         let wanted = super::wanted(connection);
         // What is not there is refused elsewhere.
         let Ok(plugin) = self.0.registry.load().find(connection.kind, &connection.plugin, &wanted) else {
@@ -50,17 +66,34 @@ impl Plugins {
         if folders.is_empty() {
             return Ok(());
         }
-        self.0.sandbox.permits_folders(folders).await.map_err(|fault| fault.to_string())
+        let organization = Some(connection.organization_id.into());
+        self.0.sandbox.permits_folders(organization, folders).await.map_err(|fault| match fault {
+            Fault::Setup(why) => RoomError::Full(why),
+            fault => RoomError::Disk(fault.to_string()),
+        })
+    }
+}
+
+/// Looks for that, and tells the operator. Nobody waits for it: the disk may be silent.
+pub(super) fn look_for_earlier_layout(audit_dir: Option<PathBuf>, data_dir: PathBuf) {
+    let look = move || {
+        if let Some(told) = earlier_layout(audit_dir.as_deref(), &data_dir) {
+            tracing::warn!("{told} (host/docs/operations.md has more)");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("kaizen-audit-dir".into()).spawn(look) {
+        tracing::debug!(%error, "nobody looks for files that earlier versions wrote");
     }
 }
 
 /// What to tell the operator where the sink `file` wrote as it did in earlier versions: into `DATA_DIR/audit` unless set, and into that
 /// folder itself, or into folders of connections right in it.
-pub(super) fn earlier_layout(audit_dir: Option<&Path>, data_dir: &Path) -> Option<String> {
+fn earlier_layout(audit_dir: Option<&Path>, data_dir: &Path) -> Option<String> {
     let by_default = data_dir.join("audit");
     let folder = audit_dir.unwrap_or(&by_default);
-    let written =
-        entries(folder).any(|entry| is_written(&entry) || entries(&entry.path()).any(|entry| is_written(&entry)));
+    let left = Cell::new(LOOKED_AT);
+    let written = entries(folder, &left)
+        .any(|entry| is_written(&entry) || entries(&entry.path(), &left).any(|entry| is_written(&entry)));
     written.then(|| {
         let folder = folder.display();
         let found = format!("{folder} holds files that audit sinks of an earlier version wrote");
@@ -77,8 +110,10 @@ pub(super) fn earlier_layout(audit_dir: Option<&Path>, data_dir: &Path) -> Optio
     })
 }
 
-fn entries(folder: &Path) -> impl Iterator<Item = DirEntry> {
-    std::fs::read_dir(folder).into_iter().flatten().flatten().take(LOOKED_AT)
+/// As many as are left to be looked at.
+fn entries<'a>(folder: &Path, left: &'a Cell<usize>) -> impl Iterator<Item = DirEntry> + use<'a> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.take_while(move |_| left.replace(left.get().saturating_sub(1)) > 0)
 }
 
 fn is_written(entry: &DirEntry) -> bool {
@@ -88,6 +123,18 @@ fn is_written(entry: &DirEntry) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn so_many_entries_are_looked_at_in_all() {
+        let data = tempfile::tempdir().unwrap();
+        for (folder, file) in [("a", "1"), ("a", "2"), ("b", "3")] {
+            std::fs::create_dir_all(data.path().join(folder)).unwrap();
+            std::fs::write(data.path().join(folder).join(file), "").unwrap();
+        }
+        let left = Cell::new(4);
+        let found: usize = entries(data.path(), &left).map(|entry| entries(&entry.path(), &left).count()).sum();
+        assert!(found < 3 && left.get() == 0, "{found} files: each entry of each folder counts");
+    }
 
     #[test]
     fn files_of_an_earlier_version_are_told_of() {

@@ -71,11 +71,7 @@ impl Plugins {
             None => cache,
         };
         let folders = config.audit_dir.iter().map(|folder| ("audit".to_owned(), folder.clone())).collect();
-        let (folder, data_dir) = (config.audit_dir.clone(), config.data_dir.clone());
-        let looked = tokio::task::spawn_blocking(move || audit_dir::earlier_layout(folder.as_deref(), &data_dir));
-        if let Ok(Some(told)) = looked.await {
-            tracing::warn!("{told} (host/docs/operations.md has more)");
-        }
+        audit_dir::look_for_earlier_layout(config.audit_dir.clone(), config.data_dir.clone());
         let library = Library {
             store: from.store.clone(),
             bus: from.bus.clone(),

@@ -41,6 +41,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::Value;
 
 pub use arrivals::{Candidate, SIGNATURE};
+pub use audit_dir::RoomError;
 pub use changes::Changes;
 pub use library::Ingredients;
 pub use manifest::{ACCESS_TOKEN, Busy, CapabilityView, Manifest, ManifestError, ManifestView, SecretView};

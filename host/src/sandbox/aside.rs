@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::limits::Usage;
@@ -35,6 +35,8 @@ pub(super) struct Aside(Option<Runtime>);
 struct Timed<F> {
     call: Pin<Box<F>>,
     usage: Arc<Usage>,
+    /// Threads for what waits for the disk of its folders.
+    disk: Option<Handle>,
     /// Of the last poll.
     took: Duration,
 }
@@ -44,6 +46,7 @@ impl<F: Future> Future for Timed<F> {
 
     fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.get_mut();
+        let _entered = this.disk.as_ref().map(Handle::enter);
         this.usage.begin();
         let polled = this.call.as_mut().poll(task);
         this.took = this.usage.end();
@@ -92,13 +95,15 @@ impl Aside {
         Ok(Self(Some(runtime)))
     }
 
-    /// Runs a call to its end: here, or aside once it computes for long. Dropping this ends the call.
+    /// Runs a call to its end: here, or aside once it computes for long. What it does with files waits on the threads of `disk`.
+    /// Dropping this ends the call.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         usage: &Arc<Usage>,
+        disk: Option<Handle>,
         call: impl Future<Output = T> + Send + 'static,
     ) -> T {
-        let mut call = Timed { call: Box::pin(call), usage: usage.clone(), took: Duration::ZERO };
+        let mut call = Timed { call: Box::pin(call), usage: usage.clone(), disk, took: Duration::ZERO };
         let mut balance = Balance::default();
         let here = poll_fn(|task| {
             balance.goes_on();
@@ -149,7 +154,7 @@ mod tests {
         let short = Arc::new(Usage::default());
         let name = || thread::current().name().unwrap_or_default().to_owned();
         let here = name();
-        let ended = aside.run(&short, async move {
+        let ended = aside.run(&short, None, async move {
             tokio::task::yield_now().await;
             name()
         });
@@ -157,7 +162,7 @@ mod tests {
 
         let long = Arc::new(Usage::default());
         let busy = long.clone();
-        let ended = aside.run(&long, async move {
+        let ended = aside.run(&long, None, async move {
             // A short breath in between changes nothing.
             for _ in 0..3 {
                 compute(&busy, LONG / 2);
@@ -169,7 +174,7 @@ mod tests {
         assert!(long.cpu() >= LONG * 3 / 2, "{:?}", long.cpu());
 
         let (held, mut gone) = tokio::sync::oneshot::channel::<()>();
-        let endless = aside.run(&long, async move {
+        let endless = aside.run(&long, None, async move {
             let _held = held;
             loop {
                 tokio::task::yield_now().await;

@@ -5,7 +5,11 @@
 //! the folder is full but not after. Beside it there are so many of the same organization, whoever uses them or did: what was
 //! written stays when a connection is deleted, so that would not bound the disk otherwise. A link could lead whoever reads the folder from outside, e.g. a log shipper, to any other file
 //! of the server, so none can be made.
+//!
+//! What waits for the disk, the files of a call that runs included, waits on threads of its own ([`disk`]): a disk that falls silent
+//! holds as many as there are, and nothing else of the server.
 
+mod disk;
 mod filesystem;
 
 use std::{
@@ -17,14 +21,18 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
+use uuid::Uuid;
 use wasmtime_wasi::{FsPerms, WasiCtxBuilder};
 
+use self::disk::Disk;
 pub(super) use self::filesystem::add_to_linker;
-use super::{Fault, body::Budget, limits::Bounds};
+use super::{Fault, body::Budget, limits::Bounds, places::Places};
 
 /// How long what was counted is good for.
 const FRESH: Duration = Duration::from_secs(60);
+/// How long the disk may take to make ready the folders of a call, which has more time. What it counts later is good for the next one.
+const DISK_ANSWERS: Duration = Duration::from_secs(5);
 /// Where less than this part of what a folder may hold is left, it is counted for each call.
 const LITTLE: u64 = 8;
 
@@ -56,44 +64,78 @@ pub(super) struct Folders {
     most_of_organization: u64,
     /// Held while one is made.
     making: Mutex<()>,
-    /// Held by the thread that looks for room without making one.
-    looking: Arc<Semaphore>,
+    /// Threads that wait for the disk.
+    pub(super) disk: Disk,
+    /// Held by what waits for the disk before a call: of all, and of one organization.
+    turns: (Arc<Semaphore>, Places<Option<Uuid>>),
     /// What was left in the folders of a connection, and when that was counted.
     counted: Mutex<HashMap<Offered, (Instant, Room)>>,
 }
 
 impl Folders {
-    pub(super) fn new(bounds: &Bounds) -> Self {
-        Self {
+    /// Within these bounds.
+    ///
+    /// # Errors
+    /// If the system gives no threads.
+    pub(super) fn new(bounds: &Bounds) -> std::io::Result<Self> {
+        Ok(Self {
             most: (bounds.folder_bytes, bounds.folder_files),
             most_of_organization: bounds.folders_per_organization,
             making: Mutex::default(),
-            looking: Arc::new(Semaphore::new(1)),
+            disk: Disk::new(bounds.folder_threads)?,
+            turns: (
+                Arc::new(Semaphore::new(bounds.folder_threads)),
+                Places::new(bounds.folder_threads_per_organization),
+            ),
             counted: Mutex::default(),
-        }
+        })
+    }
+
+    /// Does what waits for the disk, in turn.
+    async fn on_disk<T: Send + 'static>(
+        self: &Arc<Self>,
+        organization: Option<Uuid>,
+        work: impl FnOnce(&Self) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let away = |error: &dyn Display| Fault::Unreachable(error.to_string());
+        let done = async {
+            // Its own first: what waits there holds nothing that others could use.
+            let of_organization = self.turns.1.take(organization).await.map_err(|error| away(&error))?;
+            let of_all = self.turns.0.clone().acquire_owned().await.map_err(|error| away(&error))?;
+            let this = self.clone();
+            let working = self.disk.run(move || {
+                // Held until it ends, also where nobody waits for it any more.
+                let _turns = (of_organization, of_all);
+                work(&this)
+            });
+            working.await.map_err(|error| away(&error))?
+        };
+        let silent = |_| {
+            let why = "the disk that this server offers for folders does not answer";
+            tracing::warn!("{why}");
+            Fault::Unreachable(why.into())
+        };
+        timeout(DISK_ANSWERS, done).await.map_err(silent)?
     }
 
     /// Whether these folders are there, or can be made. Makes none.
     ///
     /// # Errors
-    /// Where there are too many beside them already.
-    pub(super) async fn permit(self: &Arc<Self>, folders: Vec<(String, PathBuf)>) -> Result<(), Fault> {
-        let setup = |error: &dyn Display| Fault::Setup(error.to_string());
-        // The file system may be another machine's and silent: no more than one thread waits for it here.
-        let turn = self.looking.clone().acquire_owned().await.map_err(|error| setup(&error))?;
-        let this = self.clone();
-        let looked = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            folders.iter().try_for_each(|(name, path)| this.beside(name, path))
-        });
-        looked.await.map_err(|error| setup(&error))?
+    /// [`Fault::Setup`] where there are too many beside them already; [`Fault::Unreachable`] where the disk is in trouble.
+    pub(super) async fn permit(
+        self: &Arc<Self>,
+        organization: Option<Uuid>,
+        folders: Vec<(String, PathBuf)>,
+    ) -> Result<(), Fault> {
+        let look = move |this: &Self| folders.iter().try_for_each(|(name, path)| this.beside(name, path));
+        self.on_disk(organization, look).await
     }
 
     /// Refuses a folder that is not there where there are as many beside it as one organization may have.
     fn beside(&self, name: &str, path: &Path) -> Result<(), Fault> {
         let Some(parent) = path.parent().filter(|_| !path.is_dir()) else { return Ok(()) };
         let most = self.most_of_organization;
-        let found = folders_in(parent, most).map_err(|error| refused(name, path, &error))?;
+        let found = folders_in(parent, most).map_err(|error| in_trouble(name, path, &error))?;
         if found < most {
             return Ok(());
         }
@@ -108,32 +150,33 @@ impl Folders {
         // Two that found the same room would go beyond.
         let _turn = self.making.lock();
         self.beside(name, path)?;
-        make_private(path).map_err(|error| refused(name, path, &error))
+        make_private(path).map_err(|error| in_trouble(name, path, &error))
     }
 
     /// Makes the folders, if missing, for this server's user only, and offers them to the guest.
     ///
     /// # Errors
-    /// Where a folder cannot be made or read, or holds more than it may, or there are too many.
+    /// [`Fault::Setup`] where a folder holds more than it may, or there are too many; [`Fault::Unreachable`] where one cannot be made
+    /// or read.
     pub(super) async fn prepare(
         self: &Arc<Self>,
         mut wasi: WasiCtxBuilder,
+        organization: Option<Uuid>,
         folders: &[(String, PathBuf)],
     ) -> Result<(WasiCtxBuilder, Room), Fault> {
-        let (this, folders) = (self.clone(), folders.to_vec());
-        // The file system may be another machine's, and slow.
-        let prepared = tokio::task::spawn_blocking(move || {
+        let folders = folders.to_vec();
+        let prepare = move |this: &Self| -> Result<_, Fault> {
             for (name, path) in &folders {
                 if !path.is_dir() {
                     this.make(name, path)?;
                 }
                 let offered = wasi.preopened_dir(path, format!("/{name}"), FsPerms::ReadWrite);
-                offered.map_err(|error| refused(name, path, &error))?;
+                offered.map_err(|error| in_trouble(name, path, &error))?;
             }
             let room = this.room(folders)?;
             Ok((wasi, room))
-        });
-        prepared.await.map_err(|error| Fault::Setup(error.to_string()))?
+        };
+        self.on_disk(organization, prepare).await
     }
 
     /// What is left, counted anew where that is due.
@@ -156,15 +199,17 @@ impl Folders {
     }
 }
 
-fn refused(name: &str, path: &Path, error: &dyn Display) -> Fault {
-    Fault::Setup(format!("the folder `{name}` ({}): {error}", path.display()))
+/// The disk does not do what it should: the operator's matter, and so is where the folder lies.
+fn in_trouble(name: &str, path: &Path, error: &dyn Display) -> Fault {
+    tracing::warn!(folder = name, path = %path.display(), %error, "a folder that is offered to plugins cannot be used");
+    Fault::Unreachable(format!("the folder `{name}` cannot be used just now: the server's log says why"))
 }
 
 /// What is left in the fullest of these folders.
 fn left(folders: &[(String, PathBuf)], most: (u64, u64)) -> Result<(u64, u64), Fault> {
     let mut left = most;
     for (name, path) in folders {
-        let (bytes, files) = holds(path, most.1).map_err(|error| refused(name, path, &error))?;
+        let (bytes, files) = holds(path, most.1).map_err(|error| in_trouble(name, path, &error))?;
         let rest = most.0.checked_sub(bytes).zip(most.1.checked_sub(files));
         let Some((bytes, files)) = rest else {
             let why = format!(
@@ -233,7 +278,7 @@ mod tests {
     fn a_folder_is_counted_once_in_a_while_and_for_each_call_where_little_is_left() {
         let folder = tempfile::tempdir().unwrap();
         let folders = || vec![("audit".to_owned(), folder.path().to_owned())];
-        let all = Folders::new(&Bounds { folder_bytes: 8000, folder_files: 100, ..Bounds::default() });
+        let all = Folders::new(&Bounds { folder_bytes: 8000, folder_files: 100, ..Bounds::default() }).unwrap();
         let of = |left: u64| all.room(folders()).unwrap().bytes.left() == left;
         std::fs::write(folder.path().join("a"), [0; 1000]).unwrap();
         assert!(of(7000));
@@ -251,15 +296,15 @@ mod tests {
     #[tokio::test]
     async fn folders_of_one_organization_are_few_and_those_that_are_there_stay_usable() {
         let disk = tempfile::tempdir().unwrap();
-        let all = Arc::new(Folders::new(&Bounds { folders_per_organization: 2, ..Bounds::default() }));
+        let all = Arc::new(Folders::new(&Bounds { folders_per_organization: 2, ..Bounds::default() }).unwrap());
         let own = |organization: &str, connection: &str| {
             vec![("audit".to_owned(), disk.path().join(organization).join(connection))]
         };
         let made = async |folders: &Offered| {
-            let prepared = all.prepare(wasmtime_wasi::WasiCtx::builder(), folders).await;
+            let prepared = all.prepare(wasmtime_wasi::WasiCtx::builder(), None, folders).await;
             prepared.map(drop).map_err(|fault| fault.to_string())
         };
-        assert_eq!(all.permit(own("a", "1")).await, Ok(()), "there is nothing");
+        assert_eq!(all.permit(None, own("a", "1")).await, Ok(()), "there is nothing");
         assert!(!disk.path().join("a").exists(), "and nothing is made");
         for connection in ["1", "2"] {
             assert_eq!(made(&own("a", connection)).await, Ok(()));
@@ -268,37 +313,90 @@ mod tests {
         std::fs::write(disk.path().join("a/notes"), "").unwrap();
         let why = made(&own("a", "3")).await.unwrap_err();
         assert!(why.contains("plugin_folders_per_organization") && why.contains("the operator"), "{why}");
-        assert!(matches!(all.permit(own("a", "3")).await, Err(Fault::Setup(told)) if why.contains(&told)));
+        assert!(matches!(all.permit(None, own("a", "3")).await, Err(Fault::Setup(told)) if why.contains(&told)));
         assert!(!disk.path().join("a/3").exists());
-        assert_eq!((made(&own("a", "2")).await, all.permit(own("a", "1")).await), (Ok(()), Ok(())));
+        assert_eq!((made(&own("a", "2")).await, all.permit(None, own("a", "1")).await), (Ok(()), Ok(())));
         assert_eq!(made(&own("b", "3")).await, Ok(()), "another organization has its own");
         std::fs::remove_dir_all(disk.path().join("a/1")).unwrap();
-        assert_eq!((all.permit(own("a", "3")).await, made(&own("a", "3")).await), (Ok(()), Ok(())));
+        assert_eq!((all.permit(None, own("a", "3")).await, made(&own("a", "3")).await), (Ok(()), Ok(())));
+    }
+
+    /// A disk that does not answer whoever makes a folder, until the sender is dropped.
+    fn silent(folders: &Arc<Folders>) -> std::sync::mpsc::Sender<()> {
+        let (holds, held) = std::sync::mpsc::channel::<()>();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let disk = folders.clone();
+        std::thread::spawn(move || {
+            let _turn = disk.making.lock();
+            holds.send(()).unwrap();
+            // In the end it gives way by itself.
+            released.recv_timeout(Duration::from_secs(20)).ok();
+        });
+        held.recv().unwrap();
+        release
     }
 
     #[tokio::test]
     async fn a_disk_that_does_not_answer_holds_no_thread_of_the_runtime() {
         let disk = tempfile::tempdir().unwrap();
-        let all = Arc::new(Folders::new(&Bounds::default()));
+        let all = Arc::new(Folders::new(&Bounds::default()).unwrap());
         let folders = vec![("audit".to_owned(), disk.path().join("own"))];
-        // Whoever makes a folder waits for this, as for a disk; in the end it gives way by itself.
-        let (holds, held) = std::sync::mpsc::channel::<()>();
-        let (release, released) = std::sync::mpsc::channel::<()>();
-        let disk = all.clone();
-        let slow = std::thread::spawn(move || {
-            let _turn = disk.making.lock();
-            holds.send(()).unwrap();
-            released.recv_timeout(Duration::from_secs(20)).ok();
-        });
-        held.recv().unwrap();
+        let release = silent(&all);
         // This test has one thread: had it waited here, the folder would be made by now.
-        let mut preparing = Box::pin(all.prepare(wasmtime_wasi::WasiCtx::builder(), &folders));
+        let mut preparing = Box::pin(all.prepare(wasmtime_wasi::WasiCtx::builder(), None, &folders));
         assert!(futures::poll!(&mut preparing).is_pending());
         tokio::task::yield_now().await;
         assert!(futures::poll!(&mut preparing).is_pending());
-        release.send(()).unwrap();
+        drop(release);
         assert!(preparing.await.is_ok());
-        slow.join().unwrap();
+    }
+
+    #[test]
+    fn a_disk_that_does_not_answer_holds_few_threads_and_none_that_others_wait_for() {
+        // As the server's own, with one thread for all that takes long.
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let disk = tempfile::tempdir().unwrap();
+            let bounds = Bounds { folder_threads: 6, folder_threads_per_organization: 2, ..Bounds::default() };
+            let all = Arc::new(Folders::new(&bounds).unwrap());
+            let folders = vec![("audit".to_owned(), disk.path().join("own"))];
+            let release = silent(&all);
+            let prepare = |organization: u128| {
+                let organization = Some(Uuid::from_u128(organization));
+                let mut preparing = Box::pin(all.prepare(wasmtime_wasi::WasiCtx::builder(), organization, &folders));
+                assert!(futures::FutureExt::now_or_never(&mut preparing).is_none());
+                preparing
+            };
+            let of_one: Vec<_> = (0..20).map(|_| prepare(1)).collect();
+            assert_eq!(all.turns.0.available_permits(), 6 - 2, "one organization has its share");
+            // What nobody waits for any more still has its turn, as its thread still waits.
+            drop(of_one);
+            assert_eq!(all.turns.0.available_permits(), 6 - 2);
+            let of_all: Vec<_> = (2..20).map(prepare).collect();
+            assert_eq!(all.turns.0.available_permits(), 0);
+            let hashed = tokio::task::spawn_blocking(|| "a password").await;
+            assert_eq!(hashed.unwrap(), "a password");
+            drop((of_all, release));
+            assert!(
+                all.prepare(wasmtime_wasi::WasiCtx::builder(), None, &folders).await.is_ok(),
+                "it goes on by itself"
+            );
+        });
+    }
+
+    #[tokio::test]
+    async fn a_disk_in_trouble_is_not_told_as_a_fault_of_the_connection_and_no_path_is_told() {
+        let disk = tempfile::tempdir().unwrap();
+        let all = Arc::new(Folders::new(&Bounds::default()).unwrap());
+        // Where folders should be, there is a file.
+        std::fs::write(disk.path().join("organization"), "").unwrap();
+        let folders = vec![("audit".to_owned(), disk.path().join("organization/own"))];
+        let prepared = all.prepare(wasmtime_wasi::WasiCtx::builder(), None, &folders).await.map(drop);
+        for fault in [prepared, all.permit(None, folders.clone()).await] {
+            let Err(Fault::Unreachable(told)) = fault else { panic!("{fault:?}") };
+            assert!(told.contains("`audit`") && !told.contains(disk.path().to_str().unwrap()), "{told}");
+        }
     }
 
     #[test]

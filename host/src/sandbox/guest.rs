@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use tokio::{sync::Semaphore, time::timeout};
+use uuid::Uuid;
 use wasmtime::{
     Engine, Store, Trap,
     component::{Component, InstancePre, Linker},
@@ -58,7 +59,7 @@ pub enum Fault {
     /// What was granted is not there.
     #[error("{0}")]
     Setup(String),
-    /// The name of what was granted cannot be looked up just now.
+    /// The name of what was granted cannot be looked up just now, or its folder cannot be used.
     #[error("{0}")]
     Unreachable(String),
     /// Too many calls at once.
@@ -132,7 +133,7 @@ impl Sandbox {
             shared: Shared {
                 memory: MemoryAccount::new(bounds.memory_total_bytes, bounds.memory_per_organization_bytes),
                 descriptors: Arc::new(Semaphore::new(bounds.descriptors_total.min(Semaphore::MAX_PERMITS))),
-                folders: Arc::new(Folders::new(&bounds)),
+                folders: Arc::new(Folders::new(&bounds)?),
             },
             bounds,
             aside: Arc::new(Aside::new()?),
@@ -148,9 +149,13 @@ impl Sandbox {
     /// Whether these folders are there, or can be made for a call.
     ///
     /// # Errors
-    /// Where their organization has too many already.
-    pub async fn permits_folders(&self, folders: Vec<(String, PathBuf)>) -> Result<(), Fault> {
-        self.shared.folders.permit(folders).await
+    /// [`Fault::Setup`] where their organization has too many already; [`Fault::Unreachable`] where the disk is in trouble.
+    pub async fn permits_folders(
+        &self,
+        organization: Option<Uuid>,
+        folders: Vec<(String, PathBuf)>,
+    ) -> Result<(), Fault> {
+        self.shared.folders.permit(organization, folders).await
     }
 
     /// The engine.
@@ -267,7 +272,8 @@ impl Sandbox {
                 result
             }
         };
-        let result = match timeout(wall, self.aside.run(&usage, running)).await {
+        let disk = (!context.grants.directories().is_empty()).then(|| self.shared.folders.disk.threads());
+        let result = match timeout(wall, self.aside.run(&usage, disk, running)).await {
             Ok(result) => result,
             Err(_) => Err(Fault::Limit(format!("it took longer than {} s", wall.as_secs_f32()))),
         };

@@ -9,7 +9,7 @@
 //! | stack | the engine's, so the same for all calls |
 //! | requests, bytes out and in | counted over all requests of the call, bytes out as they are written |
 //! | sockets and files | permits of the call and of all calls ([`super::descriptors`]) |
-//! | folders | bytes and files of one connection, and how many there are of one organization ([`super::folders`]) |
+//! | folders | bytes and files of one connection, and how many there are of one organization ([`super::folders`]); threads of their own wait for the disk |
 //! | time of one request | from looking up the name to the last byte; ends before the call does, so that the guest is told |
 //! | log | bytes of a line, and lines a second of one connection; what is over is dropped and counted |
 //! | refusals | each distinct reason is logged once; after some hundred the call ends |
@@ -174,6 +174,10 @@ pub struct Bounds {
     pub folder_files: u64,
     /// Folders of one organization's connections, those of deleted ones included.
     pub folders_per_organization: u64,
+    /// Threads that wait for the disk of the folders.
+    pub folder_threads: usize,
+    /// Calls of one organization among those that wait for their folders before they begin.
+    pub folder_threads_per_organization: usize,
     /// Log lines of one connection in each second.
     pub log_lines_per_second: u32,
     /// Failures in a row after which a connection's calls are suspended.
@@ -215,6 +219,8 @@ impl Default for Bounds {
             folder_bytes: 1 << 30,
             folder_files: 1000,
             folders_per_organization: 16,
+            folder_threads: 32,
+            folder_threads_per_organization: 8,
             log_lines_per_second: 50,
             trip_failures: 5,
             trip_pause: Duration::from_secs(10),

@@ -88,7 +88,8 @@ impl State {
         wasi.allow_udp(false);
         let mut room = folders::Room::none();
         if !context.grants.directories().is_empty() {
-            (wasi, room) = shared.folders.prepare(wasi, context.grants.directories()).await?;
+            (wasi, room) =
+                shared.folders.prepare(wasi, context.caller.organization, context.grants.directories()).await?;
         }
         let tcp = Arc::new(resolve_tcp(&context).await?);
         if tcp.is_empty() {

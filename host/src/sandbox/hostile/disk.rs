@@ -69,3 +69,29 @@ async fn a_busy_disk_holds_no_thread() {
     assert_eq!((told.ended.clone(), told.printed.lines().count()), (Ok(()), 8), "{told:?}");
     assert!(rounds.get() > 16, "{} rounds: {told:?}", rounds.get());
 }
+
+#[test]
+fn a_disk_that_falls_silent_during_a_call_holds_no_thread_that_others_wait_for() {
+    // As the server's own, with one thread for all that takes long.
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(2).max_blocking_threads(1).enable_all();
+    runtime.build().unwrap().block_on(async {
+        let yard = Yard::new();
+        let own = yard.folder.path().join("own");
+        std::fs::create_dir(&own).unwrap();
+        // Who opens it to write waits until somebody reads, as for a disk that does not answer.
+        let silent = own.join("file");
+        assert!(std::process::Command::new("mkfifo").arg(&silent).status().unwrap().success());
+        let guest = yard.guest(&rust("fill"));
+        let mut ended = Vec::new();
+        for _ in 0..3 {
+            let limits = Limits { wall: Duration::from_millis(500), ..Limits::default() };
+            ended.push(yard.main(&guest, limits).await.ended);
+        }
+        let hashed = tokio::time::timeout(Duration::from_secs(10), tokio::task::spawn_blocking(|| "a password")).await;
+        // Lets go of what waits.
+        let _reader = std::fs::OpenOptions::new().read(true).write(true).open(&silent).unwrap();
+        assert!(ended.iter().all(|ended| matches!(ended, Err(Fault::Limit(_)))), "{ended:?}");
+        assert_eq!(hashed.unwrap().unwrap(), "a password");
+    });
+}
