@@ -343,6 +343,7 @@ async fn remove(app: App, caller: Principal, (kind, id): (Kind, Uuid), if_match:
     }
     connections::delete(&mut tx, &connection).await?;
     change(&app, tx, &caller, action, target(&connection), json!({ "before": Shown::of(&connection) })).await?;
+    app.plugins.forget(kind, &connection.plugin, connection.id);
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -3,6 +3,7 @@
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 use super::{
     ACCESS_TOKEN, Attempt, Binding, CheckError, Exports, IdentityGrant, PluginError, Plugins, Progress, Protocol,
@@ -81,6 +82,11 @@ impl Plugins {
             }),
             (None, None) => checked,
         }?)
+    }
+
+    /// Forgets what this host remembers of a connection that was deleted.
+    pub fn forget(&self, kind: Kind, plugin: &str, connection: Uuid) {
+        self.0.shares.forget(kind, plugin, connection);
     }
 
     /// Why a connection's calls are suspended on this host, where they are.

@@ -10,7 +10,10 @@ mod breaker;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -33,6 +36,9 @@ use crate::{
 const LISTED: usize = 100;
 /// Connections that are remembered before those without anything to remember are forgotten.
 const LANES: usize = 1024;
+/// After so many seconds without a call, what was remembered of a connection is forgotten: far more than the longest pause between
+/// two tries, so that it is one that was deleted, or that nobody calls.
+const UNUSED_SECONDS: i64 = 7200;
 /// Organizations whose checks are remembered before those of past minutes are forgotten.
 const CHECKERS: usize = 1024;
 /// Defects in a row that trip a plugin, for each failure that suspends a connection.
@@ -47,6 +53,14 @@ pub(super) struct Lane {
     /// Its lines in the log.
     pub(super) lines: Arc<LogRate>,
     breaker: Mutex<Breaker>,
+    /// When a call or a check of it began last, in seconds.
+    used: AtomicI64,
+}
+
+impl Lane {
+    fn is_unused(&self, now: i64) -> bool {
+        now.saturating_sub(self.used.load(Ordering::Relaxed)) > UNUSED_SECONDS
+    }
 }
 
 /// The connections of every plugin.
@@ -73,6 +87,14 @@ impl Shares {
     /// Forgets plugins that are not there any more.
     pub(super) fn keep(&self, known: impl Fn(Kind, &str) -> bool) {
         self.of.lock().retain(|(kind, name), _| known(*kind, name));
+    }
+
+    /// Forgets a connection that was deleted.
+    pub(super) fn forget(&self, kind: Kind, name: &str, connection: Uuid) {
+        let lanes = self.of.lock().get(&(kind, name.to_owned())).cloned();
+        if let Some(lanes) = lanes {
+            lanes.state.lock().lanes.remove(&connection);
+        }
     }
 
     /// Counts a check of one of an organization's connections.
@@ -206,15 +228,17 @@ impl Lanes {
     }
 
     fn lane(&self, connection: Uuid) -> Arc<Lane> {
+        let now = self.clock.now().timestamp();
         let mut state = self.state.lock();
         if let Some(lane) = state.lanes.get(&connection) {
+            lane.used.store(now, Ordering::Relaxed);
             return lane.clone();
         }
         if state.lanes.len() >= state.sweep_at {
             // Those in use, and those with something to remember, stay.
             state.lanes.retain(|_, lane| {
                 let busy = Arc::strong_count(lane) > 1 || lane.checking.available_permits() == 0;
-                busy || !lane.breaker.lock().is_clean()
+                busy || !(lane.breaker.lock().is_clean() || lane.is_unused(now))
             });
             state.sweep_at = LANES.max(state.lanes.len() * 2);
         }
@@ -222,6 +246,7 @@ impl Lanes {
             checking: Arc::new(Semaphore::new(1)),
             lines: Arc::new(LogRate::new(self.bounds.log_lines_per_second, self.clock.clone())),
             breaker: Mutex::default(),
+            used: AtomicI64::new(now),
         });
         state.lanes.insert(connection, lane.clone());
         lane
@@ -267,7 +292,9 @@ impl Lanes {
 
     /// To be shown to somebody who may see these connections.
     pub(super) fn standing(&self, visible: impl Fn(Uuid) -> bool) -> Standing {
-        let state = self.state.lock();
+        let now = self.clock.now().timestamp();
+        let mut state = self.state.lock();
+        state.lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.is_unused(now));
         let suspended = state.lanes.iter().filter(|(connection, _)| visible(**connection));
         let suspended = suspended.filter_map(|(connection, lane)| {
             lane.breaker.lock().suspension().map(|suspension| suspended_of(*connection, suspension))
@@ -387,6 +414,29 @@ mod tests {
         assert_eq!(shares.count_check(other), Ok(()));
         clock.advance(chrono::TimeDelta::seconds(10));
         assert_eq!(shares.count_check(one), Ok(()));
+    }
+
+    #[test]
+    fn connections_that_were_deleted_or_are_called_no_more_are_forgotten() {
+        let (lanes, clock) = lanes();
+        let failed = |number| {
+            call(&lanes, number, Verdict::Defect);
+        };
+        // Each fails, and is deleted or called no more.
+        (0..20_000).for_each(failed);
+        assert!(lanes.state.lock().lanes.len() >= 20_000, "whose failures are fresh is remembered");
+        clock.advance(chrono::TimeDelta::seconds(UNUSED_SECONDS + 1));
+        (20_000..40_000).for_each(failed);
+        let known = lanes.state.lock().lanes.len();
+        assert!(known <= 20_000 + 1, "{known}: those of before are gone");
+        clock.advance(chrono::TimeDelta::seconds(UNUSED_SECONDS + 1));
+        assert_eq!((lanes.standing(|_| true).status, lanes.state.lock().lanes.len()), ("tripped", 0));
+
+        let shares = Shares::new(clock, Arc::new(Bounds::default()));
+        call(&shares.of(Kind::AuditSink, "webhook"), 1, Verdict::Defect);
+        shares.forget(Kind::AuditSink, "webhook", connection(1));
+        shares.forget(Kind::AuditSink, "unknown", connection(1));
+        assert!(shares.of(Kind::AuditSink, "webhook").state.lock().lanes.is_empty());
     }
 
     #[test]
