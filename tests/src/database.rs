@@ -111,6 +111,8 @@ async fn a_database_that_becomes_read_only_is_told_and_comes_back() {
         (answer.status().as_u16(), answer.text().await.expect("text"))
     };
     assert_eq!(ready().await, (503, "the database is read-only\n".to_owned()));
+    let reads = Client::new(&world.server.ops).get("/readyz/reads").await;
+    assert_eq!((reads.status, reads.text.as_str()), (200, "ready\n"), "load balancers go on sending what is only read");
     assert_eq!(
         world.server.log().matches("the database is read-only").count(),
         1,

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{
     canvas::{Team, put},
-    harness::{Backend, Client, Events, Gateway, Proxy, Setup, World, within},
+    harness::{Backend, Client, Events, Gateway, Proxy, Setup, World, eventually, free_port, within},
 };
 
 on_both!(
@@ -35,15 +35,35 @@ async fn readiness_follows_the_database() {
         !problem.to_string().contains("postgres://") && !problem.to_string().contains("kztest"),
         "internals: {problem}"
     );
-    assert_eq!(ops.get("/readyz").await.status, 503);
+    assert_eq!((ops.get("/readyz").await.status, ops.get("/readyz/reads").await.status), (503, 503));
     assert_eq!(ops.get("/healthz").await.status, 200, "alive, though not ready");
 
     proxy.restore();
-    crate::harness::eventually("it is ready again", || async {
-        (ops.get("/readyz").await.status == 200).then_some(())
-    })
-    .await;
+    eventually("it is ready again", || async { (ops.get("/readyz").await.status == 200).then_some(()) }).await;
     tenant.owner.get("/api/v1/agents").await.ok(200);
+}
+
+#[tokio::test]
+async fn a_server_that_still_migrates_is_alive_and_not_ready() {
+    let ops = format!("127.0.0.1:{}", free_port());
+    let mut world = World::with(Setup::new(Backend::Postgres).await.with("KAIZEN_OPS_LISTEN", &ops)).await;
+    world.server.stop().await;
+    // Its migrations take as long as somebody holds this table.
+    let mut database = world.setup.database.direct().await;
+    database.execute("BEGIN; LOCK TABLE kaizen_migrations IN ACCESS EXCLUSIVE MODE").await;
+    let mut starting = world.setup.spawn(&["serve"]);
+    let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let status = async |path: &str| Some(http.get(format!("http://{ops}{path}")).send().await.ok()?.status().as_u16());
+    eventually("it is alive", || async { (status("/healthz").await? == 200).then_some(()) }).await;
+    let client = Client::new(&format!("http://{ops}"));
+    for path in ["/readyz", "/readyz/reads"] {
+        let answer = client.get(path).await;
+        assert_eq!((answer.status, answer.text.as_str()), (503, "starting\n"), "{path}");
+    }
+    assert_eq!((client.get("/metrics").await.status, client.get("/healthz").await.status), (200, 200));
+    database.execute("COMMIT").await;
+    eventually("it is ready", || async { (status("/readyz").await? == 200).then_some(()) }).await;
+    starting.kill().await.expect("it runs");
 }
 
 async fn health_and_metrics_have_a_listener_of_their_own(backend: Backend) {
@@ -52,7 +72,7 @@ async fn health_and_metrics_have_a_listener_of_their_own(backend: Backend) {
     tenant.owner.get("/api/v1/agents").await.ok(200);
     world.client().get("/api/v1/agents").await.problem(401, "unauthenticated");
     let ops = Client::new(&world.server.ops);
-    for path in ["/healthz", "/readyz"] {
+    for path in ["/healthz", "/readyz", "/readyz/reads"] {
         assert_eq!(ops.get(path).await.status, 200, "{path}");
     }
     let metrics = ops.get("/metrics").await;
@@ -71,7 +91,7 @@ async fn health_and_metrics_have_a_listener_of_their_own(backend: Backend) {
     };
     assert_eq!((one("200"), one("401")), ("1", "1"));
     assert!(!metrics.text.contains(&tenant.id), "no tenant's id in a label");
-    for path in ["/metrics", "/healthz", "/readyz"] {
+    for path in ["/metrics", "/healthz", "/readyz", "/readyz/reads"] {
         world.client().get(path).await.problem(404, "not_found");
     }
 }

@@ -13,6 +13,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::{
+    database::make_read_only,
     deployments::Shop,
     harness::{
         Answer, Backend, Balancer, Client, Events, PASSWORD, Person, Reply, Setup, World, eventually, free_port, within,
@@ -262,4 +263,31 @@ async fn restarting_one_after_the_other_loses_no_request() {
         within("a person ends", person).await.expect("no request was lost");
     }
     assert_eq!(one.stop().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn what_is_only_read_goes_on_behind_haproxy_where_the_database_takes_no_changes() {
+    let world = World::start(Backend::Postgres).await;
+    let tenant = world.tenant("acme").await;
+    // Many checks are made while the requests below are.
+    let often = |config: String| config.replace("inter 500ms", "inter 20ms");
+    let proxy = Balancer::haproxy(&[(&world.server.url, &world.server.ops)], often).await;
+    let owner = tenant.owner.client.at(&proxy.url);
+    let mut direct = world.setup.database.direct().await;
+    make_read_only(&mut direct, &tenant.owner).await.problem(503, "unavailable");
+    assert_eq!(Client::new(&world.server.ops).get("/readyz").await.status, 503);
+    let mut read = 0;
+    for _ in 0..300 {
+        let answer = owner.get("/api/v1/workspaces").await;
+        if answer.status == 200 {
+            read += 1;
+        } else {
+            // Over a connection that was ended with all others; never the proxy's own answer, that it has no server left.
+            answer.problem(503, "unavailable");
+        }
+    }
+    assert!(read > 200, "{read} of 300");
+    let refused = owner.post("/api/v1/workspaces", json!({ "name": "first" })).await;
+    assert!(!refused.header("retry-after").is_empty(), "{refused:?}");
+    refused.problem(503, "unavailable");
 }

@@ -1,10 +1,10 @@
 //! `kaizen serve`.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use clap::{Args, ValueEnum};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -58,7 +58,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Builds everything and begins to serve. The listeners are taken before anything is begun.
+    /// Builds everything and begins to serve. The listeners are taken before anything is begun, and health and metrics are answered
+    /// from then on: migrations may take long, and nobody is to take the process for dead meanwhile.
     ///
     /// # Errors
     /// One line that names what to change.
@@ -76,22 +77,24 @@ impl Running {
             // `--listen HOST:0`: only now is it known where browsers reach this server.
             let _ = config.public_url.set_port(Some(address.port()));
         }
-        let app = App::build(config, Clock::system()).await?;
-        app.start(role != Role::Api);
-        let limits = &app.config.limits;
-        let ops_stopping = CancellationToken::new();
+        let (up, ops_stopping) = (api::health::Up::default(), CancellationToken::new());
+        // Closed also where the server does not come up.
+        let unless_up = ops_stopping.clone().drop_guard();
         let ops = Server {
             name: "ops",
-            router: api::health::router(app.clone(), handle.clone()),
-            connections: limits.ops_connections as usize,
+            router: api::health::router(Arc::clone(&up), handle.clone()),
+            connections: config.limits.ops_connections as usize,
             // Everybody who asks may be behind one address.
-            connections_per_client: limits.ops_connections as usize,
+            connections_per_client: config.limits.ops_connections as usize,
             clients: ClientAddresses::new(Proxies::default()),
-            limits: ServerLimits { stop_seconds: OPS_STOP_SECONDS, ..limits.clone() },
+            limits: ServerLimits { stop_seconds: OPS_STOP_SECONDS, ..config.limits.clone() },
             draining: CancellationToken::new(),
             stopping: ops_stopping.clone(),
         };
         let ops = (tokio::spawn(ops.serve(ops_listener)), ops_stopping);
+        let app = Box::pin(App::build(config, Clock::system())).await?;
+        app.start(role != Role::Api);
+        let limits = &app.config.limits;
         if let Some(listener) = listener {
             let connections = connections(&app.config, descriptors);
             let api = Server {
@@ -107,6 +110,8 @@ impl Running {
             app.tasks.spawn(api.serve(listener));
         }
         app.tasks.spawn(upkeep(app.clone(), handle));
+        drop(up.set(app.clone()));
+        drop(unless_up.disarm());
         Ok(Self { app, address, ops_address, ops })
     }
 
@@ -196,11 +201,12 @@ impl Serve {
     /// # Errors
     /// One line that names what to change.
     pub async fn run(self, config: Config) -> anyhow::Result<()> {
-        // Asked for from the beginning: the kernel drops a signal to the first process of a container that does not listen for it.
+        // Asked for from the beginning: the kernel drops a signal to the first process of a container that does not listen for it. And
+        // listened for once: what came between two of the waits below would be lost otherwise.
+        let mut signals = Signals::to_stop()?;
         let running = tokio::select! {
             biased;
-            asked = stop_asked() => {
-                asked?;
+            () = signals.next() => {
                 tracing::info!("stopped before it was up");
                 return Ok(());
             }
@@ -210,7 +216,7 @@ impl Serve {
         if let Some(address) = running.address {
             tracing::info!("listening on http://{address}");
         }
-        stop_asked().await?;
+        signals.next().await;
         let stop = async {
             if running.address.is_some() && !running.app.config.drain.is_zero() {
                 let seconds = running.app.config.drain.as_secs();
@@ -222,12 +228,31 @@ impl Serve {
         };
         tokio::select! {
             () = stop => tracing::info!("stopped"),
-            again = stop_asked() => {
-                again?;
-                anyhow::bail!("stopped at once, as asked twice");
-            }
+            () = signals.next() => anyhow::bail!("stopped at once, as asked twice"),
         }
         Ok(())
+    }
+}
+
+/// Signals that are listened for, each of which is waited for by [`Signals::next`], be it that it came before.
+struct Signals([Signal; 2]);
+
+impl Signals {
+    /// SIGTERM and SIGINT.
+    fn to_stop() -> std::io::Result<Self> {
+        Self::of([SignalKind::terminate(), SignalKind::interrupt()])
+    }
+
+    fn of([one, other]: [SignalKind; 2]) -> std::io::Result<Self> {
+        Ok(Self([signal(one)?, signal(other)?]))
+    }
+
+    async fn next(&mut self) {
+        let [one, other] = &mut self.0;
+        tokio::select! {
+            _ = one.recv() => {}
+            _ = other.recv() => {}
+        }
     }
 }
 
@@ -236,11 +261,24 @@ impl Serve {
 /// # Errors
 /// If signals cannot be listened to.
 pub async fn stop_asked() -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    Signals::to_stop()?.next().await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{Signal, getpid, kill_process};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_signal_between_two_waits_is_not_lost() {
+        // Not those that end this process.
+        let mut signals = Signals::of([SignalKind::user_defined1(), SignalKind::user_defined2()]).unwrap();
+        for signal in [Signal::USR1, Signal::USR2] {
+            assert!(futures::FutureExt::now_or_never(signals.next()).is_none());
+            kill_process(getpid(), signal).unwrap();
+            tokio::time::timeout(Duration::from_secs(30), signals.next()).await.expect("it came before this wait");
+        }
+    }
 }

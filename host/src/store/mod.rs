@@ -296,6 +296,15 @@ impl Store {
         tokio::time::timeout(pool::ACQUIRE, self.probe()).await.unwrap_or_else(late)
     }
 
+    /// Whether the database answers, be it that it takes no changes.
+    ///
+    /// # Errors
+    /// As [`Store::ping`].
+    pub async fn ping_for_reads(&self) -> Result<(), StoreError> {
+        let late = |_| Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut));
+        tokio::time::timeout(pool::ACQUIRE, self.probe_reads()).await.unwrap_or_else(late)
+    }
+
     /// Whether changes can be stored, by storing one that needs space, and taking it back.
     ///
     /// # Errors
@@ -328,9 +337,10 @@ impl Store {
     }
 
     async fn probe(&self) -> Result<(), StoreError> {
-        if health::unwritable().is_some() {
-            return self.try_writing().await;
-        }
+        if health::unwritable().is_some() { self.try_writing().await } else { self.probe_reads().await }
+    }
+
+    async fn probe_reads(&self) -> Result<(), StoreError> {
         let mut conn = self.read().await?;
         crate::on!(&mut conn, |c| sqlx::query("SELECT 1").execute(c).await.map(drop))?;
         Ok(())
