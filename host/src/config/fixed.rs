@@ -186,7 +186,7 @@ const GROUPS: &[Group] = &[
             Row {
                 what: "an IPv6 /48 counts as",
                 bound: "16 clients, within `lookup_burst` and the other limits of one client; of connections and requests, a quarter of all at the most",
-                declared: &[("identity/throttle.rs", "const CLIENTS_PER_SITE: u32 = 16;")],
+                declared: &[("domain/client.rs", "const CLIENTS_PER_SITE: u32 = 16;")],
             },
             Row {
                 what: "of the requests that are free where less than half are, one client has at most; an IPv6 /48",
