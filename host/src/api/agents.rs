@@ -14,7 +14,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     deployments::removal,
-    extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
+    extract::{Caller, IdempotencyKey, IfMatch, Input, Parameters, PathId, etag},
     guard::change,
     idempotency::{Claimed, Once},
     page::{Item, Listed, Page, visible},
@@ -28,6 +28,7 @@ use crate::{
         agent::{Agent, Settings},
         fault,
         id::{AgentId, WorkspaceId},
+        labels::Labels,
         principal::Principal,
     },
     store::{agents, deployments::Of, quota::Counted, workspaces},
@@ -35,37 +36,58 @@ use crate::{
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(read, update, remove))
+    OpenApiRouter::new().routes(routes!(create_agent, list_agents)).routes(routes!(
+        get_agent,
+        update_agent,
+        delete_agent
+    ))
 }
 
-/// A new agent.
+/// An agent to be created.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "name": "Support assistant",
+    "workspace_id": "019a2c41-5d2e-7b90-a4c3-1f8e6d3b9a22",
+    "description": "Answers questions about orders.",
+    "labels": { "team": "support" },
+    "settings": { "system_prompt": "You help customers of Acme.", "model": "gpt-4o", "temperature": 0.2, "max_tokens": 1024 },
+}))]
 pub struct NewAgent {
-    /// For people.
+    /// The display name, without control characters; white space around it is taken away. Several agents of a workspace may have
+    /// the same.
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
     name: String,
-    /// The workspace to put it in.
+    /// The workspace to create the agent in; it stays there.
     workspace_id: WorkspaceId,
-    /// For people.
+    /// What the agent is for; empty if absent.
     #[serde(default)]
+    #[schema(max_length = 4000)]
     description: String,
-    /// Key and value; policies see them.
+    /// The agent's labels; none if absent.
     #[serde(default)]
+    #[schema(value_type = Labels)]
     labels: BTreeMap<String, String>,
-    /// How it answers.
+    /// How the agent answers; no settings if absent.
     #[serde(default)]
     settings: Settings,
 }
 
-/// What to change; what is absent stays.
+/// A change of an agent: what is absent or null stays.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({ "name": "Support assistant (EU)", "settings": { "temperature": 0.4, "model": null } }))]
 pub struct AgentChange {
+    /// The new display name.
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
     name: Option<String>,
+    /// The new description.
+    #[schema(max_length = 4000)]
     description: Option<String>,
-    /// Replaces all labels.
+    /// The new labels, which replace all that there are.
+    #[schema(value_type = Option<Labels>)]
     labels: Option<BTreeMap<String, String>>,
-    /// Merged into the settings (RFC 7396): null removes one.
+    /// Settings to set, each as a whole; null removes one, and those that are absent stay.
     #[schema(value_type = Option<Settings>)]
     settings: Option<Map<String, Value>>,
 }
@@ -74,7 +96,7 @@ pub struct AgentChange {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
-    /// Only this workspace's.
+    /// Only the agents of this workspace. None are listed if there is no such workspace.
     workspace_id: Option<WorkspaceId>,
 }
 
@@ -105,9 +127,13 @@ pub async fn find(app: &App, caller: &Principal, id: AgentId, action: Action) ->
 }
 
 /// Create an agent
-#[utoipa::path(post, path = "/api/v1/agents", tag = "Agents", request_body = NewAgent,
-    responses((status = CREATED, body = Agent)))]
-async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<NewAgent>) -> Result<Response> {
+///
+/// It takes the permission `agent.create` on the workspace. The agent has an empty canvas and no version yet. Refused with 404 if
+/// there is no such workspace, and with 409 if the organization has as many agents as it may.
+#[utoipa::path(post, path = "/api/v1/agents", tag = "Agents", params(IdempotencyKey), request_body = NewAgent,
+    responses((status = CREATED, description = "The new agent.", body = Agent)),
+    extensions(("x-problems" = json!(["not_found", "conflict"]))))]
+async fn create_agent(State(app): State<App>, Caller(caller): Caller, input: Input<NewAgent>) -> Result<Response> {
     let mut new = input.body;
     let workspace = workspaces::get(&mut app.store.read().await?, caller.organization_id, new.workspace_id).await?;
     let workspace = workspace.ok_or_else(|| Problem::not_found("workspace"))?;
@@ -147,9 +173,12 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
 }
 
 /// List agents
+///
+/// Those that the caller may read (`agent.read`), oldest first.
 #[utoipa::path(get, path = "/api/v1/agents", tag = "Agents", params(Page, Filter),
-    responses((status = OK, body = Listed<Agent>)))]
-async fn list(
+    responses((status = OK, description = "A page of agents.", body = Listed<Agent>)),
+    extensions(("x-problems" = json!(["-denied"]))))]
+async fn list_agents(
     State(app): State<App>,
     Caller(caller): Caller,
     Parameters(page): Parameters<Page>,
@@ -163,17 +192,22 @@ async fn list(
 }
 
 /// Read an agent
-#[utoipa::path(get, path = "/api/v1/agents/{id}", tag = "Agents", params(("id" = AgentId, Path)),
-    responses((status = OK, body = Agent)))]
-async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<AgentId>) -> Result<Response> {
+///
+/// It takes the permission `agent.read`. What is drawn on the agent's canvas is read with `GET /api/v1/canvases/{id}`.
+#[utoipa::path(get, path = "/api/v1/agents/{id}", tag = "Agents", params(("id" = AgentId, Path, description = "The agent's id.")),
+    responses((status = OK, description = "The agent.", body = Agent)))]
+async fn get_agent(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<AgentId>) -> Result<Response> {
     let agent = find(&app, &caller, id, Action::AgentRead).await?;
     Ok(([etag(agent.revision)], Json(agent)).into_response())
 }
 
 /// Change an agent
-#[utoipa::path(patch, path = "/api/v1/agents/{id}", tag = "Agents", params(("id" = AgentId, Path)),
-    request_body = AgentChange, responses((status = OK, body = Agent)))]
-async fn update(
+///
+/// It takes the permission `agent.update`. Versions and deployments stay as they are: what changed here is part of the next version.
+#[utoipa::path(patch, path = "/api/v1/agents/{id}", tag = "Agents",
+    params(("id" = AgentId, Path, description = "The agent's id."), IfMatch), request_body = AgentChange,
+    responses((status = OK, description = "The agent, as it is from now on.", body = Agent)))]
+async fn update_agent(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<AgentId>,
@@ -210,11 +244,12 @@ async fn update(
 
 /// Delete an agent
 ///
-/// With its canvas, its versions and its deployments; the audit trail still tells of them. Refused while it is deployed, or on
-/// its way: the answer names what has to be stopped or cancelled first.
-#[utoipa::path(delete, path = "/api/v1/agents/{id}", tag = "Agents", params(("id" = AgentId, Path)),
-    responses((status = NO_CONTENT)))]
-async fn remove(
+/// It takes the permission `agent.delete`. The agent goes with its canvas, its versions and its deployments; the audit trail still
+/// tells of them. Refused with 409 while it is deployed, or on its way: the answer names what has to be stopped or cancelled first.
+#[utoipa::path(delete, path = "/api/v1/agents/{id}", tag = "Agents",
+    params(("id" = AgentId, Path, description = "The agent's id."), IfMatch),
+    responses((status = NO_CONTENT, description = "The agent is deleted.")), extensions(("x-problems" = json!(["conflict"]))))]
+async fn delete_agent(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<AgentId>,
@@ -245,4 +280,31 @@ fn merged(before: &Agent, patch: Map<String, Value>) -> Result<Settings> {
         let pointer = format!("/settings/{}", error.path().to_string().replace('.', "/"));
         Problem::invalid(vec![fault::Fault::new(pointer, error.into_inner().to_string())])
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use utoipa::PartialSchema;
+
+    use super::*;
+
+    #[test]
+    fn the_texts_of_an_agent_are_documented_as_they_are_checked() {
+        for schema in [NewAgent::schema(), AgentChange::schema()] {
+            let schema = serde_json::to_value(schema).unwrap();
+            let most = |property: &str| {
+                let length = &schema["properties"][property]["maxLength"];
+                usize::try_from(length.as_u64().unwrap()).unwrap()
+            };
+            let faults = |name: usize, description: usize| {
+                let mut faults = Vec::new();
+                let _spelled = fault::name("/name", "x".repeat(name), &mut faults);
+                fault::description("/description", &"x".repeat(description), &mut faults);
+                faults.len()
+            };
+            let (name, description) = (most("name"), most("description"));
+            assert_eq!(faults(name, description), 0);
+            assert_eq!((faults(name + 1, description), faults(name, description + 1)), (1, 1));
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! `/api/v1/auth`: signing in by password, exchanging refresh tokens, signing out; and the keys that others verify with.
 
+mod body;
+
 use std::{convert::Infallible, time::Duration};
 
 use axum::{
@@ -8,10 +10,11 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
+use secrecy::ExposeSecret;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub use self::body::OrganizationSummary;
+use self::body::{HeldRole, KeySet, Login, Me, Refresh, TokenType, Tokens};
 use super::{
     extract::{Caller, SmallInput},
     problem::{Problem, ProblemType, Result},
@@ -19,13 +22,7 @@ use super::{
 use crate::{
     app::App,
     bus::Hint,
-    domain::{
-        client::Client,
-        email::Email,
-        id::{OrganizationId, PolicyVersionId, WorkspaceId},
-        role::Role,
-        user::User,
-    },
+    domain::client::Client,
     identity::{
         IssueError,
         browser::{SESSION_COOKIE, cookie, set_cookie},
@@ -36,17 +33,17 @@ use crate::{
         session::{self, Refreshed, SignedIn},
         throttle::Anonymous,
     },
-    store::{organizations, signing_keys::PublicJwk, users},
+    store::{organizations, users},
 };
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(login))
-        .routes(routes!(refresh))
-        .routes(routes!(logout))
-        .routes(routes!(me))
-        .routes(routes!(jwks))
+        .routes(routes!(sign_in))
+        .routes(routes!(refresh_tokens))
+        .routes(routes!(sign_out))
+        .routes(routes!(get_current_user))
+        .routes(routes!(get_signing_keys))
 }
 
 /// Who knocks, before anybody has signed in.
@@ -138,8 +135,8 @@ impl From<LoginError> for Problem {
             LoginError::Several(organizations) => {
                 let detail = "Several organizations know you by this address and password: choose one of `organizations` and \
                               send its id as `organization_id`.";
-                let organizations = organizations.into_iter().map(|(id, name)| Choice { id, name }).collect();
-                Self { organizations, ..Self::conflict(detail) }
+                let organizations = organizations.into_iter().map(|(id, name)| OrganizationSummary { id, name });
+                Self { organizations: organizations.collect(), ..Self::conflict(detail) }
             }
             LoginError::Limited(wait) => limited(wait),
             LoginError::Password(error) => error.into(),
@@ -148,54 +145,11 @@ impl From<LoginError> for Problem {
     }
 }
 
-/// An organization to choose.
-#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
-pub struct Choice {
-    /// Send it as `organization_id`.
-    pub id: OrganizationId,
-    /// For people.
-    pub name: String,
-}
-
-/// Who signs in.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Login {
-    /// Case does not matter.
-    email: Email,
-    #[schema(value_type = String, format = Password)]
-    password: SecretString,
-    /// Where, for those whom several organizations know. Without it the password is tried in a few of them.
-    organization_id: Option<OrganizationId>,
-}
-
-/// A refresh token to exchange.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Refresh {
-    /// As it was handed out last.
-    #[schema(value_type = String, format = Password)]
-    refresh_token: SecretString,
-}
-
-/// What a sign-in hands out (RFC 6749, section 5.1).
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct Tokens {
-    /// A JWT for `Authorization: Bearer`.
-    access_token: String,
-    /// `Bearer`.
-    token_type: &'static str,
-    /// Of the access token, in seconds.
-    expires_in: i64,
-    /// Good for one exchange at `/api/v1/auth/refresh`.
-    refresh_token: String,
-}
-
 /// The answer to a sign-in, with the session's cookie where it began one.
 fn answer(signed_in: &SignedIn) -> Response {
     let tokens = Tokens {
         access_token: signed_in.access_token.expose_secret().to_owned(),
-        token_type: "Bearer",
+        token_type: TokenType::Bearer,
         expires_in: signed_in.expires_in,
         refresh_token: signed_in.refresh_token.expose_secret().to_owned(),
     };
@@ -228,11 +182,15 @@ pub async fn replace_session(app: &App, headers: &HeaderMap, signed_in: &SignedI
 
 /// Sign in by password
 ///
-/// Answers tokens and sets the session cookie. Where several organizations know this address and password, 409 lists them. Of somebody
-/// with `sessions_per_user` (100) sessions it ends the one that was used least recently.
-#[utoipa::path(post, path = "/api/v1/auth/login", tag = "Sign-in", security(()),
-    request_body = Login, responses((status = OK, body = Tokens)))]
-async fn login(
+/// Begins a session: programs use the tokens, browsers the cookie that is set. A session that the browser held before ends. Where
+/// several organizations know this address and password, nobody is signed in: 409 lists them in `organizations`. Wrong attempts
+/// are limited for each client and each account (429). Of somebody with `sessions_per_user` (100) sessions it ends the one that was
+/// used least recently.
+#[utoipa::path(post, path = "/api/v1/auth/login", tag = "Sign-in", security(()), request_body = Login,
+    responses((status = OK, description = "Signed in: the tokens of the session.", body = Tokens,
+        headers(("Set-Cookie" = String, description = "The session's cookie, and one by which the browser is known again.")))),
+    extensions(("x-problems" = json!(["invalid_credentials", "conflict"]))))]
+async fn sign_in(
     State(app): State<App>,
     trying: Trying,
     headers: HeaderMap,
@@ -267,10 +225,11 @@ async fn login(
 /// Exchange a refresh token
 ///
 /// Answers new tokens; the one sent is used up. One that was used before ends the session, unless it was within the last
-/// ten seconds: then the answer is the same again.
-#[utoipa::path(post, path = "/api/v1/auth/refresh", tag = "Sign-in", security(()),
-    request_body = Refresh, responses((status = OK, body = Tokens)))]
-async fn refresh(State(app): State<App>, SmallInput(input): SmallInput<Refresh>) -> Result<Response> {
+/// ten seconds: then the answer has the same refresh token again. The cookie of the session stays as it is.
+#[utoipa::path(post, path = "/api/v1/auth/refresh", tag = "Sign-in", security(()), request_body = Refresh,
+    responses((status = OK, description = "New tokens of the session.", body = Tokens)),
+    extensions(("x-problems" = json!(["invalid_credentials"]))))]
+async fn refresh_tokens(State(app): State<App>, SmallInput(input): SmallInput<Refresh>) -> Result<Response> {
     let refused = || Problem::new(ProblemType::Credentials, "The refresh token is not valid any more: sign in again.");
     match app.identity.refresh(&app.store, &app.clock, &input.refresh_token).await? {
         Refreshed::Tokens(signed_in) => Ok(answer(&signed_in)),
@@ -286,9 +245,12 @@ async fn refresh(State(app): State<App>, SmallInput(input): SmallInput<Refresh>)
 
 /// Sign out
 ///
-/// Ends the session: its access token, refresh token and cookie are of no use from then on.
-#[utoipa::path(post, path = "/api/v1/auth/logout", tag = "Sign-in", responses((status = NO_CONTENT)))]
-async fn logout(State(app): State<App>, Caller(caller): Caller) -> Result<Response> {
+/// Ends the session: its access tokens, refresh token and cookie are of no use from then on. Other sessions of the user go on.
+#[utoipa::path(post, path = "/api/v1/auth/logout", tag = "Sign-in",
+    responses((status = NO_CONTENT, description = "Signed out.",
+        headers(("Set-Cookie" = String, description = "Removes the session's cookie.")))),
+    extensions(("x-problems" = json!(["-denied"]))))]
+async fn sign_out(State(app): State<App>, Caller(caller): Caller) -> Result<Response> {
     if let Some(session) = caller.session_id {
         let of = (caller.organization_id, caller.user_id, session);
         app.identity.sign_out(&app.store, &app.clock, of).await?;
@@ -298,28 +260,13 @@ async fn logout(State(app): State<App>, Caller(caller): Caller) -> Result<Respon
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, set_cookie(SESSION_COOKIE, "", 0))]).into_response())
 }
 
-/// A role one holds.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct HeldRole {
-    /// The role.
-    role: Role,
-    /// Where; everywhere in the organization if null.
-    workspace_id: Option<WorkspaceId>,
-}
-
-/// Who one is.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct Me {
-    user: User,
-    organization: Choice,
-    roles: Vec<HeldRole>,
-    /// The tenant policies in force; null: the platform's only.
-    policy_version_id: Option<PolicyVersionId>,
-}
-
-/// Read who one is
-#[utoipa::path(get, path = "/api/v1/auth/me", tag = "Sign-in", responses((status = OK, body = Me)))]
-async fn me(State(app): State<App>, Caller(caller): Caller) -> Result<Json<Me>> {
+/// Read the signed-in user
+///
+/// With their organization, the roles that they hold at this moment, and the policies that decide what they may do.
+#[utoipa::path(get, path = "/api/v1/auth/me", tag = "Sign-in",
+    responses((status = OK, description = "The user who sends the request.", body = Me)),
+    extensions(("x-problems" = json!(["-denied"]))))]
+async fn get_current_user(State(app): State<App>, Caller(caller): Caller) -> Result<Json<Me>> {
     let mut conn = app.store.read().await?;
     let gone = || Problem::from(crate::identity::AuthError::Unauthenticated);
     let user = users::get(&mut conn, caller.organization_id, caller.user_id).await?.ok_or_else(gone)?;
@@ -327,24 +274,20 @@ async fn me(State(app): State<App>, Caller(caller): Caller) -> Result<Json<Me>> 
     let roles = caller.grants.iter().map(|grant| HeldRole { role: grant.role, workspace_id: grant.workspace });
     Ok(Json(Me {
         user,
-        organization: Choice { id: organization.id, name: organization.name },
+        organization: OrganizationSummary { id: organization.id, name: organization.name },
         roles: roles.collect(),
         policy_version_id: caller.policy_version,
     }))
 }
 
-/// A JSON Web Key Set (RFC 7517).
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct KeySet {
-    keys: Vec<PublicJwk>,
-}
-
-/// Keys that access tokens are signed with
+/// Read the keys that verify access tokens
 ///
-/// Of all hosts. Tokens are of type `at+jwt`, signed with RS256, for the audience `kaizen`.
+/// The public keys of all hosts. Access tokens are JWTs of type `at+jwt` (RFC 9068), signed with RS256, for the audience `kaizen`.
+/// A key stays in the set as long as tokens that were signed with it are good.
 #[utoipa::path(get, path = "/.well-known/jwks.json", tag = "Sign-in", security(()),
-    responses((status = OK, body = KeySet)))]
-async fn jwks(State(app): State<App>) -> Result<Response> {
+    responses((status = OK, description = "The keys; they may be kept for five minutes.", body = KeySet,
+        headers(("Cache-Control" = String, description = "How long the keys may be kept.")))))]
+async fn get_signing_keys(State(app): State<App>) -> Result<Response> {
     let keys = app.identity.jwks(&app.store, &app.clock).await?;
     Ok(([(header::CACHE_CONTROL, "public, max-age=300")], Json(KeySet { keys })).into_response())
 }

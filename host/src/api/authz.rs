@@ -1,12 +1,15 @@
 //! `/api/v1/authz`: what the caller may do, and why.
 
+mod body;
+
 use std::{collections::HashMap, sync::Arc};
 
 use axum::{Json, extract::State};
-use serde::{Deserialize, Serialize};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
+pub use self::body::DecisionBody;
+use self::body::{Asked, DecisionList, Decisions, Question, QuestionContext, QuestionList, Questions, ReasonBody};
 use super::{
     deployments::{Destination, NoEnvironment, environment_asked, removal},
     extract::{Caller, Input},
@@ -16,7 +19,7 @@ use super::{
 };
 use crate::{
     app::App,
-    authz::{Action, Context, Kind, Reason, Resource},
+    authz::{Action, Context, Kind, Resource},
     domain::{
         agent::Agent,
         connection,
@@ -35,136 +38,29 @@ use crate::{
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(check))
+    OpenApiRouter::new().routes(routes!(check_authorization))
 }
 
-/// One question (`action`, `resource`, `context`), or many (`checks`).
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Questions {
-    /// Of the one question.
-    action: Option<String>,
-    /// Of the one question.
-    resource: Option<ResourceRef>,
-    /// Of the one question.
-    context: Option<QuestionContext>,
-    /// In place of these: at most `authz_check_questions` (100), answered with `{"decisions": […]}` in the same order.
-    checks: Option<Vec<Question>>,
-}
-
-/// May I do this?
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Question {
-    /// As in policies: `agent.deploy`.
-    action: String,
-    /// What it is to be done to; what is created is asked of the thing it is created in.
-    resource: ResourceRef,
-    #[serde(default)]
-    context: QuestionContext,
-}
-
-/// A thing by its type and id.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ResourceRef {
-    /// `organization`, `user`, `membership`, `workspace`, `agent`, `gateway`, `deployment`, `audit_sink`,
-    /// `identity_connection` or `policy`.
-    #[serde(rename = "type")]
-    kind: String,
-    id: Uuid,
-}
-
-/// What else the decision may turn on.
-#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct QuestionContext {
-    /// For `agent.deploy`: where to.
-    gateway_id: Option<Uuid>,
-    /// For `agent.deploy`: into which environment; the gateway's own if absent.
-    environment: Option<String>,
-    /// For `membership.create` and `.update`: the role that is to be given.
-    role: Option<Role>,
-    /// For `user.update`: what is to be changed; anything if absent. Everyone may change some of it of themselves.
-    properties: Option<Vec<Property>>,
-}
-
-/// Whether it is allowed, and why.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-#[serde(untagged)]
-pub enum Decisions {
-    /// To one question.
-    One(DecisionBody),
-    /// To many.
-    Many {
-        /// In the order of the questions.
-        decisions: Vec<DecisionBody>,
-    },
-}
-
-/// A decision.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct DecisionBody {
-    /// Whether it is allowed now.
-    allowed: bool,
-    /// `allowed`, `forbidden`, `not_permitted`, `error` or `not_found`.
-    reason: ReasonBody,
-    /// One sentence for people.
-    message: String,
-    /// The first 10 of the policies that decided, with 500 characters of each description: `{id, source, effect, description}`.
-    policies: Vec<serde_json::Value>,
-}
-
-/// Why.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ReasonBody {
-    /// A policy permits it and none forbids it.
-    Allowed,
-    /// A policy forbids it.
-    Forbidden,
-    /// No policy permits it.
-    NotPermitted,
-    /// A policy could not be evaluated. Doubt denies.
-    Error,
-    /// There is no such thing, or it is another tenant's.
-    NotFound,
-}
-
-impl From<Reason> for ReasonBody {
-    fn from(reason: Reason) -> Self {
-        match reason {
-            Reason::Allowed => Self::Allowed,
-            Reason::Forbidden => Self::Forbidden,
-            Reason::NotPermitted => Self::NotPermitted,
-            Reason::Error => Self::Error,
-        }
-    }
-}
-
-/// What may I do?
+/// Ask what the caller may do
 ///
-/// Decides one question or many for the caller, from current data, and says why: as the route would that does it, which may
-/// ask more than one action (rolling back takes `agent.deploy` as well). Changes nothing and is not recorded.
-#[utoipa::path(post, path = "/api/v1/authz/check", tag = "Policies", request_body = Questions,
-    responses((status = OK, body = Decisions)))]
-async fn check(State(app): State<App>, Caller(caller): Caller, input: Input<Questions>) -> Result<Json<Decisions>> {
-    let one = match input.body {
-        Questions { action: Some(action), resource: Some(resource), context, checks: None } => {
-            Question { action, resource, context: context.unwrap_or_default() }
-        }
-        Questions { action: None, resource: None, context: None, checks: Some(checks) } => {
-            return many(&app, &caller, &checks).await.map(Json);
-        }
-        _ => {
-            let message = "send either `action` and `resource`, or `checks`, a list of them";
-            return Err(Problem::invalid(vec![Fault::new("", message)]));
-        }
-    };
-    Ok(Json(Decisions::One(Asking::new(&app, &caller).answer(&one, "").await?)))
+/// Decides one question or several for the caller, from current data, as the routes would that do it, some of which ask more than
+/// one action: rolling back takes `agent.deploy` as well. Says why, and which policies decided. Takes no permission, changes
+/// nothing and is not recorded.
+#[utoipa::path(post, path = "/api/v1/authz/check", tag = "Policies", request_body = Asked,
+    responses((status = OK, description = "The decision; of several questions, the decisions in their order.", body = Decisions)),
+    extensions(("x-problems" = json!(["conflict", "-denied"]))))]
+async fn check_authorization(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    input: Input<Questions>,
+) -> Result<Json<Decisions>> {
+    Ok(Json(match input.body.asked()? {
+        Asked::One(question) => Decisions::One(Asking::new(&app, &caller).answer(&question, "").await?),
+        Asked::Many(QuestionList { checks }) => Decisions::Many(many(&app, &caller, &checks).await?),
+    }))
 }
 
-async fn many(app: &App, caller: &Principal, checks: &[Question]) -> Result<Decisions> {
+async fn many(app: &App, caller: &Principal, checks: &[Question]) -> Result<DecisionList> {
     let most = app.config.limits.authz_check_questions;
     if checks.len() > most {
         return Err(Problem::invalid(vec![Fault::new("/checks", format!("at most {most} questions"))]));
@@ -174,7 +70,7 @@ async fn many(app: &App, caller: &Principal, checks: &[Question]) -> Result<Deci
     for (place, question) in checks.iter().enumerate() {
         decisions.push(asking.answer(question, &format!("/checks/{place}")).await?);
     }
-    Ok(Decisions::Many { decisions })
+    Ok(DecisionList { decisions })
 }
 
 /// A thing of the caller's organization that questions are about.
@@ -404,7 +300,7 @@ fn not_found(kind: Kind) -> DecisionBody {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{body::ResourceRef, *};
     use crate::{
         domain::{id::UserId, role::Grant},
         jobs::fixture::Fixture,

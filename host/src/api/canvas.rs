@@ -15,6 +15,7 @@ use super::{
     auth::limited,
     extract::{Caller, PathId, etag},
     page::Item,
+    preconditions::IfNoneMatch,
     problem::{Problem, ProblemType, Result},
     websocket::Upgrade,
 };
@@ -24,7 +25,7 @@ use crate::{
     canvas::{Close, Connect, accept, refuse},
     domain::{
         agent::Agent,
-        canvas::{Graph, Items},
+        canvas::{CanvasEdge, CanvasNode, Graph, Items},
         client::Client,
         id::CanvasId,
         principal::Principal,
@@ -38,7 +39,10 @@ use crate::{
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(read)).routes(routes!(ticket)).routes(routes!(socket))
+    OpenApiRouter::new()
+        .routes(routes!(get_canvas))
+        .routes(routes!(create_canvas_ticket))
+        .routes(routes!(open_canvas_socket))
 }
 
 /// Seconds within which a ticket must be used.
@@ -50,23 +54,38 @@ const CLIENT: usize = 64;
 
 /// What is on a canvas.
 #[derive(Serialize, utoipa::ToSchema)]
+#[schema(example = json!({
+    "seq": 41,
+    "nodes": [
+        { "id": "n1", "type": "prompt", "position": { "x": 120, "y": 80 }, "data": { "label": "Greeting" } },
+        { "id": "n2", "type": "answer", "position": { "x": 420, "y": 80 }, "data": {} },
+    ],
+    "edges": [{ "id": "n1-n2", "source": "n1", "target": "n2" }],
+}))]
 struct Canvas {
-    /// The sequence of the last message it holds.
+    /// The sequence of the last message that the canvas holds, which is its revision; 0 where nothing was drawn yet.
+    #[schema(minimum = 0)]
     seq: i64,
-    /// React Flow's nodes, in their order.
-    #[schema(value_type = Vec<Object>)]
+    /// React Flow's nodes in the order they were added, parents before their children.
+    #[schema(value_type = Vec<CanvasNode>)]
     nodes: Items,
-    /// React Flow's edges.
-    #[schema(value_type = Vec<Object>)]
+    /// React Flow's edges in the order they were added.
+    #[schema(value_type = Vec<CanvasEdge>)]
     edges: Items,
 }
 
-/// Lets its bearer in once.
+/// A ticket, with which a canvas socket is opened once.
 #[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = CanvasTicket, example = json!({
+    "ticket": "kzt_3c9e1f40a7b35d136e880c4f2c529a0d019a9f86d081884c7d659a2feaa0c55a",
+    "expires_in": 30,
+}))]
 struct Ticket {
-    /// For `?ticket=`.
+    /// The secret to send as `ticket` with `GET /ws/canvas/{session_id}`.
+    #[schema(min_length = 68, max_length = 68, pattern = "^kzt_[0-9a-f]{64}$")]
     ticket: String,
-    /// Seconds.
+    /// Seconds within which the ticket has to be used.
+    #[schema(minimum = 1)]
     expires_in: i64,
 }
 
@@ -79,19 +98,23 @@ async fn find(app: &App, caller: &Principal, id: CanvasId) -> Result<Agent> {
 }
 
 /// Read a canvas
-#[utoipa::path(get, path = "/api/v1/canvases/{id}", tag = "Canvas", params(("id" = CanvasId, Path)),
-    responses((status = OK, body = Canvas), (status = NOT_MODIFIED)))]
-async fn read(
+///
+/// It takes the permission `agent.read` on the agent that the canvas belongs to. To draw, and to follow what others draw, open the
+/// socket `GET /ws/canvas/{session_id}`.
+#[utoipa::path(get, path = "/api/v1/canvases/{id}", tag = "Canvas",
+    params(("id" = CanvasId, Path, description = "The canvas's id: the agent's `canvas_id`.")),
+    responses((status = OK, description = "The canvas; its `ETag` is `seq`, in quotes.", body = Canvas)))]
+async fn get_canvas(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<CanvasId>,
-    headers: HeaderMap,
+    asked: IfNoneMatch,
 ) -> Result<Response> {
     find(&app, &caller, id).await?;
-    let seq = canvas::sequence(&mut app.store.read().await?, caller.organization_id, id).await?;
-    let tag = etag(seq.unwrap_or(0));
-    if headers.get(header::IF_NONE_MATCH) == Some(&tag.1) {
-        return Ok((StatusCode::NOT_MODIFIED, [tag]).into_response());
+    // One that the client has already is not put together.
+    let seq = canvas::sequence(&mut app.store.read().await?, caller.organization_id, id).await?.unwrap_or(0);
+    if asked.is_unchanged(seq) {
+        return Ok((StatusCode::NOT_MODIFIED, [etag(seq)]).into_response());
     }
     let body = |Loaded { sequence: seq, graph: Graph { nodes, edges, .. }, .. }| {
         let text = serde_json::to_vec(&Canvas { seq, nodes, edges });
@@ -101,12 +124,19 @@ async fn read(
     Ok(([etag(seq)], [(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-/// Get a ticket for the socket
+/// Create a ticket for the socket of a canvas
 ///
-/// For clients that cannot send headers when they open a WebSocket. It works once, within 30 seconds, on any host.
-#[utoipa::path(post, path = "/api/v1/canvases/{id}/tickets", tag = "Canvas", params(("id" = CanvasId, Path)),
-    responses((status = CREATED, body = Ticket)))]
-async fn ticket(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<CanvasId>) -> Result<Response> {
+/// It takes the permission `agent.read` on the agent that the canvas belongs to. A ticket is for clients that cannot send headers
+/// when they open a WebSocket, such as pages in browsers. It opens the socket of this canvas once, within 30 seconds, on any host,
+/// as the user who created it.
+#[utoipa::path(post, path = "/api/v1/canvases/{id}/tickets", tag = "Canvas",
+    params(("id" = CanvasId, Path, description = "The canvas's id: the agent's `canvas_id`.")),
+    responses((status = CREATED, description = "The ticket.", body = Ticket)))]
+async fn create_canvas_ticket(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<CanvasId>,
+) -> Result<Response> {
     find(&app, &caller, id).await?;
     let ticket = format!("{TICKET_PREFIX}{}", hex::encode(app.clock.bytes::<32>()));
     let now = app.clock.now();
@@ -156,19 +186,41 @@ impl Query {
     }
 }
 
-/// Draw together
+/// Open the socket of a canvas
 ///
-/// A WebSocket of subprotocol `kaizen.canvas.v1`: JSON text frames as the documentation tells. `session_id` is the
-/// agent's `canvas_id`. Who is refused is told by a close code after the upgrade, since browsers cannot read a failed
-/// one: 4401 not signed in, 4403 not allowed, 4404 no such canvas, 4429 too many sockets, 1013 try again later (the
-/// database is away, or too many wait); later 4408 too slow, 4413 message too large, 4429 too many messages. All frames and codes are in `docs/canvas.md`.
+/// A WebSocket of subprotocol `kaizen.canvas.v1`, over which several people draw on one canvas at once: JSON text frames, all of
+/// which are in `docs/canvas.md`. To view takes the permission `agent.read` on the canvas's agent, to draw `agent.update`. Sign in
+/// as with any other route, or send a `ticket`.
+///
+/// Since browsers cannot read why a WebSocket failed to open, the socket is opened for everybody, and who is refused is told by the
+/// code with which it is closed:
+///
+/// | code | meaning |
+/// |---|---|
+/// | 1001 | pings were not answered: reconnect with `since` |
+/// | 1002, 1003 | what was sent is not the WebSocket protocol, or no text |
+/// | 1008 | `client` is not a name, or a query parameter is unknown or given twice |
+/// | 1011 | a defect in the server |
+/// | 1012 | the server stops: reconnect with `since` |
+/// | 1013 | try again later: the canvas or the host is full, the database is away, or too many wait |
+/// | 4401 | not signed in, or no longer |
+/// | 4403 | not allowed, or no longer |
+/// | 4404 | no such canvas, or its agent was deleted |
+/// | 4408 | the socket was not read fast enough |
+/// | 4413 | a message was too large |
+/// | 4429 | too many sockets or messages |
 #[utoipa::path(get, path = "/ws/canvas/{session_id}", tag = "Canvas",
-    params(("session_id" = CanvasId, Path),
-        ("since" = Option<i64>, Query, description = "Resume after this sequence"),
-        ("ticket" = Option<String>, Query, description = "From `POST /api/v1/canvases/{id}/tickets`"),
-        ("client" = Option<String>, Query, description = "A name for this tab, the same after reconnecting: then a `ref` that is sent again is never applied twice")),
-    responses((status = SWITCHING_PROTOCOLS, description = "The socket is open")))]
-async fn socket(
+    params(("session_id" = CanvasId, Path, description = "The canvas's id: the agent's `canvas_id`."),
+        ("since" = Option<i64>, Query, example = 41,
+            description = "The last sequence that the client has. It is sent what it missed, or the whole canvas if that is too much, or if this is absent or no number."),
+        ("ticket" = Option<String>, Query, example = "kzt_3c9e1f40a7b35d136e880c4f2c529a0d019a9f86d081884c7d659a2feaa0c55a",
+            description = "A ticket from `POST /api/v1/canvases/{id}/tickets`, for clients that cannot send headers."),
+        ("client" = Option<String>, Query, min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9._-]+$", example = "tab-1",
+            description = "A name for this tab, the same after reconnecting: then a `ref` that is sent again is never applied twice.")),
+    security((), ("bearer" = []), ("cookie" = [])),
+    responses((status = SWITCHING_PROTOCOLS, description = "The socket is open.")),
+    extensions(("x-problems" = json!(["malformed", "-not_found", "-invalid"]))))]
+async fn open_canvas_socket(
     State(app): State<App>,
     path: std::result::Result<Path<String>, axum::extract::rejection::PathRejection>,
     RawQuery(query): RawQuery,
@@ -213,7 +265,7 @@ async fn admit(
         }
         None => {
             app.identity.authenticate(&app.store, &app.clock, method, headers).await.map_err(|error| match error {
-                AuthError::Unauthenticated => Close::SIGNED_OUT,
+                AuthError::Unauthenticated | AuthError::Expired => Close::SIGNED_OUT,
                 AuthError::Origin => Close::FORBIDDEN,
                 AuthError::Store(error) => away(error),
             })?
@@ -273,5 +325,17 @@ mod tests {
         for query in ["more=x", "since=1&sinse=2", "since=1&since=2", "client=a&client=a", "since=x&since=x"] {
             assert_eq!(Query::parse(query), Err(Close::QUERY), "{query}");
         }
+    }
+    #[test]
+    fn the_name_of_a_client_and_a_ticket_are_documented_as_they_are() {
+        let document = serde_json::to_value(router().into_openapi()).unwrap();
+        let parameters = document["paths"]["/ws/canvas/{session_id}"]["get"]["parameters"].as_array().unwrap();
+        let client = parameters.iter().find(|parameter| parameter["name"] == "client").unwrap();
+        assert_eq!(client["schema"]["maxLength"], CLIENT);
+        let ticket = &document["components"]["schemas"]["CanvasTicket"]["properties"]["ticket"];
+        assert_eq!(ticket["maxLength"], TICKET_PREFIX.len() + 64);
+        assert!(ticket["pattern"].as_str().unwrap().contains(TICKET_PREFIX));
+        let tickets = &document["paths"]["/api/v1/canvases/{id}/tickets"]["post"]["description"];
+        assert!(tickets.as_str().unwrap().contains(&format!("{TICKET} seconds")), "{tickets}");
     }
 }

@@ -46,16 +46,24 @@ const BATCH: i64 = 100;
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(events))
+    OpenApiRouter::new().routes(routes!(stream_deployment_events))
 }
 
-/// Follow a deployment
+/// Follow the events of a deployment
 ///
-/// Events `progress` and `status`; `Last-Event-ID` resumes. 204 where there is nothing to come after it: an `EventSource`
-/// then no longer reconnects.
-#[utoipa::path(get, path = "/api/v1/deployments/{id}/events", tag = "Deployments", params(("id" = DeploymentId, Path)),
-    responses((status = OK, body = DeploymentEvent, content_type = "text/event-stream"), (status = NO_CONTENT)))]
-async fn events(
+/// It takes the permission `deployment.read`. A stream of server-sent events, from the first one on or after `Last-Event-ID`: each is
+/// named `progress` or `status`, its `id` is its `sequence`, and its `data` is a `DeploymentEvent` as JSON. The stream ends once the
+/// deployment is `active`, `failed`, `cancelled` or `stopped`, or the caller may no longer read it. Refused with 429 if too many
+/// streams are open.
+#[utoipa::path(get, path = "/api/v1/deployments/{id}/events", tag = "Deployments",
+    params(("id" = DeploymentId, Path, description = "The deployment's id."),
+        ("Last-Event-ID" = Option<i64>, Header, nullable = false, example = 3,
+            description = "The `id` of the last event that was received: those after it follow. All that are kept if absent.")),
+    responses(
+        (status = OK, description = "The events, as they come.", body = DeploymentEvent, content_type = "text/event-stream"),
+        (status = NO_CONTENT, description = "Nothing will come after `Last-Event-ID`: an `EventSource` does not reconnect.")),
+    extensions(("x-problems" = json!(["malformed"]))))]
+async fn stream_deployment_events(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<DeploymentId>,

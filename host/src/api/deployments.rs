@@ -11,7 +11,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 pub(super) use self::order::{Destination, NoEnvironment, environment_asked};
 use self::order::{Order, details};
 use super::{
-    extract::{Bodyless, Caller, Input, Parameters, PathId},
+    extract::{Bodyless, Caller, IdempotencyKey, Input, Parameters, PathId},
     guard::change,
     idempotency::{Claimed, Once},
     page::{Item, Listed, Page, visible},
@@ -34,36 +34,44 @@ use crate::{
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(deploy))
-        .routes(routes!(list))
-        .routes(routes!(summary::summary))
-        .routes(routes!(read))
-        .routes(routes!(cancel))
-        .routes(routes!(stop))
-        .routes(routes!(rollback))
+        .routes(routes!(deploy_agent))
+        .routes(routes!(list_deployments))
+        .routes(routes!(summary::summarize_deployments))
+        .routes(routes!(get_deployment))
+        .routes(routes!(cancel_deployment))
+        .routes(routes!(stop_deployment))
+        .routes(routes!(rollback_deployment))
 }
 
-/// Where to deploy what.
+/// A deployment to be made of an agent.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({ "gateway_id": "019a2c48-9f6a-7d05-8c21-7b4e1a3d5f60", "version": 3 }))]
 pub struct NewDeployment {
-    /// The gateway.
+    /// The gateway to deploy to, which has to be switched on.
     gateway_id: GatewayId,
-    /// A version's number; the newest if absent.
+    /// The number of the agent's version to deploy; the newest if absent or null.
+    #[schema(minimum = 1)]
     version: Option<i64>,
-    /// The gateway's own if absent; another one only for a gateway that has none. Case and white space around it do not matter.
-    #[schema(max_length = 63)]
+    /// The environment to deploy into; the gateway's own if absent, null or blank. Another one is taken only by a gateway that has
+    /// none. Case and white space around it do not matter.
+    #[schema(max_length = 63, pattern = r"^(?:[\sA-Za-z0-9_./:+@&,()#-]|[^\x00-\x7F])*$")]
     environment: Option<String>,
 }
 
-/// What was asked for has begun; the deployment tells how it goes.
+/// A deployment, or taking one off its gateway, that has been ordered; the deployment tells how it goes.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = DeploymentAccepted, example = json!({
+    "job_id": "019a2c60-4e1b-7a72-b8d5-0c3f6e9a2d52",
+    "deployment_id": "019a2c60-4e1b-7a72-b8d5-0c3f6e9a2d51",
+    "status": "queued",
+}))]
 pub struct Accepted {
-    /// The job.
+    /// The job that does it.
     job_id: JobId,
-    /// The deployment.
+    /// The deployment to follow.
     deployment_id: DeploymentId,
-    /// The state it is in.
+    /// The state that the deployment is in: `queued` where it is new, `stopping` where it is being stopped.
     status: DeploymentState,
 }
 
@@ -71,11 +79,11 @@ pub struct Accepted {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
-    /// Only of this agent.
+    /// Only the deployments of this agent.
     agent_id: Option<AgentId>,
-    /// Only to this gateway.
+    /// Only the deployments to this gateway.
     gateway_id: Option<GatewayId>,
-    /// Only in this state.
+    /// Only the deployments that are in this state.
     status: Option<DeploymentState>,
 }
 
@@ -106,9 +114,15 @@ pub(super) async fn find(app: &App, caller: &Principal, id: DeploymentId, action
 }
 
 /// Deploy a version of an agent to a gateway
-#[utoipa::path(post, path = "/api/v1/agents/{id}/deploy", tag = "Deployments", params(("id" = AgentId, Path)),
-    request_body = NewDeployment, responses((status = ACCEPTED, body = Accepted)))]
-async fn deploy(
+///
+/// It takes the permission `agent.deploy`, for this gateway and environment. A job does it in the background: follow the deployment
+/// with `GET /api/v1/deployments/{id}/events`. Refused with 409 if the agent has no version yet, the gateway is switched off, or the
+/// organization has as many jobs waiting as it may.
+#[utoipa::path(post, path = "/api/v1/agents/{id}/deploy", tag = "Deployments",
+    params(("id" = AgentId, Path, description = "The agent's id."), IdempotencyKey), request_body = NewDeployment,
+    responses((status = ACCEPTED, description = "The deployment is queued.", body = Accepted)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn deploy_agent(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<AgentId>,
@@ -123,9 +137,12 @@ async fn deploy(
 }
 
 /// List deployments
+///
+/// Those that the caller may read (`deployment.read`) and that fit every filter, oldest first.
 #[utoipa::path(get, path = "/api/v1/deployments", tag = "Deployments", params(Page, Filter),
-    responses((status = OK, body = Listed<Deployment>)))]
-async fn list(
+    responses((status = OK, description = "A page of deployments.", body = Listed<Deployment>)),
+    extensions(("x-problems" = json!(["-denied"]))))]
+async fn list_deployments(
     State(app): State<App>,
     Caller(caller): Caller,
     Parameters(page): Parameters<Page>,
@@ -141,9 +158,12 @@ async fn list(
 }
 
 /// Read a deployment
-#[utoipa::path(get, path = "/api/v1/deployments/{id}", tag = "Deployments", params(("id" = DeploymentId, Path)),
-    responses((status = OK, body = Deployment)))]
-async fn read(
+///
+/// It takes the permission `deployment.read`.
+#[utoipa::path(get, path = "/api/v1/deployments/{id}", tag = "Deployments",
+    params(("id" = DeploymentId, Path, description = "The deployment's id.")),
+    responses((status = OK, description = "The deployment.", body = Deployment)))]
+async fn get_deployment(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<DeploymentId>,
@@ -171,10 +191,14 @@ pub(super) fn removal(this: &Deployment) -> Action {
 
 /// Cancel a deployment that is not active yet
 ///
-/// It is cancelled at once; what the gateway may have registered meanwhile is removed again.
-#[utoipa::path(post, path = "/api/v1/deployments/{id}/cancel", tag = "Deployments", params(("id" = DeploymentId, Path)),
-    responses((status = OK, body = Deployment)))]
-async fn cancel(
+/// It takes the permission `deployment.cancel`. The deployment is cancelled at once; what the gateway may have registered meanwhile is
+/// removed again in the background. Refused with 409 unless the deployment is `queued` or `running`, and so if it was cancelled
+/// already.
+#[utoipa::path(post, path = "/api/v1/deployments/{id}/cancel", tag = "Deployments",
+    params(("id" = DeploymentId, Path, description = "The deployment's id.")),
+    responses((status = OK, description = "The deployment, which is cancelled.", body = Deployment)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn cancel_deployment(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<DeploymentId>,
@@ -208,10 +232,15 @@ pub(super) async fn call_off(
     Ok(deployment)
 }
 
-/// Take an active deployment off its gateway
-#[utoipa::path(post, path = "/api/v1/deployments/{id}/stop", tag = "Deployments", params(("id" = DeploymentId, Path)),
-    responses((status = ACCEPTED, body = Accepted)))]
-async fn stop(
+/// Stop an active deployment
+///
+/// It takes the permission `deployment.stop`. A job takes the deployment off its gateway in the background; until then the gateway
+/// may go on serving it. Refused with 409 unless the deployment is `active`. A body is not needed, and ignored.
+#[utoipa::path(post, path = "/api/v1/deployments/{id}/stop", tag = "Deployments",
+    params(("id" = DeploymentId, Path, description = "The deployment's id."), IdempotencyKey),
+    responses((status = ACCEPTED, description = "The deployment is stopping.", body = Accepted)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn stop_deployment(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<DeploymentId>,
@@ -246,13 +275,17 @@ async fn stop(
     Ok(response)
 }
 
-/// Deploy the version that was active on the same gateway, in the same environment, before this one
+/// Roll back a deployment
 ///
-/// It is a deployment of its own, and takes the permission to deploy there as well. Only what was active can be rolled back:
-/// a deployment that failed or was cancelled replaced nothing.
-#[utoipa::path(post, path = "/api/v1/deployments/{id}/rollback", tag = "Deployments", params(("id" = DeploymentId, Path)),
-    responses((status = ACCEPTED, body = Accepted)))]
-async fn rollback(
+/// Deploys the version of the agent that was active on the same gateway, in the same environment, before this deployment. That is a
+/// new deployment, whose `rollback_of` names this one. It takes the permissions `deployment.rollback` and `agent.deploy`. Refused with
+/// 409 if there was no other version, if the gateway is switched off, or if this deployment was never active: one that failed or was
+/// cancelled replaced nothing. A body is not needed, and ignored.
+#[utoipa::path(post, path = "/api/v1/deployments/{id}/rollback", tag = "Deployments",
+    params(("id" = DeploymentId, Path, description = "The id of the deployment to take back."), IdempotencyKey),
+    responses((status = ACCEPTED, description = "The new deployment is queued.", body = Accepted)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn rollback_deployment(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<DeploymentId>,
@@ -286,4 +319,19 @@ async fn rollback(
     let version = to.version(&app, Some(before.version)).await?;
     let order = Order { to, version, rollback_of: Some(id) };
     order.place(&app, &caller, input.idempotency, Action::DeploymentRollback, format!("deployment/{id}")).await
+}
+
+#[cfg(test)]
+mod tests {
+    use utoipa::PartialSchema;
+
+    use super::*;
+
+    #[test]
+    fn the_environment_of_a_deployment_is_documented_as_it_is_checked() {
+        let schema = serde_json::to_value(NewDeployment::schema()).unwrap();
+        let most = schema["properties"]["environment"]["maxLength"].as_u64().unwrap();
+        let taken = |length: u64| environment_asked(&"e".repeat(usize::try_from(length).unwrap())).is_ok();
+        assert!(taken(0) && taken(most) && !taken(most + 1));
+    }
 }

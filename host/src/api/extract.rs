@@ -5,13 +5,23 @@ use std::time::Duration;
 use axum::{
     body::Body,
     extract::{FromRequest, FromRequestParts, Path, Request},
-    http::{HeaderMap, HeaderValue, Method, header, request::Parts},
+    http::{HeaderMap, Method, header, request::Parts},
 };
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
+use utoipa::{
+    IntoParams,
+    openapi::{
+        Required,
+        path::{Parameter, ParameterBuilder, ParameterIn},
+        schema::{ObjectBuilder, Type},
+    },
+};
 
+use super::input_faults;
+pub use super::preconditions::{IfMatch, etag};
 use super::problem::{Fault, Problem, ProblemType, Result};
 use crate::{app::App, domain::principal::Principal};
 
@@ -65,8 +75,9 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Parameters<T> {
         let query = url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
         serde_path_to_error::deserialize(serde_urlencoded::Deserializer::new(query)).map(Self).map_err(|error| {
             let pointer = pointer(error.path());
-            let name = pointer.strip_prefix('/').unwrap_or("query");
-            Problem::invalid(vec![Fault::new(name, error.into_inner().to_string())])
+            let fault = input_faults::fault(pointer, &error.into_inner().to_string());
+            let name = fault.pointer.strip_prefix('/').unwrap_or("query").to_owned();
+            Problem::invalid(vec![Fault { pointer: name, ..fault }])
         })
     }
 }
@@ -86,6 +97,15 @@ pub struct IdempotencyKey {
     pub key: String,
     /// Hexadecimal.
     pub request: String,
+}
+
+impl IntoParams for IdempotencyKey {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let about = "A name for this request, 1 to 255 visible ASCII characters without blanks and quotes. Sent again with the same body, the request is \
+                     answered as it was the first time and does nothing; with another body it is refused.";
+        // In quotes, or not (RFC 8941, section 3.3.3).
+        vec![header_parameter("Idempotency-Key", about, "^(\"[!#-~]{1,255}\"|[!#-~]{1,255})$", "6f1c2e7a-create-agent")]
+    }
 }
 
 impl<T: DeserializeOwned> FromRequest<App> for Input<T> {
@@ -168,16 +188,18 @@ fn has_nul(json: &[u8]) -> bool {
     })
 }
 
-/// Parses JSON; a fault names its place by JSON pointer, or by line and column where it is not JSON at all.
-fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T> {
+/// Parses a JSON object; a fault names its place by JSON pointer, or by line and column where it is not JSON at all.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T> {
+    // serde takes a list for a struct, member by member.
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+        return Err(Problem::invalid(vec![Fault::new("", "has to be an object")]));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let pointer = pointer(error.path());
         let error = error.into_inner();
         if error.is_data() {
-            let text = error.to_string();
-            let message = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
-            Problem::invalid(vec![Fault::new(pointer, message)])
+            Problem::invalid(vec![input_faults::fault(pointer, &error.to_string())])
         } else {
             Problem::new(ProblemType::Malformed, format!("The body is not JSON: {error}."))
         }
@@ -205,9 +227,13 @@ pub(super) fn idempotency_key(
     body: &[u8],
 ) -> Result<Option<IdempotencyKey>> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
-    let key = value.to_str().unwrap_or_default().trim_matches('"');
-    if key.is_empty() || key.len() > 255 {
-        return Err(Problem::new(ProblemType::Malformed, "Idempotency-Key: send 1 to 255 visible ASCII characters."));
+    let key = value.to_str().unwrap_or_default();
+    let key = key.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(key);
+    if !(1..=255).contains(&key.len()) || !key.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"') {
+        return Err(Problem::new(
+            ProblemType::Malformed,
+            "Idempotency-Key: send 1 to 255 visible ASCII characters, without blanks and quotes.",
+        ));
     }
     let mut sha = Sha256::new();
     for part in [method.as_str().as_bytes(), path.as_bytes(), body] {
@@ -217,42 +243,16 @@ pub(super) fn idempotency_key(
     Ok(Some(IdempotencyKey { key: key.to_owned(), request: hex::encode(sha.finalize()) }))
 }
 
-/// The revision that `If-Match` names; absent or `*`: any.
-pub struct IfMatch(pub Option<i64>);
-
-impl FromRequestParts<App> for IfMatch {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _app: &App) -> Result<Self> {
-        let Some(value) = parts.headers.get(header::IF_MATCH) else { return Ok(Self(None)) };
-        let text = value.to_str().unwrap_or_default().trim();
-        if text == "*" {
-            return Ok(Self(None));
-        }
-        match text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).and_then(|t| t.parse().ok()) {
-            Some(revision) => Ok(Self(Some(revision))),
-            None => Err(Problem::new(ProblemType::Precondition, "If-Match: send the ETag exactly as it was received.")),
-        }
-    }
-}
-
-impl IfMatch {
-    /// Refuses unless the current revision is the one named.
-    ///
-    /// # Errors
-    /// 412.
-    pub fn check(&self, revision: i64) -> Result<()> {
-        match self.0 {
-            Some(named) if named != revision => Err(crate::store::StoreError::Stale.into()),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The `ETag` header of a revision (RFC 9110, section 8.8.3).
-pub fn etag(revision: i64) -> (header::HeaderName, HeaderValue) {
-    let value = HeaderValue::from_str(&format!("\"{revision}\"")).unwrap_or_else(|_| HeaderValue::from_static("\"0\""));
-    (header::ETAG, value)
+/// A header that a request may have, for the OpenAPI document.
+pub(super) fn header_parameter(name: &str, about: &str, pattern: &str, example: &str) -> Parameter {
+    let schema = ObjectBuilder::new().schema_type(Type::String).pattern(Some(pattern)).examples([example]);
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(about))
+        .schema(Some(schema))
+        .build()
 }
 
 /// A request that needs no body; what is sent as one is ignored.

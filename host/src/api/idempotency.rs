@@ -55,7 +55,7 @@ impl Once {
             None => Ok(Claimed::Fresh(Self(Some((organization, user, key))))),
             Some(answer) if answer.request == request => {
                 let status = u16::try_from(answer.status).ok().and_then(|s| StatusCode::from_u16(s).ok());
-                let mut response = json(status.unwrap_or(StatusCode::OK), answer.body);
+                let mut response = json(status.unwrap_or(StatusCode::OK), answer.body, answer.revision);
                 response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
                 Ok(Claimed::Answered(response))
             }
@@ -71,25 +71,32 @@ impl Once {
     /// # Errors
     /// As the database says.
     pub async fn created(self, tx: &mut Tx, body: &impl Serialize, revision: i64) -> Result<Response> {
-        let mut response = self.answer(tx, StatusCode::CREATED, body).await?;
-        let (name, value) = etag(revision);
-        response.headers_mut().insert(name, value);
-        Ok(response)
+        self.finish(tx, (StatusCode::CREATED, Some(revision)), body).await
     }
 
-    /// Any answer.
+    /// Any answer that has no revision.
     ///
     /// # Errors
     /// As the database says.
     pub async fn answer(self, tx: &mut Tx, status: StatusCode, body: &impl Serialize) -> Result<Response> {
+        self.finish(tx, (status, None), body).await
+    }
+
+    async fn finish(
+        self,
+        tx: &mut Tx,
+        (status, revision): (StatusCode, Option<i64>),
+        body: &impl Serialize,
+    ) -> Result<Response> {
         let text = serde_json::to_string(body).map_err(Problem::internal)?;
         if let Some((organization, user, key)) = self.0 {
-            idempotency::answer(tx, organization, user, &key, status.as_u16(), &text).await?;
+            idempotency::answer(tx, organization, user, &key, (status.as_u16(), revision), &text).await?;
         }
-        Ok(json(status, text))
+        Ok(json(status, text, revision))
     }
 }
 
-fn json(status: StatusCode, text: String) -> Response {
-    (status, [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], text).into_response()
+fn json(status: StatusCode, text: String, revision: Option<i64>) -> Response {
+    let json = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    (status, json, revision.map(|revision| [etag(revision)]), text).into_response()
 }

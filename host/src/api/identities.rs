@@ -29,15 +29,17 @@ use crate::{
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(remove))
+    OpenApiRouter::new().routes(routes!(list_user_identities)).routes(routes!(delete_user_identity))
 }
 
-/// List whom a user signs in as elsewhere
+/// List the identities of a user
 ///
-/// The subjects of identity providers that the user is linked to. Everyone sees their own; others need `user.update`.
-#[utoipa::path(get, path = "/api/v1/users/{id}/identities", tag = "Users", params(("id" = UserId, Path), Page),
-    responses((status = OK, body = Listed<Identity>)))]
-async fn list(
+/// The subjects of identity providers that the user is linked to, oldest first. Everyone reads their own; those of others need
+/// `user.update`.
+#[utoipa::path(get, path = "/api/v1/users/{id}/identities", tag = "Users",
+    params(("id" = UserId, Path, description = "The user."), Page),
+    responses((status = OK, description = "A page of the user's identities.", body = Listed<Identity>)))]
+async fn list_user_identities(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<UserId>,
@@ -57,13 +59,17 @@ async fn list(
     Ok(Json(Listed { items, next_cursor }))
 }
 
-/// Remove a link to an identity provider
+/// Delete an identity of a user
 ///
-/// Whoever signs in as that subject is not this user any more, and the user's sessions end. It needs `user.update`. At their
-/// next sign-in somebody whose verified e-mail address is the user's is linked again.
+/// Whoever signs in as that subject is not this user any more, and the user's sessions end, but for the caller's own. It needs
+/// `user.update`, one's own too. At their next sign-in somebody whose verified e-mail address is the user's is linked again.
 #[utoipa::path(delete, path = "/api/v1/users/{id}/identities/{identity_id}", tag = "Users",
-    params(("id" = UserId, Path), ("identity_id" = IdentityId, Path)), responses((status = NO_CONTENT)))]
-async fn remove(
+    params(
+        ("id" = UserId, Path, description = "The user."),
+        ("identity_id" = IdentityId, Path, description = "The identity of the user to delete.")
+    ),
+    responses((status = NO_CONTENT, description = "The identity is deleted.")))]
+async fn delete_user_identity(
     State(app): State<App>,
     Caller(caller): Caller,
     path: std::result::Result<Path<(Uuid, Uuid)>, PathRejection>,

@@ -19,7 +19,7 @@ use crate::{
     domain::{
         deployment::{Deployment, DeploymentState},
         id::JobId,
-        job::{JobKind, JobState},
+        job::{Job, JobKind, JobState},
         principal::Principal,
     },
     store::{
@@ -30,16 +30,20 @@ use crate::{
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(read)).routes(routes!(retry)).routes(routes!(cancel))
+    OpenApiRouter::new()
+        .routes(routes!(list_jobs))
+        .routes(routes!(get_job))
+        .routes(routes!(retry_job))
+        .routes(routes!(cancel_job))
 }
 
 /// What to list; what is absent does not matter.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
-    /// Only in this state.
+    /// Only jobs in this state.
     state: Option<JobState>,
-    /// Only of this kind.
+    /// Only jobs of this kind.
     kind: Option<JobKind>,
 }
 
@@ -72,10 +76,14 @@ async fn deployment_of(app: &App, shown: &Shown) -> Result<Deployment> {
     found.ok_or_else(|| Problem::not_found("deployment"))
 }
 
-/// List jobs
+/// List background jobs
+///
+/// Those of deployments for which the caller has the permission `job.read`, oldest first. A job is removed `job_days` (30) after
+/// it was over; a failed one not before its deployment is over.
 #[utoipa::path(get, path = "/api/v1/jobs", tag = "Jobs", params(Page, Filter),
-    responses((status = OK, body = Listed<Shown>)))]
-async fn list(
+    responses((status = OK, description = "A page of jobs.", body = Listed<Job>)),
+    extensions(("x-problems" = json!(["-denied"]))))]
+async fn list_jobs(
     State(app): State<App>,
     Caller(caller): Caller,
     Parameters(page): Parameters<Page>,
@@ -88,19 +96,25 @@ async fn list(
     Ok(Json(listed.await?))
 }
 
-/// Read a job
-#[utoipa::path(get, path = "/api/v1/jobs/{id}", tag = "Jobs", params(("id" = JobId, Path)),
-    responses((status = OK, body = Shown)))]
-async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<JobId>) -> Result<Json<Shown>> {
+/// Read a background job
+///
+/// Takes the permission `job.read` for the deployment that the job works on.
+#[utoipa::path(get, path = "/api/v1/jobs/{id}", tag = "Jobs", params(("id" = JobId, Path, description = "The job.")),
+    responses((status = OK, description = "The job.", body = Job)))]
+async fn get_job(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<JobId>) -> Result<Json<Shown>> {
     Ok(Json(find(&app, &caller, id, Action::JobRead).await?))
 }
 
-/// Try a failed job again, or a waiting one at once
+/// Retry a failed job, or run a waiting one at once
 ///
-/// Takes the permission to do what the job does as well: to deploy there, or to stop or cancel the deployment.
-#[utoipa::path(post, path = "/api/v1/jobs/{id}/retry", tag = "Jobs", params(("id" = JobId, Path)),
-    responses((status = OK, body = Shown)))]
-async fn retry(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<JobId>) -> Result<Json<Shown>> {
+/// Takes the permission `job.retry`, and the permission to do what the job does: `agent.deploy`, or `deployment.stop` or
+/// `deployment.cancel`. A failed job begins again with all its attempts, and a deployment that failed with it is `queued`
+/// again. Answers before the attempt begins. Refused with 409 where the job runs, has succeeded or was cancelled, or where the
+/// gateway takes no such deployment any more.
+#[utoipa::path(post, path = "/api/v1/jobs/{id}/retry", tag = "Jobs", params(("id" = JobId, Path, description = "The job.")),
+    responses((status = OK, description = "The job, which waits for a worker.", body = Job)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn retry_job(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<JobId>) -> Result<Json<Shown>> {
     let mut shown = find(&app, &caller, id, Action::JobRetry).await?;
     let deployment = deployment_of(&app, &shown).await?;
     allow_again(&app, &caller, &deployment, shown.job.kind).await?;
@@ -128,12 +142,15 @@ async fn retry(State(app): State<App>, Caller(caller): Caller, PathId(id): PathI
     Ok(Json(shown))
 }
 
-/// Cancel a job, and the deployment it is for
+/// Cancel a job and its deployment
 ///
-/// Takes the permission to cancel the deployment as well.
-#[utoipa::path(post, path = "/api/v1/jobs/{id}/cancel", tag = "Jobs", params(("id" = JobId, Path)),
-    responses((status = OK, body = Shown)))]
-async fn cancel(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<JobId>) -> Result<Json<Shown>> {
+/// Takes the permissions `job.cancel` and `deployment.cancel`. The deployment is cancelled at once. So is the job where no
+/// attempt may have reached the gateway; otherwise it runs until what was registered there is removed again. Refused
+/// with 409 where the job is over, or takes something off a gateway.
+#[utoipa::path(post, path = "/api/v1/jobs/{id}/cancel", tag = "Jobs", params(("id" = JobId, Path, description = "The job.")),
+    responses((status = OK, description = "The job as it is now, which may still be undoing what it did.", body = Job)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn cancel_job(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<JobId>) -> Result<Json<Shown>> {
     let shown = find(&app, &caller, id, Action::JobCancel).await?;
     if shown.job.kind == JobKind::Undeploy {
         return Err(Problem::conflict(

@@ -11,7 +11,7 @@ use serde_json::json;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
+    extract::{Caller, IdempotencyKey, IfMatch, Input, Parameters, PathId, etag},
     guard::change,
     idempotency::{Claimed, Once},
     page::{Item, Listed, Page, visible},
@@ -34,25 +34,36 @@ use crate::{
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(read, update, remove))
+    OpenApiRouter::new().routes(routes!(create_membership, list_memberships)).routes(routes!(
+        get_membership,
+        update_membership,
+        delete_membership
+    ))
 }
 
-/// A new membership.
+/// A role to give to a user.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "user_id": "019d0e2f-6f3a-7c41-8b52-9d0e1f2a3b4c",
+    "role": "developer",
+    "workspace_id": "019d0e2f-6f3b-7f52-a163-7c8d9e0f1a2b",
+}))]
 pub struct NewMembership {
-    /// Who is to hold the role.
+    /// The user of the organization who is to hold the role.
     user_id: UserId,
-    /// Only owners may make owners.
+    /// The role to hold. Only owners make owners.
     role: Role,
-    /// Where; everywhere in the organization if absent.
+    /// The workspace to hold the role in; the whole organization if absent or null.
     workspace_id: Option<WorkspaceId>,
 }
 
-/// What to change.
+/// A change of a membership.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({ "role": "admin" }))]
 pub struct MembershipChange {
+    /// The role to hold from now on, in the same place. Only owners make owners.
     role: Role,
 }
 
@@ -60,7 +71,7 @@ pub struct MembershipChange {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
-    /// Only this user's.
+    /// List the memberships of this user only; of all users if absent.
     user_id: Option<UserId>,
 }
 
@@ -87,10 +98,18 @@ async fn find(app: &App, caller: &Principal, id: MembershipId) -> Result<Members
     membership.ok_or_else(|| Problem::not_found("membership"))
 }
 
-/// Give a user a role
-#[utoipa::path(post, path = "/api/v1/memberships", tag = "Memberships", request_body = NewMembership,
-    responses((status = CREATED, body = Membership)))]
-async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<NewMembership>) -> Result<Response> {
+/// Create a membership
+///
+/// Gives a user a role from their next request on, in the whole organization or in one workspace. It needs `membership.create`, and
+/// only owners make owners. Refused with 409 where the user holds the role there already, or has as many roles as one may.
+#[utoipa::path(post, path = "/api/v1/memberships", tag = "Memberships", params(IdempotencyKey), request_body = NewMembership,
+    responses((status = CREATED, description = "The new membership.", body = Membership)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn create_membership(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    input: Input<NewMembership>,
+) -> Result<Response> {
     let NewMembership { user_id, role, workspace_id } = input.body;
     let mut faults = Vec::new();
     let mut conn = app.store.read().await?;
@@ -138,9 +157,12 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
 }
 
 /// List memberships
+///
+/// Who holds which role where: the memberships that the caller may read (`membership.read`), oldest first; others are left out.
 #[utoipa::path(get, path = "/api/v1/memberships", tag = "Memberships", params(Page, Filter),
-    responses((status = OK, body = Listed<Membership>)))]
-async fn list(
+    responses((status = OK, description = "A page of memberships.", body = Listed<Membership>)),
+    extensions(("x-problems" = json!(["-denied"]))))]
+async fn list_memberships(
     State(app): State<App>,
     Caller(caller): Caller,
     Parameters(page): Parameters<Page>,
@@ -154,18 +176,30 @@ async fn list(
 }
 
 /// Read a membership
-#[utoipa::path(get, path = "/api/v1/memberships/{id}", tag = "Memberships", params(("id" = MembershipId, Path)),
-    responses((status = OK, body = Membership)))]
-async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<MembershipId>) -> Result<Response> {
+///
+/// It needs `membership.read`.
+#[utoipa::path(get, path = "/api/v1/memberships/{id}", tag = "Memberships",
+    params(("id" = MembershipId, Path, description = "The membership.")),
+    responses((status = OK, description = "The membership.", body = Membership)))]
+async fn get_membership(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<MembershipId>,
+) -> Result<Response> {
     let membership = find(&app, &caller, id).await?;
     app.require(&caller, Action::MembershipRead, &membership.resource(), &Context::default()).await?;
     Ok(([etag(membership.revision)], Json(membership)).into_response())
 }
 
-/// Change a membership's role
-#[utoipa::path(patch, path = "/api/v1/memberships/{id}", tag = "Memberships", params(("id" = MembershipId, Path)),
-    request_body = MembershipChange, responses((status = OK, body = Membership)))]
-async fn update(
+/// Change the role of a membership
+///
+/// The user and the place stay. It needs `membership.update` for the role that is taken away and for the one that is given. Refused
+/// with 409 where the user holds that role there already, and where the organization would be left without an active owner.
+#[utoipa::path(patch, path = "/api/v1/memberships/{id}", tag = "Memberships",
+    params(("id" = MembershipId, Path, description = "The membership."), IfMatch), request_body = MembershipChange,
+    responses((status = OK, description = "The membership as changed.", body = Membership)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn update_membership(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<MembershipId>,
@@ -188,10 +222,15 @@ async fn update(
     Ok(([etag(membership.revision)], Json(membership)).into_response())
 }
 
-/// Take a role away
-#[utoipa::path(delete, path = "/api/v1/memberships/{id}", tag = "Memberships", params(("id" = MembershipId, Path)),
-    responses((status = NO_CONTENT)))]
-async fn remove(
+/// Delete a membership
+///
+/// Takes a role from a user at once, in what they have open too. It needs `membership.delete`. Refused with 409 where the
+/// organization would be left without an active owner.
+#[utoipa::path(delete, path = "/api/v1/memberships/{id}", tag = "Memberships",
+    params(("id" = MembershipId, Path, description = "The membership."), IfMatch),
+    responses((status = NO_CONTENT, description = "The membership is deleted.")),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn delete_membership(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<MembershipId>,

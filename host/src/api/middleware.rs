@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::{
     extract::Caller,
+    preconditions::{may_be_unchanged, unless_unchanged},
     problem::{Problem, ProblemType},
     query::{QueryParameters, Refused},
     requests::Requests,
@@ -52,6 +53,7 @@ pub async fn outermost(State(outermost): State<Arc<Outermost>>, request: Request
     let id = app.clock.id::<Uuid>().to_string();
     let client_id = client_request_id(&request);
     let (method, version) = (request.method().clone(), request.version());
+    let may_be_unchanged = may_be_unchanged(&method, request.headers());
     // The pattern, not the path: ids would make a time series each.
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
@@ -91,6 +93,10 @@ pub async fn outermost(State(outermost): State<Arc<Outermost>>, request: Request
                 );
                 Problem::new(ProblemType::Timeout, detail).into_response()
             }
+        };
+        let answer = match &may_be_unchanged {
+            Some(asked) => unless_unchanged(asked, answer),
+            None => answer,
         };
         place.until_sent(version, answer)
     };
@@ -185,6 +191,7 @@ pub fn cors(config: &Config) -> CorsLayer {
             header::AUTHORIZATION,
             header::CONTENT_TYPE,
             header::IF_MATCH,
+            header::IF_NONE_MATCH,
             HeaderName::from_static("idempotency-key"),
             HeaderName::from_static("last-event-id"),
             X_REQUEST_ID,

@@ -14,6 +14,7 @@ pub mod guard;
 pub mod health;
 pub mod idempotency;
 pub mod identities;
+pub mod input_faults;
 pub mod jobs;
 pub mod memberships;
 pub mod middleware;
@@ -25,6 +26,7 @@ pub mod plugin_quarantine;
 pub mod plugin_upload;
 pub mod plugins;
 pub mod policies;
+pub mod preconditions;
 pub mod problem;
 pub mod query;
 pub mod quota;
@@ -68,16 +70,17 @@ fn routes() -> OpenApiRouter<App> {
 }
 
 /// The whole API with its document, its page and its middleware, ready to serve.
-pub fn router(app: &App) -> Router {
+pub fn router(app: &App) -> serde_json::Result<Router> {
     let (router, document) = routes().split_for_parts();
     let outermost = middleware::Outermost::new(app, &document);
-    router
-        .merge(openapi::pages(openapi::finish(document)))
+    let router = router
+        .merge(openapi::pages(&openapi::finish(&document)?))
         .fallback(async || problem::Problem::not_found("route; the API is described at /api/docs"))
         .method_not_allowed_fallback(async |method: Method| {
             problem::Problem::new(problem::ProblemType::Method, format!("{method} is not a method of this route."))
         })
         .layer(axum::middleware::from_fn_with_state(outermost, middleware::outermost))
         .layer(middleware::cors(&app.config))
-        .with_state(app.clone())
+        .with_state(app.clone());
+    Ok(router)
 }

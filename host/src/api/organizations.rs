@@ -13,7 +13,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     deployments::removal,
-    extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
+    extract::{Caller, IdempotencyKey, IfMatch, Input, Parameters, PathId, etag},
     guard::{actor, change},
     idempotency::{Claimed, Once},
     page::{Listed, Page, cursor},
@@ -37,44 +37,67 @@ use crate::{
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(read, update, remove))
+    OpenApiRouter::new().routes(routes!(create_organization, list_organizations)).routes(routes!(
+        get_organization,
+        update_organization,
+        delete_organization
+    ))
 }
 
 /// A new organization with its first owner.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "name": "Aurora Labs",
+    "owner": { "email": "ada@example.com", "name": "Ada Lovelace", "password": "violet harbour lamp 41" },
+}))]
 pub struct NewOrganization {
-    /// For people.
+    /// The organization's display name.
+    #[schema(value_type = Name)]
     name: String,
-    /// Who manages it at first.
+    /// The user who manages the organization at first.
     owner: NewOwner,
 }
 
 /// The first owner of a new organization.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({ "email": "ada@example.com", "name": "Ada Lovelace", "password": "violet harbour lamp 41" }))]
 pub struct NewOwner {
+    /// The e-mail address that the owner signs in with. Case does not matter.
     email: Email,
-    /// What stands before the `@` if absent.
+    /// The owner's display name; what stands before the `@` of the address if absent or empty.
+    #[schema(max_length = 200)]
     name: Option<String>,
-    /// Absent for one who will sign in elsewhere.
-    #[schema(value_type = Option<String>, format = Password)]
+    /// The owner's password; absent for one who will sign in at an identity provider.
+    #[schema(value_type = Option<String>, format = Password, min_length = 8, max_length = 128)]
     password: Option<SecretString>,
 }
 
 /// The new organization and its first owner.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(example = json!({
+    "id": "019d0e2f-6f39-7a10-9c3d-2b4f6a8c0e1d",
+    "name": "Aurora Labs",
+    "policy_version_id": null,
+    "created_at": "2026-11-27T09:30:00.000000Z",
+    "updated_at": "2026-11-27T09:30:00.000000Z",
+    "owner_id": "019d0e2f-6f3a-7c41-8b52-9d0e1f2a3b4c",
+}))]
 pub struct CreatedOrganization {
     #[serde(flatten)]
     organization: Organization,
-    /// The first owner.
+    /// The id of the first owner, a user of the new organization.
     owner_id: UserId,
 }
 
-/// What to change; what is absent stays.
+/// A change of an organization: what is absent or null stays.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({ "name": "Aurora Research" }))]
 pub struct OrganizationChange {
+    /// The organization's new display name.
+    #[schema(value_type = Option<Name>)]
     name: Option<String>,
 }
 
@@ -83,7 +106,7 @@ pub struct OrganizationChange {
 #[into_params(parameter_in = Query)]
 pub struct Confirmation {
     /// The organization's name as it is now. Without it, or with another one, the answer is 428.
-    #[param(required)]
+    #[param(required, example = "Aurora Labs")]
     confirm: Option<String>,
 }
 
@@ -105,10 +128,16 @@ async fn find(app: &App, caller: &Principal, id: OrganizationId, action: Action)
 
 /// Create an organization
 ///
-/// For platform administrators. It has a workspace named `Default`, and its owner can sign in at once.
-#[utoipa::path(post, path = "/api/v1/organizations", tag = "Organizations", request_body = NewOrganization,
-    responses((status = CREATED, body = CreatedOrganization)))]
-async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<NewOrganization>) -> Result<Response> {
+/// For platform administrators. It has a workspace named `Default`, and its owner can sign in at once if a password is given. The
+/// owner is a new user, also where the address is known in other organizations; no e-mail is sent.
+#[utoipa::path(post, path = "/api/v1/organizations", tag = "Organizations", params(IdempotencyKey), request_body = NewOrganization,
+    responses((status = CREATED, description = "The new organization, with the id of its first owner.", body = CreatedOrganization,
+        headers(("ETag" = String, description = "The revision of the organization.")))))]
+async fn create_organization(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    input: Input<NewOrganization>,
+) -> Result<Response> {
     let within = Resource::organization(caller.organization_id);
     app.require(&caller, Action::OrganizationCreate, &within, &Context::default()).await?;
     let NewOrganization { name, owner } = input.body;
@@ -149,10 +178,10 @@ impl From<OrganizationError> for Problem {
 
 /// List organizations
 ///
-/// One's own; for platform administrators all of them.
+/// The caller's own, which needs `organization.read`; for platform administrators all of them, oldest first.
 #[utoipa::path(get, path = "/api/v1/organizations", tag = "Organizations", params(Page),
-    responses((status = OK, body = Listed<Organization>)))]
-async fn list(
+    responses((status = OK, description = "A page of organizations.", body = Listed<Organization>)))]
+async fn list_organizations(
     State(app): State<App>,
     Caller(caller): Caller,
     Parameters(page): Parameters<Page>,
@@ -171,17 +200,28 @@ async fn list(
 }
 
 /// Read one's organization
-#[utoipa::path(get, path = "/api/v1/organizations/{id}", tag = "Organizations", params(("id" = OrganizationId, Path)),
-    responses((status = OK, body = Organization)))]
-async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<OrganizationId>) -> Result<Response> {
+///
+/// It needs `organization.read`. Others than the caller's own are not found, for platform administrators too.
+#[utoipa::path(get, path = "/api/v1/organizations/{id}", tag = "Organizations",
+    params(("id" = OrganizationId, Path, description = "The caller's organization.")),
+    responses((status = OK, description = "The organization.", body = Organization)))]
+async fn get_organization(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<OrganizationId>,
+) -> Result<Response> {
     let organization = find(&app, &caller, id, Action::OrganizationRead).await?;
     Ok(([etag(organization.revision)], Json(organization)).into_response())
 }
 
 /// Rename one's organization
-#[utoipa::path(patch, path = "/api/v1/organizations/{id}", tag = "Organizations", params(("id" = OrganizationId, Path)),
-    request_body = OrganizationChange, responses((status = OK, body = Organization)))]
-async fn update(
+///
+/// It needs `organization.update`. The policy set in force is changed at `/api/v1/policies`, not here.
+#[utoipa::path(patch, path = "/api/v1/organizations/{id}", tag = "Organizations",
+    params(("id" = OrganizationId, Path, description = "The caller's organization."), IfMatch),
+    request_body = OrganizationChange,
+    responses((status = OK, description = "The organization as changed.", body = Organization)))]
+async fn update_organization(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<OrganizationId>,
@@ -204,12 +244,14 @@ async fn update(
 
 /// Delete one's organization
 ///
-/// With everything in it, but for its audit trail, at once and for good: so `confirm` has to repeat the organization's name. Refused
-/// while agents are deployed, or on their way: the answer names what has to be stopped or cancelled first.
+/// With everything in it, but for its audit trail, at once and for good: so `confirm` has to repeat the organization's name. It needs
+/// `organization.delete`. Refused with 409 while agents are deployed, or on their way: the answer names what has to be stopped or
+/// cancelled first.
 #[utoipa::path(delete, path = "/api/v1/organizations/{id}", tag = "Organizations",
-    params(("id" = OrganizationId, Path), Confirmation),
-    responses((status = NO_CONTENT)))]
-async fn remove(
+    params(("id" = OrganizationId, Path, description = "The caller's organization."), Confirmation, IfMatch),
+    responses((status = NO_CONTENT, description = "The organization is deleted.")),
+    extensions(("x-problems" = json!(["conflict", "confirmation_required"]))))]
+async fn delete_organization(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<OrganizationId>,
@@ -230,4 +272,22 @@ async fn remove(
     change(&app, tx, &caller, Action::OrganizationDelete, format!("organization/{id}"), details).await?;
     app.bus.publish(Hint::Access { organization: id });
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use utoipa::PartialSchema;
+
+    use super::*;
+    use crate::identity::password;
+
+    #[test]
+    fn the_document_says_how_long_an_owners_name_and_password_are() {
+        let owner = serde_json::to_value(NewOwner::schema()).unwrap();
+        let (documented, name) = (&owner["properties"], serde_json::to_value(Name::schema()).unwrap());
+        assert_eq!(documented["name"]["maxLength"], name["maxLength"]);
+        let (least, most) = (password::LENGTH.start(), password::LENGTH.end());
+        let password = &documented["password"];
+        assert_eq!((&password["minLength"], &password["maxLength"]), (&json!(least), &json!(most)));
+    }
 }

@@ -16,20 +16,29 @@ use crate::{
 #[derive(Debug, Clone, Default, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Page {
-    /// How many at the most; 50 if absent.
-    #[param(minimum = 1, maximum = 200)]
+    /// How many items the page may have. It may have fewer, or none, and be followed by others: only `next_cursor` tells whether it
+    /// is the last.
+    #[param(minimum = 1, maximum = 200, default = 50, example = 100)]
     #[serde(default, deserialize_with = "limit")]
     limit: Option<u16>,
-    /// `next_cursor` of the page before.
+    /// `next_cursor` of the page before, as it was received; absent for the first page.
+    #[param(
+        min_length = 22,
+        max_length = 22,
+        pattern = "^[A-Za-z0-9_-]{21}[AQgw]$",
+        example = "AZosTns9fxCKXC6dS2-MAQ"
+    )]
     pub cursor: Option<String>,
 }
 
-/// A page of a list.
+/// A page of a list: what the caller may see, in order.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Listed<T> {
-    /// The items, oldest first.
+    /// The items of the page.
+    #[schema(max_items = 200)]
     pub items: Vec<T>,
-    /// Send as `cursor` for the next page; null at the end.
+    /// Send it as `cursor` for the next page; null on the last one.
+    #[schema(required = true)]
     pub next_cursor: Option<String>,
 }
 
@@ -167,7 +176,10 @@ where
 
 #[cfg(test)]
 mod tests {
-    use super::{BATCH, Batches, Progress};
+    use utoipa::IntoParams;
+    use uuid::Uuid;
+
+    use super::{BATCH, Batches, Page, Progress, cursor};
 
     /// The statements that one page takes of somebody who may see one row in `sees`, of `rows`.
     fn statements(limit: usize, rows: usize, sees: usize) -> (usize, Progress) {
@@ -206,6 +218,24 @@ mod tests {
         let mut batches = Batches::new(1, 10_000);
         while batches.read(batches.rows, 0) == Progress::More {
             assert!(batches.rows <= BATCH);
+        }
+    }
+
+    #[test]
+    fn the_parameters_of_a_page_are_documented_as_they_are_read() {
+        let parameters = serde_json::to_value(Page::into_params(|| None)).unwrap();
+        let (limit, after) = (&parameters[0]["schema"], &parameters[1]["schema"]);
+        let read =
+            |limit: u64| serde_json::from_value::<Page>(serde_json::json!({ "limit": limit.to_string() })).is_ok();
+        let bound = |name: &str| limit[name].as_u64().unwrap();
+        assert!(read(bound("minimum")) && !read(bound("minimum") - 1));
+        assert!(read(bound("maximum")) && !read(bound("maximum") + 1));
+        assert_eq!(u64::try_from(Page::default().limit()).unwrap(), bound("default"));
+        for id in [Uuid::nil(), Uuid::max(), Uuid::from_u128(1)] {
+            let given = cursor(id);
+            assert_eq!(given.len() as u64, after["maxLength"].as_u64().unwrap());
+            assert!(given.ends_with(['A', 'Q', 'g', 'w']), "{given}");
+            assert_eq!(Page { limit: None, cursor: Some(given) }.after().unwrap(), id);
         }
     }
 }

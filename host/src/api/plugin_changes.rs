@@ -24,7 +24,13 @@ use crate::{
     audit::{self, Record},
     authz::{self, Action},
     bus::Hint,
-    domain::{audit::Outcome, connection::Kind, id::OrganizationId, plugin, principal::Principal},
+    domain::{
+        audit::Outcome,
+        connection::Kind,
+        id::OrganizationId,
+        plugin::{self, SemanticVersion},
+        principal::Principal,
+    },
     plugins::{
         InstallError, Plugin,
         fit::{Examined, Misfits},
@@ -36,24 +42,26 @@ use crate::{
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(activate))
-        .routes(routes!(rollback))
-        .routes(routes!(disable))
-        .routes(routes!(remove))
+        .routes(routes!(activate_plugin))
+        .routes(routes!(rollback_plugin))
+        .routes(routes!(disable_plugin_version))
+        .routes(routes!(delete_plugin_version))
 }
 
-/// Which version to activate.
+/// The version of a plugin to activate, and what is accepted with it.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = PluginActivation)]
+#[schema(as = PluginActivation, example = json!({ "version": "1.4.0", "accept_capabilities": true }))]
 struct Activation {
-    /// One of the plugin's versions.
+    /// One of the plugin's installed versions.
+    #[schema(value_type = SemanticVersion)]
     version: String,
-    /// Accepts that it reaches more than what it takes the place of; `changes` of the version says what.
+    /// Accepts that the version reaches more than the one it takes the place of, or that somebody else signed it;
+    /// `GET /api/v1/plugins/{id}/versions/{version}/changes` says what. False if absent.
     #[serde(default)]
     accept_capabilities: bool,
-    /// Connections whose configuration or secrets this version does not take keep the version they run: they name it from
-    /// then on, and their organization's audit trail says so.
+    /// Lets connections whose configuration or secrets the version does not take keep the version that they run: they name it as
+    /// their `plugin_version` from then on, and their organization's audit trail says so. False if absent.
     #[serde(default)]
     pin_misfits: bool,
 }
@@ -95,16 +103,19 @@ async fn finish(
     Ok(([etag(plugin.revision)], Json(view)).into_response())
 }
 
-/// Activate a version
+/// Activate a version of a plugin
 ///
 /// New connections use it from now on, and so do connections that follow a version it is compatible with; calls under way
-/// end on the version they began on. 409 where it reaches more than what it takes the place of and that is not accepted,
-/// with each thing it would reach in `errors`; and where it does not take the configuration or the secrets of connections
-/// that would run it, with the first of these in `errors`: `/gateways/{id}/config/…` and what is wrong there, without the
-/// value.
-#[utoipa::path(post, path = "/api/v1/plugins/{id}/activate", tag = "Plugins", params(("id" = Uuid, Path)),
-    request_body = Activation, responses((status = OK, body = PluginView)))]
-async fn activate(
+/// end on the version they began on. Activating the active version again changes nothing. Only platform administrators may.
+///
+/// 409 where it reaches more than what it takes the place of and that is not accepted, with each thing it would reach in
+/// `errors`; and where it does not take the configuration or the secrets of connections that would run it, with the first of
+/// these in `errors`: `/gateways/{id}/config/…` and what is wrong there, without the value.
+#[utoipa::path(post, path = "/api/v1/plugins/{id}/activate", tag = "Plugins",
+    params(("id" = Uuid, Path, description = "The plugin."), IfMatch), request_body = Activation,
+    responses((status = OK, description = "The plugin, with the version active.", body = PluginView, headers(("ETag")))),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn activate_plugin(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<Uuid>,
@@ -178,14 +189,17 @@ async fn tell(app: &App, tx: &mut Tx, plugin: &rows::Plugin, misfits: &Misfits) 
     Ok(connections.into_iter().map(|misfit| misfit.organization_id).collect())
 }
 
-/// Go back to what was in use before the last activation
+/// Roll back the last activation of a plugin
 ///
-/// Again and again, as far as there were activations. Connections that were changed since and do not fit what was in use
-/// do not keep it from that; the audit trail names the first of them. Where nothing was in use that is compatible with the
-/// version gone back from, connections that follow it follow what is gone back to, and their organization's trail says so.
-#[utoipa::path(post, path = "/api/v1/plugins/{id}/rollback", tag = "Plugins", params(("id" = Uuid, Path)),
-    responses((status = OK, body = PluginView)))]
-async fn rollback(
+/// Goes back to the version that was in use before; sent again, to the one before that, as far as there were activations, and
+/// 409 beyond. Connections that were changed since and do not fit that version do not keep it from that: the audit trail names
+/// the first of them. Connections that follow the version gone back from, where nothing compatible with it was in use before,
+/// follow the version gone back to, and their organization's audit trail says so. Only platform administrators may.
+#[utoipa::path(post, path = "/api/v1/plugins/{id}/rollback", tag = "Plugins",
+    params(("id" = Uuid, Path, description = "The plugin."), IfMatch),
+    responses((status = OK, description = "The plugin, with the earlier version active.", body = PluginView, headers(("ETag")))),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn rollback_plugin(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<Uuid>,
@@ -281,12 +295,16 @@ fn of_connections(kind: Kind) -> (Action, authz::Kind) {
     }
 }
 
-/// Take a version out of use
+/// Disable a version of a plugin
 ///
-/// Connections can no longer name it. Refused while one names it, or follows it. Activating it puts it back.
+/// Connections can no longer name the version, and new ones do not use it. Refused with 409 while a connection names it or follows
+/// it. Activating it enables it again. Only platform administrators may.
 #[utoipa::path(post, path = "/api/v1/plugins/{id}/versions/{version}/disable", tag = "Plugins",
-    params(("id" = Uuid, Path), ("version" = String, Path)), responses((status = OK, body = PluginView)))]
-async fn disable(
+    params(("id" = Uuid, Path, description = "The plugin."),
+        ("version" = SemanticVersion, Path, description = "The version to disable."), IfMatch),
+    responses((status = OK, description = "The plugin, with the version disabled.", body = PluginView, headers(("ETag")))),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn disable_plugin_version(
     State(app): State<App>,
     Caller(caller): Caller,
     if_match: IfMatch,
@@ -302,13 +320,16 @@ async fn disable(
     finish(&app, tx, &caller, Action::PluginActivate, &plugin, details, Vec::new()).await
 }
 
-/// Uninstall a version
+/// Uninstall a version of a plugin
 ///
-/// Refused while a connection names it or follows it, and for what is part of the server. With its last version the
-/// plugin is gone.
+/// With its last version the plugin is gone. Refused with 409 while a connection names the version or follows it, while it is in
+/// quarantine, and where it is part of the server. Only platform administrators may.
 #[utoipa::path(delete, path = "/api/v1/plugins/{id}/versions/{version}", tag = "Plugins",
-    params(("id" = Uuid, Path), ("version" = String, Path)), responses((status = NO_CONTENT)))]
-async fn remove(
+    params(("id" = Uuid, Path, description = "The plugin."),
+        ("version" = SemanticVersion, Path, description = "The version to uninstall."), IfMatch),
+    responses((status = NO_CONTENT, description = "The version is uninstalled.")),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn delete_plugin_version(
     State(app): State<App>,
     Caller(caller): Caller,
     if_match: IfMatch,

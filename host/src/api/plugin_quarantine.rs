@@ -26,7 +26,7 @@ use crate::{
     audit::{self, Record},
     authz::Action,
     bus::Hint,
-    domain::{audit::Outcome, id::OrganizationId, principal::Principal},
+    domain::{audit::Outcome, id::OrganizationId, plugin::SemanticVersion, principal::Principal},
     plugins::install,
     store::{
         Tx,
@@ -41,16 +41,17 @@ const NAMED: usize = 100;
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(quarantine, release))
+    OpenApiRouter::new().routes(routes!(quarantine_plugin_version, release_plugin_version))
 }
 
-/// Why a version must not run.
+/// Why a version of a plugin must not run any more.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = PluginQuarantineOrder)]
+#[schema(as = NewPluginQuarantine, example = json!({ "reason": "It sends tokens to a third party. Version 1.4.1 is without fault." }))]
 struct Order {
-    /// Told to the tenants whose connections run it, with each call that is refused: one line of at most 500 characters.
-    #[schema(min_length = 1, max_length = 500)]
+    /// What the organizations whose connections run it are told with each call that is refused: one line of at most 500
+    /// characters. White space around it is removed.
+    #[schema(min_length = 1, max_length = 500, pattern = r"\S")]
     reason: String,
 }
 
@@ -67,18 +68,22 @@ impl Order {
     }
 }
 
-/// Put a version into quarantine
+/// Put a version of a plugin into quarantine
 ///
-/// At once, on every host (within a second where hosts share no Redis): calls of the connections that run it are refused,
-/// with the reason, and so are activating it, naming it and uploading it again. Calls under way run to their end, which
-/// `plugin_call_seconds` and `plugin_deploy_seconds` bound. The component is refused by its digest, however it comes; and where
-/// an upgrade of the server brings other bytes of the same version, these are in quarantine too, until the version is released.
-/// The audit trail of each organization with such a connection says so. Connections keep what they name or follow: activate
-/// another version, go back to an earlier one, or release it.
+/// At once, on every host (within a second where hosts share no Redis), calls of the connections that run it are refused with the
+/// reason, and so are activating it, naming it and uploading it again. Calls under way run to their end, which
+/// `plugin_call_seconds` and `plugin_deploy_seconds` bound. Sent again, it replaces the reason. Only platform administrators may.
+///
+/// The component is refused by its digest, however it comes; and where an upgrade of the server brings other bytes of the same
+/// version, these are in quarantine too, until the version is released. The audit trail of each organization with such a
+/// connection says so. Connections keep what they name or follow: activate another version, roll back to an earlier one, or
+/// release this one.
 #[utoipa::path(post, path = "/api/v1/plugins/{id}/versions/{version}/quarantine", tag = "Plugins",
-    params(("id" = Uuid, Path), ("version" = String, Path)), request_body = Order,
-    responses((status = OK, body = PluginView)))]
-async fn quarantine(
+    params(("id" = Uuid, Path, description = "The plugin."),
+        ("version" = SemanticVersion, Path, description = "The version to put into quarantine."), IfMatch),
+    request_body = Order,
+    responses((status = OK, description = "The plugin, with the version in quarantine.", body = PluginView, headers(("ETag")))))]
+async fn quarantine_plugin_version(
     State(app): State<App>,
     Caller(caller): Caller,
     if_match: IfMatch,
@@ -93,12 +98,16 @@ async fn quarantine(
     finish(&app, tx, &caller, (&plugin, &version), "plugin.quarantine", Some(&reason), &dependents).await
 }
 
-/// Release a version from quarantine
+/// Release a version of a plugin from quarantine
 ///
-/// Connections that name or follow it run it again. 409 if it is not in quarantine.
+/// Connections that name or follow the version run it again, and the audit trail of their organizations says so. Refused with 409
+/// where it is not in quarantine. Only platform administrators may.
 #[utoipa::path(delete, path = "/api/v1/plugins/{id}/versions/{version}/quarantine", tag = "Plugins",
-    params(("id" = Uuid, Path), ("version" = String, Path)), responses((status = OK, body = PluginView)))]
-async fn release(
+    params(("id" = Uuid, Path, description = "The plugin."),
+        ("version" = SemanticVersion, Path, description = "The version to release."), IfMatch),
+    responses((status = OK, description = "The plugin, with the version released.", body = PluginView, headers(("ETag")))),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn release_plugin_version(
     State(app): State<App>,
     Caller(caller): Caller,
     if_match: IfMatch,
@@ -161,4 +170,27 @@ async fn finish(
     }
     app.plugins.changed(Vec::new()).await;
     Ok((StatusCode::OK, [etag(plugin.revision)], Json(view)).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use utoipa::PartialSchema as _;
+
+    use super::*;
+
+    #[test]
+    fn the_schema_takes_the_reasons_that_the_server_takes() {
+        let schema = serde_json::to_value(Order::schema()).unwrap();
+        let schema = jsonschema::draft202012::new(&schema).unwrap();
+        for (reason, good) in [
+            ("It leaks.".to_owned(), true),
+            ("é".repeat(REASON), true),
+            ("é".repeat(REASON + 1), false),
+            (String::new(), false),
+            (" ".to_owned(), false),
+        ] {
+            let valid = schema.is_valid(&json!({ "reason": reason }));
+            assert_eq!((valid, Order { reason }.reason().is_ok()), (good, good));
+        }
+    }
 }

@@ -57,31 +57,43 @@ const AROUND: usize = 64 << 10;
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(upload))
+    OpenApiRouter::new().routes(routes!(upload_plugin))
 }
 
-/// The parts of an upload.
+/// The parts of an upload of a plugin.
 #[derive(Debug, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
 #[schema(as = PluginUpload)]
 #[expect(dead_code, reason = "only its schema is used; the parts are read one after the other")]
 struct Parts {
-    /// The component: a `.wasm` file.
+    /// The WebAssembly component: the content of a `.wasm` file, at most `plugins_max_bytes` (64 MiB unless set otherwise).
     #[schema(value_type = String, format = Binary)]
     component: Bytes,
     /// The content of the `.wasm.sig` file that `kaizen plugin sign` made. Needed where `plugins_trusted_keys` is set.
+    #[schema(
+        value_type = String,
+        required = false,
+        max_length = 1024,
+        pattern = r"^\s*ed25519:[0-9A-Fa-f]{64}:[0-9A-Fa-f]{128}\s*$",
+        example = "ed25519:d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a:e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b"
+    )]
     signature: Option<String>,
 }
 
-/// What was kept.
+/// The version of a plugin that an upload installed.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = UploadedPlugin)]
 pub struct Uploaded {
-    /// The plugin's.
+    /// The plugin's id.
     id: Uuid,
+    /// What the plugin and its connections are for.
     kind: Kind,
+    /// The plugin's name, unique among those of its kind: what a connection gives as `plugin`.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[a-z0-9]+(-[a-z0-9]+)*$")]
     name: String,
+    /// The version that was uploaded.
     version: VersionView,
-    /// What activating it would change.
+    /// What activating the version would change.
     changes: Changes,
 }
 
@@ -94,13 +106,18 @@ struct Received {
 
 /// Upload a version of a plugin
 ///
-/// For platform administrators. The component is checked as it is at every start and refused at the door if anything is
-/// wrong with it. It is then kept, and used by nobody until it is activated; `changes` says what that would let it reach.
-/// The same component again answers 200 and changes nothing.
-#[utoipa::path(post, path = "/api/v1/plugins", tag = "Plugins",
-    request_body(content = Parts, content_type = "multipart/form-data"),
-    responses((status = CREATED, body = Uploaded), (status = OK, body = Uploaded)))]
-async fn upload(State(app): State<App>, caller: Result<Caller>, request: Request) -> Result<Response> {
+/// The component is compiled and checked as it is at every start, and refused if anything is wrong with it. It is then
+/// installed, and used by nobody until it is activated; `changes` says what that would let it reach. The same component again
+/// changes nothing; another component of an installed version is refused with 409, and so is one in quarantine. Only platform
+/// administrators may.
+#[utoipa::path(post, path = "/api/v1/plugins", tag = "Plugins", params(IdempotencyKey),
+    request_body(content = Parts, content_type = "multipart/form-data",
+        description = "The component, and its signature if it is signed, each once."),
+    responses(
+        (status = CREATED, description = "The version is installed, or its signature is renewed.", body = Uploaded, headers(("ETag"))),
+        (status = OK, description = "The same component is installed already; nothing changed.", body = Uploaded)),
+    extensions(("x-problems" = json!(["conflict", "-request_timeout"]))))]
+async fn upload_plugin(State(app): State<App>, caller: Result<Caller>, request: Request) -> Result<Response> {
     let caller = match admitted(&app, caller).await {
         Ok(caller) => caller,
         Err(problem) => return Err(after(request.into_body(), problem).await),
@@ -263,4 +280,34 @@ async fn bounded(mut field: Field<'_>, name: &str, limit: usize) -> Result<Bytes
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use utoipa::PartialSchema as _;
+
+    use super::*;
+
+    #[test]
+    fn the_schema_takes_the_signatures_that_the_server_takes() {
+        let schema = serde_json::to_value(Parts::schema()).unwrap();
+        let signature = &schema["properties"]["signature"];
+        assert_eq!(signature["maxLength"], SIGNATURE);
+        let example = signature["example"].as_str().unwrap().to_owned();
+        let signature = jsonschema::draft202012::new(signature).unwrap();
+        for (text, good) in [
+            (format!("{example}\n"), true),
+            (example.to_uppercase().replacen("ED25519", "ed25519", 1), true),
+            (example[1..].to_owned(), false),
+            (example[..example.len() - 1].to_owned(), false),
+            (example.replacen(':', " ", 1), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(
+                (signature.is_valid(&text.as_str().into()), text.parse::<Signature>().is_ok()),
+                (good, good),
+                "{text}"
+            );
+        }
+    }
 }

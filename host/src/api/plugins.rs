@@ -21,7 +21,11 @@ use super::{
 use crate::{
     app::App,
     authz::{Action, Context, Resource},
-    domain::{connection::Kind, plugin::Origin, principal::Principal},
+    domain::{
+        connection::Kind,
+        plugin::{Origin, SemanticVersion},
+        principal::Principal,
+    },
     plugins::{
         CapabilityView, Changes, CheckError, InstallError, ManifestView, PluginError, Refused, RoomError, SecretView,
         health, install,
@@ -31,53 +35,107 @@ use crate::{
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(read)).routes(routes!(changes))
+    OpenApiRouter::new()
+        .routes(routes!(list_plugins))
+        .routes(routes!(get_plugin))
+        .routes(routes!(get_plugin_version_changes))
 }
 
-/// A plugin as the API shows it.
+/// An installed plugin: the manifest of its active version, or else of the latest one, and all its versions.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
-#[schema(as = Plugin)]
+#[schema(as = Plugin, example = json!({
+    "id": "019f2a41-6f0c-7d3e-8b12-3c4d5e6f7a80",
+    "active_version": "1.4.0",
+    "kind": "deployment_target",
+    "name": "nexus",
+    "version": "1.4.0",
+    "title": "Nexus gateway",
+    "description": "Deploys agents to a Nexus gateway.",
+    "config_schema": {
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["api_url"],
+        "properties": { "api_url": { "type": "string", "format": "uri", "description": "The gateway's address." } },
+    },
+    "secrets": [{ "name": "api-key", "description": "The gateway's API key.", "hosts": ["{config.api_url}"] }],
+    "capabilities": [{ "type": "http", "value": "{config.api_url}" }],
+    "versions": [{
+        "version": "1.4.0",
+        "compatible": "^1",
+        "active": true,
+        "enabled": true,
+        "digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "size": 1_482_310,
+        "origin": "uploaded",
+        "signer": "ed25519:d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+        "secrets": [{ "name": "api-key", "description": "The gateway's API key.", "hosts": ["{config.api_url}"] }],
+        "capabilities": [{ "type": "http", "value": "{config.api_url}" }],
+        "created_at": "2026-11-27T09:30:00.000000Z",
+    }],
+    "created_at": "2026-11-27T09:30:00.000000Z",
+    "updated_at": "2026-11-27T09:41:12.250000Z",
+}))]
 pub struct PluginView {
+    /// The plugin's id.
     id: Uuid,
-    /// The version that new connections use; null if none is active. The manifest is of that version, or else of the
-    /// latest.
+    /// The version that new connections use; null where none is active.
+    #[schema(value_type = Option<SemanticVersion>, required = true)]
     active_version: Option<String>,
     #[serde(flatten)]
     manifest: ManifestView,
-    /// All of them, oldest first.
+    /// All installed versions, oldest first.
+    #[schema(min_items = 1)]
     versions: Vec<VersionView>,
+    /// When the first version was installed.
     #[serde(serialize_with = "crate::clock::micros")]
     created_at: DateTime<Utc>,
+    /// When a version was last installed, activated or otherwise changed.
     #[serde(serialize_with = "crate::clock::micros")]
     updated_at: DateTime<Utc>,
 }
 
-/// A version of a plugin.
+/// An installed version of a plugin.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = PluginVersion)]
 pub struct VersionView {
+    /// The version's number.
+    #[schema(value_type = SemanticVersion)]
     version: String,
-    /// What it is compatible with, e.g. `^1`: connections that follow it run its active version.
+    /// The range of versions that it is compatible with; connections that follow this range run its active version.
+    #[schema(pattern = r"^\^(0\.0\.[0-9]+|0\.[1-9][0-9]*|[1-9][0-9]*)$", example = "^1")]
     compatible: String,
-    /// Connections that follow it, or name it, run it.
+    /// Whether it is the active version of its range: connections that follow the range run it.
     active: bool,
-    /// Connections may name it: it was activated once, or came with the server.
+    /// Whether connections may name it as their `plugin_version`: it was activated once or came with the server, and was not
+    /// disabled since.
     enabled: bool,
     /// SHA-256 of the component, hexadecimal.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
     digest: String,
-    /// Bytes of the component.
+    /// The size of the component in bytes.
+    #[schema(minimum = 1)]
     size: i64,
+    /// Where it came from.
     origin: Origin,
-    /// The Ed25519 key it is signed with.
+    /// The Ed25519 key that it is signed with; null where it is not signed.
+    #[schema(required = true, pattern = "^ed25519:[0-9a-f]{64}$")]
     signer: Option<String>,
+    /// What a connection that runs it supplies in `secrets`.
+    #[schema(max_items = 32)]
     secrets: Vec<SecretView>,
+    /// What it may reach beyond its own memory.
+    #[schema(max_items = 64)]
     capabilities: Vec<CapabilityView>,
-    /// Why it must not run, if a platform administrator put it into quarantine: its calls are refused with this.
+    /// Why a platform administrator put it into quarantine: its calls are refused with this. Absent where it is not there.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, min_length = 1, max_length = 500)]
     quarantine: Option<String>,
-    /// Why it does not load on the host that answers, which tries again; what ran before in its place goes on there.
+    /// Why it does not load on the host that answers, which tries again; what ran before in its place goes on there. Absent
+    /// where it loads.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
     failure: Option<String>,
+    /// When it was installed.
     #[serde(serialize_with = "crate::clock::micros")]
     created_at: DateTime<Utc>,
 }
@@ -88,7 +146,7 @@ pub struct VersionView {
 pub struct PluginHealth {
     #[serde(flatten)]
     plugin: PluginView,
-    /// Of each version that was called on the host that answers, since it started.
+    /// How each version did that was called on the host that answers since that started.
     health: Vec<health::Report>,
 }
 
@@ -175,10 +233,11 @@ pub(super) async fn named(
 /// List the installed plugins
 ///
 /// Each with the JSON Schema of a connection's `config`, the secrets it needs, the capabilities it asks for, and its
-/// versions.
+/// versions; oldest first. All organizations share the plugins. Owners, admins, developers, auditors and platform administrators
+/// may read them; an organization's policies are not asked.
 #[utoipa::path(get, path = "/api/v1/plugins", tag = "Plugins", params(Page),
-    responses((status = OK, body = Listed<PluginView>)))]
-async fn list(
+    responses((status = OK, description = "A page of the plugins.", body = Listed<PluginView>)))]
+async fn list_plugins(
     State(app): State<App>,
     Caller(caller): Caller,
     Parameters(page): Parameters<Page>,
@@ -207,11 +266,12 @@ async fn list(
 
 /// Read a plugin with its versions and its health
 ///
-/// Health and last errors are those of the host that answers, since it started. Whoever is no platform administrator
-/// sees the errors of their own organization's connections, and no totals.
-#[utoipa::path(get, path = "/api/v1/plugins/{id}", tag = "Plugins", params(("id" = Uuid, Path)),
-    responses((status = OK, body = PluginHealth)))]
-async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<Uuid>) -> Result<Response> {
+/// Health and last errors are those of the host that answers, since it started; other hosts may tell something else. Whoever is
+/// no platform administrator sees the errors of their own organization's connections, and no totals.
+#[utoipa::path(get, path = "/api/v1/plugins/{id}", tag = "Plugins",
+    params(("id" = Uuid, Path, description = "The plugin.")),
+    responses((status = OK, description = "The plugin.", body = PluginHealth, headers(("ETag")))))]
+async fn get_plugin(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<Uuid>) -> Result<Response> {
     require(&app, &caller, Action::PluginRead).await?;
     let mut conn = app.store.read().await?;
     let found = rows::get(&mut conn, id).await?.ok_or_else(|| Problem::not_found("plugin"))?;
@@ -233,12 +293,15 @@ async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId
     Ok(([etag(found.revision)], Json(PluginHealth { plugin, health })).into_response())
 }
 
-/// Show what a version reaches beyond the one it would take the place of
+/// Compare a version of a plugin with the one in use
 ///
-/// That is the active version it is compatible with, or else the one that new connections use.
+/// Says what activating the version would change: what it may reach, the secrets it needs, where they go and who signed it. It is
+/// compared with the active version that it is compatible with, or else with the one that new connections use. Changes nothing.
 #[utoipa::path(get, path = "/api/v1/plugins/{id}/versions/{version}/changes", tag = "Plugins",
-    params(("id" = Uuid, Path), ("version" = String, Path)), responses((status = OK, body = Changes)))]
-async fn changes(
+    params(("id" = Uuid, Path, description = "The plugin."),
+        ("version" = SemanticVersion, Path, description = "The version that is compared.")),
+    responses((status = OK, description = "The differences.", body = Changes)))]
+async fn get_plugin_version_changes(
     State(app): State<App>,
     Caller(caller): Caller,
     path: std::result::Result<Path<(Uuid, String)>, PathRejection>,
@@ -334,8 +397,44 @@ impl From<install::ChangeError> for Problem {
 
 #[cfg(test)]
 mod tests {
+    use utoipa::{
+        PartialSchema as _,
+        openapi::{RefOr, Schema},
+    };
+
     use super::*;
     use crate::plugins::Busy;
+
+    #[test]
+    fn a_version_shows_as_many_secrets_and_capabilities_as_a_manifest_has() {
+        let schema = |schema: RefOr<Schema>| serde_json::to_value(schema).unwrap();
+        let (version, manifest) = (schema(VersionView::schema()), schema(ManifestView::schema()));
+        let changes = schema(Changes::schema());
+        for (shown, of_manifest) in [
+            (&version["properties"]["secrets"], "secrets"),
+            (&version["properties"]["capabilities"], "capabilities"),
+            (&changes["properties"]["secrets_added"], "secrets"),
+            (&changes["properties"]["secrets_removed"], "secrets"),
+            (&changes["properties"]["capabilities_added"], "capabilities"),
+            (&changes["properties"]["capabilities_removed"], "capabilities"),
+        ] {
+            assert!(shown["maxItems"].is_u64(), "{shown}");
+            assert_eq!(shown["maxItems"], manifest["properties"][of_manifest]["maxItems"]);
+        }
+    }
+
+    #[test]
+    fn the_schema_of_a_range_takes_what_versions_are_compatible_with() {
+        let version = serde_json::to_value(VersionView::schema()).unwrap();
+        let compatible = jsonschema::draft202012::new(&version["properties"]["compatible"]).unwrap();
+        for number in ["0.0.0", "0.0.3", "0.2.3", "0.10.0", "1.2.3", "12.0.0-rc.1"] {
+            let range = format!("^{}", crate::domain::plugin::line(&number.parse().unwrap()));
+            assert!(compatible.is_valid(&range.as_str().into()), "{range}");
+        }
+        for range in ["1", "^", "^1.2", "^0", "^01", "^1 "] {
+            assert!(!compatible.is_valid(&range.into()), "{range}");
+        }
+    }
 
     #[test]
     fn who_has_to_wait_is_told_why_and_how_long() {

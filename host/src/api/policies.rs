@@ -17,7 +17,7 @@ use self::body::{
     PolicyWarning, WrittenPolicyVersion,
 };
 use super::{
-    extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
+    extract::{Caller, IdempotencyKey, IfMatch, Input, Parameters, PathId, etag},
     guard::change,
     idempotency::{Claimed, Once},
     page::{Item, Listed, Page, cursor, visible},
@@ -39,13 +39,13 @@ use crate::{
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(create, list))
-        .routes(routes!(read, update, remove))
-        .routes(routes!(create_version, list_versions))
-        .routes(routes!(read_version))
-        .routes(routes!(activate))
-        .routes(routes!(deactivate))
-        .routes(routes!(errors))
+        .routes(routes!(create_policy_set, list_policy_sets))
+        .routes(routes!(get_policy_set, update_policy_set, delete_policy_set))
+        .routes(routes!(create_policy_version, list_policy_versions))
+        .routes(routes!(get_policy_version))
+        .routes(routes!(activate_policy_set))
+        .routes(routes!(deactivate_policy_set))
+        .routes(routes!(list_policy_errors))
 }
 
 /// Errors that are told.
@@ -113,10 +113,16 @@ fn warnings(validated: Validated) -> Vec<PolicyWarning> {
 
 /// Create a policy set
 ///
-/// It has no version yet, and nothing of it is in force.
-#[utoipa::path(post, path = "/api/v1/policies", tag = "Policies", request_body = NewPolicySet,
-    responses((status = CREATED, body = PolicySet)))]
-async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<NewPolicySet>) -> Result<Response> {
+/// Takes the permission `policy.create`. The new set has no version, and nothing of it is in force: add a version, and
+/// activate it. Refused with 409 where another set has the name, or where there are `policy_sets` (100) already.
+#[utoipa::path(post, path = "/api/v1/policies", tag = "Policies", params(IdempotencyKey), request_body = NewPolicySet,
+    responses((status = CREATED, description = "The new policy set.", body = PolicySet)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn create_policy_set(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    input: Input<NewPolicySet>,
+) -> Result<Response> {
     let within = Resource::organization(caller.organization_id);
     app.require(&caller, Action::PolicyCreate, &within, &Context::default()).await?;
     let now = app.clock.now();
@@ -149,9 +155,13 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
 }
 
 /// List policy sets
+///
+/// Those of the organization for which the caller has the permission `policy.read`, oldest first. Each says which of its
+/// versions is in force, if any.
 #[utoipa::path(get, path = "/api/v1/policies", tag = "Policies", params(Page),
-    responses((status = OK, body = Listed<PolicySet>)))]
-async fn list(
+    responses((status = OK, description = "A page of policy sets.", body = Listed<PolicySet>)),
+    extensions(("x-problems" = json!(["-denied"]))))]
+async fn list_policy_sets(
     State(app): State<App>,
     Caller(caller): Caller,
     Parameters(page): Parameters<Page>,
@@ -164,17 +174,29 @@ async fn list(
 }
 
 /// Read a policy set
-#[utoipa::path(get, path = "/api/v1/policies/{id}", tag = "Policies", params(("id" = PolicySetId, Path)),
-    responses((status = OK, body = PolicySet)))]
-async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<PolicySetId>) -> Result<Response> {
+///
+/// Takes the permission `policy.read`. The policies themselves are in the set's versions.
+#[utoipa::path(get, path = "/api/v1/policies/{id}", tag = "Policies",
+    params(("id" = PolicySetId, Path, description = "The policy set.")),
+    responses((status = OK, description = "The policy set.", body = PolicySet)))]
+async fn get_policy_set(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<PolicySetId>,
+) -> Result<Response> {
     let set = find(&app, &caller, id, Action::PolicyRead).await?;
     Ok(([etag(set.revision)], Json(set)).into_response())
 }
 
-/// Rename or describe a policy set
-#[utoipa::path(patch, path = "/api/v1/policies/{id}", tag = "Policies", params(("id" = PolicySetId, Path)),
-    request_body = PolicySetChange, responses((status = OK, body = PolicySet)))]
-async fn update(
+/// Change the name or the description of a policy set
+///
+/// Takes the permission `policy.update`. What is absent stays as it is, and so does what is in force. Refused with 409 where
+/// another set has the new name.
+#[utoipa::path(patch, path = "/api/v1/policies/{id}", tag = "Policies",
+    params(("id" = PolicySetId, Path, description = "The policy set."), IfMatch), request_body = PolicySetChange,
+    responses((status = OK, description = "The policy set as it is now.", body = PolicySet)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn update_policy_set(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<PolicySetId>,
@@ -195,10 +217,13 @@ async fn update(
 
 /// Delete a policy set with its versions
 ///
-/// Refused while one of them is in force.
-#[utoipa::path(delete, path = "/api/v1/policies/{id}", tag = "Policies", params(("id" = PolicySetId, Path)),
-    responses((status = NO_CONTENT)))]
-async fn remove(
+/// Takes the permission `policy.delete`. Refused with 409 while one of the versions is in force: deactivate the set first.
+/// The texts are not kept.
+#[utoipa::path(delete, path = "/api/v1/policies/{id}", tag = "Policies",
+    params(("id" = PolicySetId, Path, description = "The policy set."), IfMatch),
+    responses((status = NO_CONTENT, description = "The policy set and its versions are deleted.")),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn delete_policy_set(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<PolicySetId>,
@@ -215,12 +240,16 @@ async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Write a version
+/// Add a version to a policy set
 ///
-/// Validated strictly against the schema; each fault comes with line and column. It is not in force until it is activated.
-#[utoipa::path(post, path = "/api/v1/policies/{id}/versions", tag = "Policies", params(("id" = PolicySetId, Path)),
-    request_body = NewPolicyVersion, responses((status = CREATED, body = WrittenPolicyVersion)))]
-async fn create_version(
+/// Takes the permission `policy.update`. The text is validated strictly against the Cedar schema; each fault is told with line
+/// and column. The version never changes, and is not in force until it is activated. One text of an organization is validated
+/// at a time, and `policy_validations_waiting` (3) wait: further ones are refused with 429.
+#[utoipa::path(post, path = "/api/v1/policies/{id}/versions", tag = "Policies",
+    params(("id" = PolicySetId, Path, description = "The policy set."), IdempotencyKey), request_body = NewPolicyVersion,
+    responses((status = CREATED, description = "The new version, and what may surprise in it.", body = WrittenPolicyVersion)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn create_policy_version(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<PolicySetId>,
@@ -266,10 +295,13 @@ async fn create_version(
     Ok(response)
 }
 
-/// List the versions of a policy set, without their texts
-#[utoipa::path(get, path = "/api/v1/policies/{id}/versions", tag = "Policies", params(("id" = PolicySetId, Path), Page),
-    responses((status = OK, body = Listed<PolicyVersion>)))]
-async fn list_versions(
+/// List the versions of a policy set
+///
+/// All of them, oldest first and without their texts. Takes the permission `policy.read`.
+#[utoipa::path(get, path = "/api/v1/policies/{id}/versions", tag = "Policies",
+    params(("id" = PolicySetId, Path, description = "The policy set."), Page),
+    responses((status = OK, description = "A page of versions.", body = Listed<PolicyVersion>)))]
+async fn list_policy_versions(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<PolicySetId>,
@@ -285,10 +317,16 @@ async fn list_versions(
     Ok(Json(Listed { items, next_cursor }))
 }
 
-/// Read a version with its text
+/// Read a version of a policy set with its text
+///
+/// Takes the permission `policy.read`, for versions that are not in force as well.
 #[utoipa::path(get, path = "/api/v1/policies/{id}/versions/{version}", tag = "Policies",
-    params(("id" = PolicySetId, Path), ("version" = i64, Path)), responses((status = OK, body = PolicyText)))]
-async fn read_version(
+    params(
+        ("id" = PolicySetId, Path, description = "The policy set."),
+        ("version" = i64, Path, minimum = 1, example = json!(2), description = "The number of the version in the policy set."),
+    ),
+    responses((status = OK, description = "The version with its text.", body = PolicyText)))]
+async fn get_policy_version(
     State(app): State<App>,
     Caller(caller): Caller,
     path: std::result::Result<Path<(uuid::Uuid, i64)>, PathRejection>,
@@ -300,14 +338,19 @@ async fn read_version(
     found.map(Json).ok_or_else(|| Problem::not_found("policy version"))
 }
 
-/// Put a version in force
+/// Put a version of a policy set in force
 ///
-/// From the next request on it decides, in place of whatever was in force; an older version rolls back. What is in force is
-/// part of each policy set of the organization: with `If-Match`, nobody else put something in force meanwhile. A version that
-/// an earlier server validated by other rules is validated again. Does nothing if the version is in force already.
-#[utoipa::path(post, path = "/api/v1/policies/{id}/activate", tag = "Policies", params(("id" = PolicySetId, Path)),
-    request_body = Activation, responses((status = OK, body = ActivatedPolicySet)))]
-async fn activate(
+/// Takes the permission `policy.activate`. From the next request on the version decides beside the platform's policies, in place
+/// of whatever version of the organization was in force; an older version rolls back. Does nothing if it is in force already.
+/// A version that an earlier server validated by other rules is validated again.
+///
+/// What is in force is part of each policy set of the organization: with `If-Match`, the change is refused also where somebody
+/// else put a version of another set in force meanwhile.
+#[utoipa::path(post, path = "/api/v1/policies/{id}/activate", tag = "Policies",
+    params(("id" = PolicySetId, Path, description = "The policy set."), IfMatch), request_body = Activation,
+    responses((status = OK, description = "The policy set with the version in force.", body = ActivatedPolicySet,
+        headers(("ETag" = String, description = "The revision of the policy set. Send it in `If-Match` to change exactly this revision.")))))]
+async fn activate_policy_set(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<PolicySetId>,
@@ -341,12 +384,14 @@ async fn activate(
     Ok(([etag(set.revision)], Json(ActivatedPolicySet { set, warnings })).into_response())
 }
 
-/// Put no policy set in force
+/// Take a policy set out of force
 ///
-/// The platform's policies then decide alone. Does nothing if no version of this set is in force. `If-Match` as for activating.
-#[utoipa::path(post, path = "/api/v1/policies/{id}/deactivate", tag = "Policies", params(("id" = PolicySetId, Path)),
-    responses((status = OK, body = PolicySet)))]
-async fn deactivate(
+/// Takes the permission `policy.activate`. From the next request on the platform's policies decide alone. Does nothing if no
+/// version of this set is in force.
+#[utoipa::path(post, path = "/api/v1/policies/{id}/deactivate", tag = "Policies",
+    params(("id" = PolicySetId, Path, description = "The policy set."), IfMatch),
+    responses((status = OK, description = "The policy set, of which no version is in force.", body = PolicySet)))]
+async fn deactivate_policy_set(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<PolicySetId>,
@@ -377,13 +422,14 @@ async fn in_force_now(app: &App, tx: Tx, caller: &Principal, id: PolicySetId, de
     Ok(())
 }
 
-/// Policies that could not be evaluated
+/// List the policies in force that could not be evaluated
 ///
-/// Of the version in force, since it was put in force: an error denies, and what it denies is missing from lists without a
-/// word. Each server process writes down its own every `policy_error_seconds` (10), the one that answers at once.
-#[utoipa::path(get, path = "/api/v1/policies/{id}/errors", tag = "Policies", params(("id" = PolicySetId, Path)),
-    responses((status = OK, body = PolicyErrors)))]
-async fn errors(
+/// Takes the permission `policy.read`. An error denies, and what it denies is missing from lists without a word. Told are the
+/// errors of the version in force since it was put in force, those of other server processes `policy_error_seconds` (10) late.
+#[utoipa::path(get, path = "/api/v1/policies/{id}/errors", tag = "Policies",
+    params(("id" = PolicySetId, Path, description = "The policy set.")),
+    responses((status = OK, description = "The policies that could not be evaluated; none if no version of this set is in force.", body = PolicyErrors)))]
+async fn list_policy_errors(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<PolicySetId>,

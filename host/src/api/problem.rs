@@ -10,42 +10,54 @@ use axum::{
 };
 use serde::Serialize;
 
-use super::auth::Choice;
+use super::{auth::OrganizationSummary, authz::DecisionBody};
 pub use crate::domain::fault::Fault;
 use crate::{identity::AuthError, request_id::request_id, store::StoreError};
 
 /// The body of every error: `application/problem+json`.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = Problem, example = json!({
+    "type": "urn:kaizen:problem:invalid",
+    "title": "The input is not valid",
+    "status": 422,
+    "detail": "/name: 1 to 200 characters",
+    "code": "invalid",
+    "request_id": "019d0e32-3d4e-7f5a-8b62-7c8d9e0f1a2b",
+    "errors": [{ "pointer": "/name", "message": "1 to 200 characters" }],
+}))]
 pub struct ProblemBody {
-    /// `urn:kaizen:problem:` and the code.
+    /// The type of the problem (RFC 9457): `urn:kaizen:problem:` and the code.
     #[serde(rename = "type")]
+    #[schema(format = "uri")]
     pub kind: String,
-    /// The same for every problem of this type.
+    /// What the type of the problem is called; the same for every problem of the type.
     pub title: String,
-    /// The HTTP status.
+    /// The HTTP status of the answer.
+    #[schema(minimum = 400, maximum = 599)]
     pub status: u16,
-    /// What happened here, and what to do.
+    /// What happened here and what to do, in sentences for people.
     pub detail: String,
-    /// Stable and for programs.
+    /// The type of the problem for programs; a code keeps its meaning.
     pub code: String,
-    /// Found in the server's log, and in the `X-Request-Id` header.
+    /// The id of the request, as in the header `X-Request-Id`; the server's log and the audit trail name the request by it.
     pub request_id: String,
-    /// For input: each fault by its place.
+    /// The faults of the input, each by its place; present where the code is `invalid`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<Fault>,
-    /// For denials: why, and which policies decided.
+    /// Why policies refused, and which of them; present where the code is `denied` and policies decided.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = DecisionBody)]
     pub denial: Option<serde_json::Value>,
-    /// For sign-ins that several organizations could take: which.
+    /// The organizations to choose from; present where several of them could sign the person in.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub organizations: Vec<Choice>,
+    pub organizations: Vec<OrganizationSummary>,
 }
 
 macro_rules! problems {
-    ($($(#[$doc:meta])* $name:ident $status:ident $code:literal $title:literal)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident $status:ident $code:literal $title:literal)*) => {
         /// The closed set of problem types.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum ProblemType { $($(#[$doc])* $name,)* }
+        pub enum ProblemType { $($(#[doc = $doc])* $name,)* }
 
         impl ProblemType {
             /// All of them, for the documentation.
@@ -55,22 +67,29 @@ macro_rules! problems {
             pub fn parts(self) -> (StatusCode, &'static str, &'static str) {
                 match self { $(Self::$name => (StatusCode::$status, $code, $title),)* }
             }
+
+            /// What it means, for the documentation.
+            pub fn about(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),*).trim_start(),)* }
+            }
         }
     };
 }
 
 problems! {
-    /// The body is not JSON, or not of the right shape.
+    /// The request cannot be read: its body is not JSON, or a header does not have the form it needs.
     Malformed BAD_REQUEST "malformed" "The request could not be read"
     /// Nobody is signed in, or not any more.
     Unauthenticated UNAUTHORIZED "unauthenticated" "Sign in first"
+    /// The access token was good, and is not any more: refresh it.
+    Expired UNAUTHORIZED "token_expired" "The access token has expired"
     /// Wrong e-mail address or password; which of them is not said.
     Credentials UNAUTHORIZED "invalid_credentials" "The credentials are not valid"
     /// A policy forbids it, or none permits it.
     Denied FORBIDDEN "denied" "Not allowed"
     /// A cookie-authenticated change from another origin.
     Origin FORBIDDEN "cross_origin" "Cross-origin request refused"
-    /// There is no such thing, or it is another tenant's.
+    /// There is no such thing, or it is another organization's.
     NotFound NOT_FOUND "not_found" "Not found"
     /// The route exists, for other methods.
     Method METHOD_NOT_ALLOWED "method_not_allowed" "Method not allowed"
@@ -82,23 +101,23 @@ problems! {
     Precondition PRECONDITION_FAILED "precondition_failed" "It has changed meanwhile"
     /// What cannot be undone was not confirmed.
     Unconfirmed PRECONDITION_REQUIRED "confirmation_required" "Confirm it first"
-    /// The body is over the limit.
+    /// The body is over the limit; the answer says how large it may be.
     TooLarge PAYLOAD_TOO_LARGE "too_large" "The body is too large"
     /// A body in another media type than `application/json`.
     MediaType UNSUPPORTED_MEDIA_TYPE "unsupported_media_type" "Unsupported media type"
-    /// The JSON is well-formed and does not hold up.
+    /// The input is well-formed and not valid: `errors` names each fault by its place.
     Invalid UNPROCESSABLE_ENTITY "invalid" "The input is not valid"
     /// An Idempotency-Key was used before with another request.
     KeyReused UNPROCESSABLE_ENTITY "idempotency_key_reused" "The idempotency key was used for another request"
-    /// Too many attempts.
+    /// Too many requests from here or of this organization, or too many attempts to sign in.
     RateLimited TOO_MANY_REQUESTS "rate_limited" "Too many requests"
-    /// A defect of the server's.
+    /// A defect of the server's; its log names it by the request's id.
     Internal INTERNAL_SERVER_ERROR "internal" "Something went wrong here"
-    /// A far side, reached through a plugin, failed.
+    /// A system elsewhere that the server asks through a plugin, or the plugin itself, failed.
     Upstream BAD_GATEWAY "upstream" "The far side failed"
-    /// The database is away or the server is overloaded.
+    /// The database does not answer or takes no changes, or the server is overloaded: try again.
     Unavailable SERVICE_UNAVAILABLE "unavailable" "Not available right now"
-    /// The request took too long.
+    /// The request took too long: look whether the change was made before you send it again.
     Timeout GATEWAY_TIMEOUT "timeout" "The request took too long"
 }
 
@@ -114,7 +133,7 @@ pub struct Problem {
     /// Why a policy refused.
     pub denial: Option<serde_json::Value>,
     /// Which organizations there are to choose from.
-    pub organizations: Vec<Choice>,
+    pub organizations: Vec<OrganizationSummary>,
     /// Further headers, e.g. `Retry-After`.
     pub headers: HeaderMap,
 }
@@ -151,6 +170,7 @@ impl Problem {
     /// Input that does not hold up, each fault by its place.
     pub fn invalid(errors: Vec<Fault>) -> Self {
         let detail = match errors.as_slice() {
+            [one] if one.pointer.is_empty() => format!("The body {}.", one.message),
             [one] => format!("{}: {}", one.pointer, one.message),
             many => format!("{} faults; see `errors`.", many.len()),
         };
@@ -220,6 +240,16 @@ impl From<AuthError> for Problem {
                 "Sign in at POST /api/v1/auth/login and send `Authorization: Bearer …`, or the session cookie.",
             )
             .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            AuthError::Expired => Self::new(
+                ProblemType::Expired,
+                "The access token has expired: get another one at POST /api/v1/auth/refresh with the refresh token.",
+            )
+            .with_header(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static(
+                    r#"Bearer error="invalid_token", error_description="The access token has expired""#,
+                ),
+            ),
             AuthError::Origin => Self::new(
                 ProblemType::Origin,
                 "A change with the session cookie must come from this server's own origin or one listed in cors_origins.",

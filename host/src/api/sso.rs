@@ -1,17 +1,18 @@
 //! `/auth/sso`: signing in elsewhere. Browsers come here, so what goes wrong is told in a small page.
 
-use std::time::Duration;
+mod page;
 
 use axum::{
     Json,
     extract::{Path, Query, State},
     http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
-    response::{Html, IntoResponse, Response},
+    response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
+use self::page::Page;
 use super::{
     auth::{Visitor, replace_session, session_cookie},
     extract::Parameters,
@@ -22,21 +23,20 @@ use crate::{
     bus::Hint,
     domain::{email::Email, fault::Fault},
     identity::{
-        IssueError,
         browser::{SSO_COOKIE, cookie, set_cookie},
-        code::ProviderError,
         failures::Visit,
         sso::{Callback, Desk, Failed, SsoError},
         throttle::Anonymous,
     },
-    plugins::PluginError,
-    request_id::request_id,
-    store::{StoreError, sso as stored},
+    store::sso as stored,
 };
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(begin)).routes(routes!(finish)).routes(routes!(doors))
+    OpenApiRouter::new()
+        .routes(routes!(begin_sso))
+        .routes(routes!(finish_sso))
+        .routes(routes!(list_sign_in_connections))
 }
 
 /// Where providers send people back to.
@@ -49,16 +49,41 @@ fn redirect_uri(app: &App) -> Result<String, Page> {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Return {
-    /// A path here, or an address of one of `cors_origins`; the start page if absent.
+    /// Where the browser goes once it is signed in: a path of this server, or an address of one of `cors_origins`. The start page
+    /// if absent.
+    #[param(max_length = 2048, example = "/agents")]
     return_to: Option<String>,
 }
 
-/// Sign in at an identity provider
+/// Begin to sign in at an identity provider
 ///
-/// Sends the browser to the provider of an identity connection, and in the end to `return_to` with the session cookie.
+/// For browsers: sends them to the provider of an identity connection, and in the end to `return_to` with the session's cookie. It
+/// has to be finished in the same browser, within minutes. What goes wrong is told in a page. Parameters that are not named here
+/// are ignored.
 #[utoipa::path(get, path = "/auth/sso/{connection_id}/login", tag = "Sign-in", security(()),
-    params(("connection_id" = Uuid, Path), Return), responses((status = FOUND, description = "To the provider.")))]
-async fn begin(
+    params(("connection_id" = Uuid, Path, description = "The identity connection to sign in by."), Return),
+    responses(
+        (status = FOUND, description = "On to the provider.", headers(
+            ("Location" = String, description = "The provider's authorization endpoint, with the request."),
+            ("Set-Cookie" = String, description = "Binds the sign-in to this browser.")
+        )),
+        (status = BAD_REQUEST, description = "A page: `return_to` leads to a site that is not listed.", body = String,
+            content_type = "text/html"),
+        (status = NOT_FOUND, description = "A page: there is no such identity connection, or it is not in use.", body = String,
+            content_type = "text/html"),
+        (status = TOO_MANY_REQUESTS, description = "A page: too many sign-ins were begun from here.", body = String,
+            content_type = "text/html", headers(("Retry-After" = u64, description = "Seconds after which to try again."))),
+        (status = INTERNAL_SERVER_ERROR, description = "A page: a defect of the server's.", body = String,
+            content_type = "text/html"),
+        (status = BAD_GATEWAY, description = "A page: the provider does not answer as it should, or the connection does not work as \
+            it is set up.", body = String, content_type = "text/html"),
+        (status = SERVICE_UNAVAILABLE, description = "A page: the provider cannot sign people in now, or the database does not \
+            answer.", body = String, content_type = "text/html",
+            headers(("Retry-After" = u64, description = "Seconds after which to try again."))),
+        (status = GATEWAY_TIMEOUT, description = "A page: the provider took too long.", body = String, content_type = "text/html")
+    ),
+    extensions(("x-problems" = json!(["-invalid"]))))]
+async fn begin_sso(
     State(app): State<App>,
     visitor: Visitor,
     Path(connection): Path<String>,
@@ -82,25 +107,54 @@ async fn begin(
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Answer {
-    /// As we sent it.
+    /// The `state` that this server sent to the provider; it tells which sign-in is finished.
     #[serde(default)]
+    #[param(required, pattern = "^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$")]
     state: String,
-    /// To be exchanged.
+    /// The authorization code that the provider gives out, to be exchanged for tokens.
     code: Option<String>,
-    /// Why there is no code.
+    /// The provider's error code (RFC 6749, section 4.1.2.1), where it does not sign the person in.
+    #[param(example = "access_denied")]
     error: Option<String>,
-    /// The same in the provider's words; recorded in the audit trail, and not shown.
+    /// The provider's error in its own words; recorded in the audit trail, and not shown.
     error_description: Option<String>,
-    /// RFC 9207.
+    /// The issuer identifier of the provider (RFC 9207); another one than the connection's is refused.
+    #[param(example = "https://login.example.com")]
     iss: Option<String>,
 }
 
-/// Come back from an identity provider
+/// Finish signing in at an identity provider
 ///
-/// One redirect URI for all connections; `state` tells which.
+/// The redirect URI of all identity connections: providers send browsers here. It works once for each sign-in that was begun, in the
+/// browser that began it; a session that the browser held before ends. What goes wrong is told in a page. Parameters that are not
+/// named here are ignored.
 #[utoipa::path(get, path = "/auth/sso/callback", tag = "Sign-in", security(()), params(Answer),
-    responses((status = FOUND, description = "To `return_to`, signed in.")))]
-async fn finish(State(app): State<App>, visitor: Visitor, uri: Uri, headers: HeaderMap) -> Result<Response, Page> {
+    responses(
+        (status = FOUND, description = "Signed in, and on to `return_to`.", headers(
+            ("Location" = String, description = "Where the sign-in was to lead."),
+            ("Set-Cookie" = String, description = "The session's cookie.")
+        )),
+        (status = BAD_REQUEST, description = "A page: no such sign-in is under way in this browser.", body = String,
+            content_type = "text/html"),
+        (status = FORBIDDEN, description = "A page: the provider did not sign the person in, its answer could not be verified, or the \
+            person may not sign in here.", body = String, content_type = "text/html"),
+        (status = NOT_FOUND, description = "A page: the identity connection is not in use any more.", body = String,
+            content_type = "text/html"),
+        (status = CONFLICT, description = "A page: the identity connection was changed since the sign-in began.", body = String,
+            content_type = "text/html"),
+        (status = TOO_MANY_REQUESTS, description = "A page: too many sign-ins were finished from here.", body = String,
+            content_type = "text/html", headers(("Retry-After" = u64, description = "Seconds after which to try again."))),
+        (status = INTERNAL_SERVER_ERROR, description = "A page: a defect of the server's.", body = String,
+            content_type = "text/html"),
+        (status = BAD_GATEWAY, description = "A page: the provider does not answer as it should, or the connection does not work as \
+            it is set up.", body = String, content_type = "text/html"),
+        (status = SERVICE_UNAVAILABLE, description = "A page: the provider cannot sign people in now, or the database does not \
+            answer.", body = String, content_type = "text/html",
+            headers(("Retry-After" = u64, description = "Seconds after which to try again."))),
+        (status = GATEWAY_TIMEOUT, description = "A page: the provider took too long.", body = String, content_type = "text/html")
+    ),
+    extensions(("x-problems" = json!(["-invalid"]))))]
+async fn finish_sso(State(app): State<App>, visitor: Visitor, uri: Uri, headers: HeaderMap) -> Result<Response, Page> {
     app.identity.admit(Anonymous::SsoCallback, visitor.client).map_err(Page::limited)?;
     let Ok(Query(answer)) = Query::<Answer>::try_from_uri(&uri) else { return Err(SsoError::State.into()) };
     let callback = Callback {
@@ -156,189 +210,91 @@ fn found(location: &str) -> Result<HeaderValue, Page> {
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct Whose {
-    /// Case does not matter.
+    /// The e-mail address of the person who wants to sign in. Case does not matter.
+    #[param(value_type = Email, example = "ada@example.com")]
     email: String,
 }
 
-/// A place to sign in.
+/// An identity connection as somebody sees it who is not signed in yet.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct Door {
-    /// The identity connection.
+#[schema(example = json!({
+    "id": "019d0e2f-8a9b-7c0d-8e1f-2a3b4c5d6e7f",
+    "name": "Aurora Labs staff",
+    "plugin": "oidc",
+    "login_url": "/auth/sso/019d0e2f-8a9b-7c0d-8e1f-2a3b4c5d6e7f/login",
+}))]
+pub struct SignInConnection {
+    /// The id of the identity connection.
     id: Uuid,
-    /// For people.
+    /// The connection's display name.
     name: String,
-    /// The provider's kind.
+    /// The name of the plugin that the connection runs, such as `oidc`.
     plugin: String,
-    /// Where to send the browser; add `?return_to=`.
+    /// Where to send the browser to sign in, a path of this server. Add `?return_to=` to say where it goes then.
+    #[schema(format = "uri-reference")]
     login_url: String,
 }
 
-/// Places to sign in.
+/// The identity connections by which a person can sign in.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
-pub struct Doors {
-    items: Vec<Door>,
+pub struct SignInConnections {
+    /// The connections, those first whose organization saw the person use the address.
+    items: Vec<SignInConnection>,
 }
 
-/// List where an address can sign in
+/// List the identity connections that an e-mail address can sign in by
 ///
-/// The active identity connections of the organizations that know this address.
+/// The active connections of the organizations in which an active user has the address, up to a bound of the server's; an empty list
+/// where there is none. For the page on which people sign in: nobody is signed in yet.
 #[utoipa::path(get, path = "/api/v1/auth/connections", tag = "Sign-in", security(()), params(Whose),
-    responses((status = OK, body = Doors)))]
-async fn doors(
+    responses((status = OK, description = "The connections, none where nobody knows the address.", body = SignInConnections)))]
+async fn list_sign_in_connections(
     State(app): State<App>,
     visitor: Visitor,
     Parameters(Whose { email }): Parameters<Whose>,
-) -> problem::Result<Json<Doors>> {
+) -> problem::Result<Json<SignInConnections>> {
     visitor.admit(&app, Anonymous::Lookup)?;
     let fault =
         |error: crate::domain::email::NotAnEmail| Problem::invalid(vec![Fault::new("email", error.to_string())]);
     let email = Email::parse(&email).map_err(fault)?;
-    let found = stored::doors(&mut app.store.read().await?, &email, app.config.limits.sign_in_connections).await?;
-    let items = found.into_iter().map(|door| {
-        let login_url = format!("/auth/sso/{}/login", door.id);
-        Door { id: door.id, name: door.name, plugin: door.plugin, login_url }
+    let found =
+        stored::sign_in_connections(&mut app.store.read().await?, &email, app.config.limits.sign_in_connections)
+            .await?;
+    let items = found.into_iter().map(|connection| {
+        let login_url = format!("/auth/sso/{}/login", connection.id);
+        SignInConnection { id: connection.id, name: connection.name, plugin: connection.plugin, login_url }
     });
-    Ok(Json(Doors { items: items.collect() }))
-}
-
-/// A page that says what went wrong, to a person in a browser.
-#[derive(Debug)]
-struct Page {
-    status: StatusCode,
-    title: &'static str,
-    text: String,
-    /// Seconds.
-    retry_after: Option<u64>,
-}
-
-impl Page {
-    fn new(status: StatusCode, title: &'static str, text: impl Into<String>) -> Self {
-        Self { status, title, text: text.into(), retry_after: None }
-    }
-
-    fn limited(wait: Duration) -> Self {
-        let page = Self::new(StatusCode::TOO_MANY_REQUESTS, "Too many sign-ins", "Wait a minute, then try again.");
-        Self { retry_after: Some(wait.as_secs() + 1), ..page }
-    }
-
-    fn internal(error: &dyn std::fmt::Display) -> Self {
-        tracing::error!(error = %format!("{error:#}"), "internal error");
-        let text = "Something went wrong here. The operator finds the reason in the server's log, by the number below.";
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "Sign-in failed", text)
-    }
-}
-
-impl From<SsoError> for Page {
-    fn from(error: SsoError) -> Self {
-        let again = "Your identity provider does not answer as it should. Try again in a moment.";
-        let settings = "The connection to your identity provider does not work as it is set up. Tell your administrator the number below.";
-        let failed = |status, text: &str| Self::new(status, "Sign-in failed", text);
-        match &error {
-            SsoError::NotFound => {
-                let text =
-                    "This address does not lead to an identity provider, or the connection to it is switched off.";
-                Self::new(StatusCode::NOT_FOUND, "No such sign-in", text)
-            }
-            SsoError::Changed => {
-                let text =
-                    "The connection to your identity provider was changed since you began to sign in. Start again.";
-                Self::new(StatusCode::CONFLICT, "Not signed in", text)
-            }
-            SsoError::ReturnTo => {
-                let text = "The link you followed wants to lead to another site after signing in. That is not allowed.";
-                Self::new(StatusCode::BAD_REQUEST, "This link is not safe", text)
-            }
-            SsoError::State => {
-                let text = "It took too long, was begun in another browser, or is done already. Start again.";
-                Self::new(StatusCode::BAD_REQUEST, "This sign-in is not under way", text)
-            }
-            SsoError::Refused { error, .. } => {
-                let text = format!(
-                    "Your identity provider did not sign you in: {error}. Your administrator finds what it said in the audit trail, \
-                     by the number below."
-                );
-                Self::new(StatusCode::FORBIDDEN, "Not signed in", text)
-            }
-            SsoError::Provider(ProviderError::Untrusted(_)) => {
-                let text = "The answer of your identity provider could not be verified. Start again; if it stays so, tell your \
-                            administrator the number below.";
-                Self::new(StatusCode::FORBIDDEN, "Not signed in", text)
-            }
-            SsoError::Provider(error) if error.permanent() => failed(StatusCode::BAD_GATEWAY, settings),
-            SsoError::Provider(error) if error.code() == "provider_unavailable" => failed(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "Your identity provider cannot sign people in now. Try again in a while.",
-            ),
-            SsoError::Provider(_)
-            | SsoError::Plugin(PluginError::Unavailable { .. } | PluginError::Postponed { .. }) => {
-                failed(StatusCode::BAD_GATEWAY, again)
-            }
-            SsoError::Plugin(_) | SsoError::Config(_) => failed(StatusCode::BAD_GATEWAY, settings),
-            SsoError::Timeout => failed(
-                StatusCode::GATEWAY_TIMEOUT,
-                "Your identity provider took too long to answer. You are not signed in; try again in a moment.",
-            ),
-            SsoError::Refusal(refusal) => Self::new(StatusCode::FORBIDDEN, "Not signed in", refusal.to_string()),
-            SsoError::Issue(IssueError::Store(StoreError::Unavailable(_))) => {
-                let text = "The server's database does not answer. You are not signed in; try again in a moment.";
-                Self { retry_after: Some(1), ..failed(StatusCode::SERVICE_UNAVAILABLE, text) }
-            }
-            SsoError::Issue(IssueError::Store(StoreError::Unwritable(..))) => {
-                let text = "The server's database takes no changes at the moment, and signing in is one. Try again in a moment.";
-                Self { retry_after: Some(5), ..failed(StatusCode::SERVICE_UNAVAILABLE, text) }
-            }
-            SsoError::Issue(_) => Self::internal(&error),
-        }
-    }
-}
-
-impl IntoResponse for Page {
-    fn into_response(self) -> Response {
-        let (title, text, id) = (escape(self.title), escape(&self.text), escape(&request_id()));
-        let html = format!(
-            "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
-             <title>{title}</title><style>body{{font:16px/1.5 system-ui,sans-serif;max-width:34rem;margin:15vh auto;padding:0 1rem}}\
-             small{{color:#666}}</style><h1>{title}</h1><p>{text}</p><p><small>{id}</small></p></html>"
-        );
-        let policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-        let mut response = (self.status, [(header::CONTENT_SECURITY_POLICY, policy)], Html(html)).into_response();
-        if let Some(seconds) = self.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
-        }
-        response
-    }
-}
-
-/// Text as HTML.
-fn escape(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut html, c| {
-        match c {
-            '&' => html.push_str("&amp;"),
-            '<' => html.push_str("&lt;"),
-            '>' => html.push_str("&gt;"),
-            '"' => html.push_str("&quot;"),
-            '\'' => html.push_str("&#39;"),
-            c => html.push(c),
-        }
-        html
-    })
+    Ok(Json(SignInConnections { items: items.collect() }))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use utoipa::{IntoParams, openapi::path::Parameter};
 
-    #[tokio::test]
-    async fn what_a_provider_says_cannot_become_markup() {
-        let error = "<script>alert(1)</script>\"'&".to_owned();
-        let page = Page::from(SsoError::Refused { error, description: Some("<script>alert(2)</script>".into()) });
-        let response = page.into_response();
-        assert_eq!(response.status(), StatusCode::FORBIDDEN);
-        let policy = response.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap().to_owned();
-        assert!(policy.contains("default-src 'none'"));
-        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
-        let html = String::from_utf8(body.to_vec()).unwrap();
-        assert!(html.contains("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;"), "{html}");
-        assert!(!html.contains("<script") && !html.contains("alert(2)"));
+    use super::*;
+    use crate::{
+        clock::Clock,
+        identity::{browser::RETURN_TO_BYTES, secret::Opaque},
+    };
+
+    fn schema(parameters: &[Parameter], name: &str) -> serde_json::Value {
+        let parameter = parameters.iter().find(|parameter| parameter.name == name).unwrap();
+        serde_json::to_value(&parameter.schema).unwrap()
+    }
+
+    #[test]
+    fn the_document_says_how_long_a_way_back_is() {
+        let return_to = schema(&Return::into_params(|| None), "return_to");
+        assert_eq!(return_to["maxLength"], RETURN_TO_BYTES);
+    }
+
+    #[test]
+    fn the_document_describes_the_state_as_it_is_sent() {
+        let state = jsonschema::validator_for(&schema(&Answer::into_params(|| None), "state")).unwrap();
+        let sent = Opaque::random(&Clock::system()).encode();
+        assert!(state.is_valid(&sent.as_str().into()), "{sent}");
+        for bad in ["", &sent[1..], &format!("{sent}A"), &format!("{}B", &sent[1..])] {
+            assert!(Opaque::parse("", bad).is_none() && !state.is_valid(&bad.into()), "{bad}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! `/api/v1/users`: the people of one's organization.
 
+mod body;
+
 use axum::{
     Json,
     extract::State,
@@ -7,13 +9,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use secrecy::SecretString;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use sqlx::types::Json as Column;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub use self::body::Property;
+use self::body::{NewUser, UserChange};
 use super::{
-    extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
+    extract::{Caller, IdempotencyKey, IfMatch, Input, Parameters, PathId, etag},
     guard::change,
     idempotency::{Claimed, Once},
     page::{Item, Listed, Page, visible},
@@ -39,71 +42,7 @@ use crate::{
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(read, update, remove))
-}
-
-/// A new user.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewUser {
-    /// Unique in the organization; case does not matter.
-    email: Email,
-    /// For people.
-    name: String,
-    /// Without one they can only sign in elsewhere. Only owners give one where the organization has an identity connection
-    /// in use: it would be a way past it.
-    #[schema(value_type = Option<String>, format = Password, min_length = 8, max_length = 128)]
-    password: Option<SecretString>,
-    /// Visible to policies as `principal.attributes`: strings, numbers, booleans and lists of strings.
-    #[serde(default)]
-    attributes: Map<String, Value>,
-    /// Roles in the whole organization.
-    #[serde(default)]
-    roles: Vec<Role>,
-}
-
-/// What to change; what is absent stays. Everyone may change their own name and password.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct UserChange {
-    name: Option<String>,
-    /// Whether they may sign in. Disabling ends their sessions.
-    active: Option<bool>,
-    /// A new password. Their sessions end, but for the one that changes its own user's password. The first password of
-    /// somebody who signs in elsewhere is set by another owner; so is any password of somebody who is linked to a provider.
-    #[schema(value_type = Option<String>, format = Password, min_length = 8, max_length = 128)]
-    password: Option<SecretString>,
-    /// Needed to change one's own password.
-    #[schema(value_type = Option<String>, format = Password)]
-    current_password: Option<SecretString>,
-    /// Replaces all attributes.
-    attributes: Option<Map<String, Value>>,
-}
-
-/// A property of a user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-#[schema(as = UserProperty)]
-pub enum Property {
-    /// Their name.
-    Name,
-    /// Whether they may sign in.
-    Active,
-    /// Their password.
-    Password,
-    /// Their attributes.
-    Attributes,
-}
-
-impl UserChange {
-    fn properties(&self) -> Vec<Property> {
-        let mut properties = Vec::new();
-        properties.extend(self.name.as_ref().map(|_| Property::Name));
-        properties.extend(self.active.map(|_| Property::Active));
-        properties.extend(self.password.as_ref().map(|_| Property::Password));
-        properties.extend(self.attributes.as_ref().map(|_| Property::Attributes));
-        properties
-    }
+    OpenApiRouter::new().routes(routes!(create_user, list_users)).routes(routes!(get_user, update_user, delete_user))
 }
 
 /// Whether this is what everybody may change of themselves without permission.
@@ -182,9 +121,15 @@ pub async fn keep_an_owner(tx: &mut Tx, caller: &Principal) -> Result<()> {
 }
 
 /// Create a user
-#[utoipa::path(post, path = "/api/v1/users", tag = "Users", request_body = NewUser,
-    responses((status = CREATED, body = User)))]
-async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<NewUser>) -> Result<Response> {
+///
+/// They can sign in at once: by the password, if one is given, or at an identity provider that vouches for the e-mail address. It
+/// needs `user.create`, and `membership.create` for each role; where the organization has an identity connection in use, only
+/// owners give a password. Refused with 409 where somebody of the organization has
+/// the address, or it has as many users as it may. No e-mail is sent.
+#[utoipa::path(post, path = "/api/v1/users", tag = "Users", params(IdempotencyKey), request_body = NewUser,
+    responses((status = CREATED, description = "The new user.", body = User)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn create_user(State(app): State<App>, Caller(caller): Caller, input: Input<NewUser>) -> Result<Response> {
     let mut new = input.body;
     new.roles.sort();
     new.roles.dedup();
@@ -259,9 +204,12 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
 }
 
 /// List users
+///
+/// The users of the caller's organization that the caller may read (`user.read`), oldest first; others are left out.
 #[utoipa::path(get, path = "/api/v1/users", tag = "Users", params(Page),
-    responses((status = OK, body = Listed<User>)))]
-async fn list(
+    responses((status = OK, description = "A page of users.", body = Listed<User>)),
+    extensions(("x-problems" = json!(["-denied"]))))]
+async fn list_users(
     State(app): State<App>,
     Caller(caller): Caller,
     Parameters(page): Parameters<Page>,
@@ -274,9 +222,12 @@ async fn list(
 }
 
 /// Read a user
-#[utoipa::path(get, path = "/api/v1/users/{id}", tag = "Users", params(("id" = UserId, Path)),
-    responses((status = OK, body = User)))]
-async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<UserId>) -> Result<Response> {
+///
+/// It needs `user.read`. Their roles are read at `/api/v1/memberships?user_id=`.
+#[utoipa::path(get, path = "/api/v1/users/{id}", tag = "Users",
+    params(("id" = UserId, Path, description = "The user.")),
+    responses((status = OK, description = "The user.", body = User)))]
+async fn get_user(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<UserId>) -> Result<Response> {
     let user = find(&app, &caller, id).await?;
     app.require(&caller, Action::UserRead, &user.resource(), &Context::default()).await?;
     Ok(([etag(user.revision)], Json(user)).into_response())
@@ -284,11 +235,14 @@ async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId
 
 /// Change a user
 ///
-/// Everyone may change their own name, and their own password with the current one. The first password of somebody who signs
-/// in elsewhere is set by another owner. A new password and being disabled end the user's sessions at once.
-#[utoipa::path(patch, path = "/api/v1/users/{id}", tag = "Users", params(("id" = UserId, Path)),
-    request_body = UserChange, responses((status = OK, body = User)))]
-async fn update(
+/// What is absent or null stays. Everyone may change their own name, and their own password with the current one; the rest needs
+/// `user.update`. The first password of somebody who signs in elsewhere is set by another owner. A new password and being
+/// disabled end the user's sessions at once; the last active owner cannot be disabled (409).
+#[utoipa::path(patch, path = "/api/v1/users/{id}", tag = "Users",
+    params(("id" = UserId, Path, description = "The user."), IfMatch), request_body = UserChange,
+    responses((status = OK, description = "The user as changed.", body = User)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn update_user(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<UserId>,
@@ -382,10 +336,13 @@ async fn confirm(app: &App, caller: &Principal, current: &SecretString) -> Resul
 
 /// Delete a user
 ///
-/// With their roles and sessions. What they made stays.
-#[utoipa::path(delete, path = "/api/v1/users/{id}", tag = "Users", params(("id" = UserId, Path)),
-    responses((status = NO_CONTENT)))]
-async fn remove(
+/// With their roles, their sessions and their links to identity providers, at once. What they made stays, and the audit trail goes
+/// on naming them by their id. It needs `user.delete`; the last active owner cannot be deleted (409).
+#[utoipa::path(delete, path = "/api/v1/users/{id}", tag = "Users",
+    params(("id" = UserId, Path, description = "The user."), IfMatch),
+    responses((status = NO_CONTENT, description = "The user is deleted.")),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn delete_user(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<UserId>,

@@ -13,7 +13,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     agents::find,
-    extract::{Caller, Input, Parameters, PathId},
+    extract::{Caller, IdempotencyKey, Input, Parameters, PathId},
     guard::change,
     idempotency::{Claimed, Once},
     page::{Listed, Page, cursor},
@@ -23,10 +23,11 @@ use crate::{
     app::App,
     authz::Action,
     domain::{
-        agent::{Agent, Version},
-        canvas::Graph,
+        agent::{Agent, Settings, Version},
+        canvas::{CanvasEdge, CanvasNode, Graph, Items},
         fault,
         id::AgentId,
+        labels::Labels,
         principal::Principal,
     },
     store::{Tx, agents, canvas, versions},
@@ -37,53 +38,94 @@ const TRIES: usize = 8;
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(read))
+    OpenApiRouter::new().routes(routes!(create_agent_version, list_agent_versions)).routes(routes!(get_agent_version))
 }
 
-/// A new version of what is on the canvas and in the settings now.
+/// A version to be created of what is on the canvas and in the settings now.
 #[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewAgentVersion, example = json!({ "note": "Asks for the order number first." }))]
 pub struct NewVersion {
-    /// What changed, for people.
+    /// What changed in this version, for people; empty if absent.
     #[serde(default)]
+    #[schema(max_length = 4000)]
     note: String,
 }
 
-/// A version with its workflow.
+/// A version of an agent with its workflow.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = AgentVersionWithWorkflow)]
 pub struct FullVersion {
     #[serde(flatten)]
     version: Version,
-    /// `kaizen.workflow.v1`: settings and graph, exactly as digested.
-    #[schema(value_type = Object)]
+    /// What a gateway gets of this version, exactly as digested.
+    #[schema(value_type = Workflow)]
     workflow: Box<RawValue>,
 }
 
-/// What a gateway gets: `kaizen.workflow.v1`.
-#[derive(Serialize)]
+/// What a gateway gets of a version, in the format `kaizen.workflow.v1`.
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(example = json!({
+    "format": "kaizen.workflow.v1",
+    "agent": {
+        "id": "019a2c4e-7b3d-7f10-8a5c-2e9d4b6f8c01", "name": "Support assistant",
+        "description": "Answers questions about orders.", "labels": { "team": "support" },
+    },
+    "settings": { "system_prompt": "You help customers of Acme.", "model": "gpt-4o", "temperature": 0.2, "max_tokens": 1024 },
+    "nodes": [{ "id": "n1", "type": "prompt", "position": { "x": 120, "y": 80 }, "data": { "label": "Greeting" } }],
+    "edges": [],
+    "canvas_sequence": 41,
+}))]
 struct Workflow<'a> {
+    /// The name of this format: `kaizen.workflow.v1`.
+    #[schema(value_type = String, pattern = r"^kaizen\.workflow\.v1$")]
     format: &'static str,
+    /// The agent, as it was when the version was created.
+    #[schema(value_type = AgentPart)]
     agent: AgentPart<'a>,
+    /// The agent's settings.
+    #[schema(value_type = Settings)]
     settings: &'a RawValue,
-    #[serde(flatten)]
-    graph: &'a Graph,
+    /// The canvas's nodes, parents before their children.
+    #[schema(value_type = Vec<CanvasNode>)]
+    nodes: &'a Items,
+    /// The canvas's edges.
+    #[schema(value_type = Vec<CanvasEdge>)]
+    edges: &'a Items,
+    /// The sequence of the last message that the canvas held; 0 where nothing was drawn yet.
+    #[schema(minimum = 0)]
     canvas_sequence: i64,
 }
 
-#[derive(Serialize)]
+/// An agent within a workflow.
+#[derive(Serialize, utoipa::ToSchema)]
+#[schema(as = WorkflowAgent)]
 struct AgentPart<'a> {
+    /// The agent's id.
     id: AgentId,
+    /// The agent's display name.
+    #[schema(value_type = String, min_length = 1, max_length = 200)]
     name: &'a str,
+    /// What the agent is for; may be empty.
+    #[schema(value_type = String, max_length = 4000)]
     description: &'a str,
+    /// The agent's labels.
+    #[schema(value_type = Labels)]
     labels: &'a std::collections::BTreeMap<String, String>,
 }
 
-/// Cut a version
+/// Create a version of an agent
 ///
-/// Versions are not changed, and removed only with their agent. One organization's are cut one after the other.
-#[utoipa::path(post, path = "/api/v1/agents/{id}/versions", tag = "Versions", params(("id" = AgentId, Path)),
-    request_body = NewVersion, responses((status = CREATED, body = Version)))]
-async fn create(
+/// It takes the permission `agent.version`. The version holds the agent's name, description, labels and settings and what is on its
+/// canvas, all as of one moment, and never changes; only versions are deployed. One that holds the same as the version before it is
+/// a new version as well. Versions are removed only with their agent. One version of an organization is created at a time; refused
+/// with 429 where many wait already, and with 409 where the agent or the organization has as many as it may.
+#[utoipa::path(post, path = "/api/v1/agents/{id}/versions", tag = "Versions",
+    params(("id" = AgentId, Path, description = "The agent's id."), IdempotencyKey), request_body = NewVersion,
+    responses((status = CREATED, description = "The new version.", body = Version,
+        headers(("ETag" = String, description = "The version's number, in quotes.")))),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn create_agent_version(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<AgentId>,
@@ -195,16 +237,20 @@ fn workflow(agent: &Agent, canvas_sequence: i64, graph: &Graph) -> Result<String
         format: "kaizen.workflow.v1",
         agent: AgentPart { id: agent.id, name: &agent.name, description: &agent.description, labels: &agent.labels },
         settings: &agent.settings,
-        graph,
+        nodes: &graph.nodes,
+        edges: &graph.edges,
         canvas_sequence,
     };
     serde_json::to_string(&workflow).map_err(Problem::internal)
 }
 
-/// List versions
-#[utoipa::path(get, path = "/api/v1/agents/{id}/versions", tag = "Versions", params(("id" = AgentId, Path), Page),
-    responses((status = OK, body = Listed<Version>)))]
-async fn list(
+/// List the versions of an agent
+///
+/// All of them without their workflows, oldest first, for whoever may read the agent (`agent.read`).
+#[utoipa::path(get, path = "/api/v1/agents/{id}/versions", tag = "Versions",
+    params(("id" = AgentId, Path, description = "The agent's id."), Page),
+    responses((status = OK, description = "A page of versions.", body = Listed<Version>)))]
+async fn list_agent_versions(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<AgentId>,
@@ -220,10 +266,14 @@ async fn list(
     Ok(Json(Listed { items, next_cursor }))
 }
 
-/// Read a version with its workflow
+/// Read a version of an agent with its workflow
+///
+/// It takes the permission `agent.read`. The `digest` is of the bytes that `workflow` has in the answer.
 #[utoipa::path(get, path = "/api/v1/agents/{id}/versions/{version}", tag = "Versions",
-    params(("id" = AgentId, Path), ("version" = i64, Path)), responses((status = OK, body = FullVersion)))]
-async fn read(
+    params(("id" = AgentId, Path, description = "The agent's id."),
+        ("version" = i64, Path, description = "The version's number, from 1.", minimum = 1, example = 3)),
+    responses((status = OK, description = "The version.", body = FullVersion)))]
+async fn get_agent_version(
     State(app): State<App>,
     Caller(caller): Caller,
     path: std::result::Result<axum::extract::Path<(uuid::Uuid, i64)>, axum::extract::rejection::PathRejection>,

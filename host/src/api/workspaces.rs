@@ -11,7 +11,7 @@ use serde_json::json;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    extract::{Caller, IfMatch, Input, Parameters, PathId, etag},
+    extract::{Caller, IdempotencyKey, IfMatch, Input, Parameters, PathId, etag},
     guard::change,
     idempotency::{Claimed, Once},
     page::{Item, Listed, Page, visible},
@@ -27,24 +27,37 @@ use crate::{
 
 /// The routes of this file.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(read, update, remove))
+    OpenApiRouter::new().routes(routes!(create_workspace, list_workspaces)).routes(routes!(
+        get_workspace,
+        update_workspace,
+        delete_workspace
+    ))
 }
 
-/// A new workspace.
+/// A workspace to be created.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({ "name": "Customer service", "description": "Agents that talk to customers." }))]
 pub struct NewWorkspace {
-    /// Unique in the organization.
+    /// The display name, without control characters; white space around it is taken away. Unique in the organization; case counts.
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
     name: String,
+    /// What the workspace is for; empty if absent.
     #[serde(default)]
+    #[schema(max_length = 4000)]
     description: String,
 }
 
-/// What to change; what is absent stays.
+/// A change of a workspace: what is absent or null stays.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({ "description": "Agents that talk to customers in Europe." }))]
 pub struct WorkspaceChange {
+    /// The new display name, unique in the organization.
+    #[schema(min_length = 1, max_length = 200, pattern = r"\S")]
     name: Option<String>,
+    /// The new description.
+    #[schema(max_length = 4000)]
     description: Option<String>,
 }
 
@@ -80,9 +93,17 @@ fn put(workspace: &mut Workspace, name: Option<String>, description: Option<Stri
 }
 
 /// Create a workspace
-#[utoipa::path(post, path = "/api/v1/workspaces", tag = "Workspaces", request_body = NewWorkspace,
-    responses((status = CREATED, body = Workspace)))]
-async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<NewWorkspace>) -> Result<Response> {
+///
+/// It takes the permission `workspace.create`. Refused with 409 if the organization has a workspace of this name, or as many as it
+/// may.
+#[utoipa::path(post, path = "/api/v1/workspaces", tag = "Workspaces", params(IdempotencyKey), request_body = NewWorkspace,
+    responses((status = CREATED, description = "The new workspace.", body = Workspace)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn create_workspace(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    input: Input<NewWorkspace>,
+) -> Result<Response> {
     let within = Resource::organization(caller.organization_id);
     app.require(&caller, Action::WorkspaceCreate, &within, &Context::default()).await?;
     let now = app.clock.now();
@@ -110,9 +131,12 @@ async fn create(State(app): State<App>, Caller(caller): Caller, input: Input<New
 }
 
 /// List workspaces
+///
+/// Those that the caller may read (`workspace.read`), oldest first.
 #[utoipa::path(get, path = "/api/v1/workspaces", tag = "Workspaces", params(Page),
-    responses((status = OK, body = Listed<Workspace>)))]
-async fn list(
+    responses((status = OK, description = "A page of workspaces.", body = Listed<Workspace>)),
+    extensions(("x-problems" = json!(["-denied"]))))]
+async fn list_workspaces(
     State(app): State<App>,
     Caller(caller): Caller,
     Parameters(page): Parameters<Page>,
@@ -125,17 +149,28 @@ async fn list(
 }
 
 /// Read a workspace
-#[utoipa::path(get, path = "/api/v1/workspaces/{id}", tag = "Workspaces", params(("id" = WorkspaceId, Path)),
-    responses((status = OK, body = Workspace)))]
-async fn read(State(app): State<App>, Caller(caller): Caller, PathId(id): PathId<WorkspaceId>) -> Result<Response> {
+///
+/// It takes the permission `workspace.read`. The agents in it are listed with `GET /api/v1/agents?workspace_id=`.
+#[utoipa::path(get, path = "/api/v1/workspaces/{id}", tag = "Workspaces",
+    params(("id" = WorkspaceId, Path, description = "The workspace's id.")),
+    responses((status = OK, description = "The workspace.", body = Workspace)))]
+async fn get_workspace(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    PathId(id): PathId<WorkspaceId>,
+) -> Result<Response> {
     let workspace = find(&app, &caller, id, Action::WorkspaceRead).await?;
     Ok(([etag(workspace.revision)], Json(workspace)).into_response())
 }
 
 /// Change a workspace
-#[utoipa::path(patch, path = "/api/v1/workspaces/{id}", tag = "Workspaces", params(("id" = WorkspaceId, Path)),
-    request_body = WorkspaceChange, responses((status = OK, body = Workspace)))]
-async fn update(
+///
+/// It takes the permission `workspace.update`. Refused with 409 if the organization has another workspace of the new name.
+#[utoipa::path(patch, path = "/api/v1/workspaces/{id}", tag = "Workspaces",
+    params(("id" = WorkspaceId, Path, description = "The workspace's id."), IfMatch), request_body = WorkspaceChange,
+    responses((status = OK, description = "The workspace, as it is from now on.", body = Workspace)),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn update_workspace(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<WorkspaceId>,
@@ -155,9 +190,14 @@ async fn update(
 }
 
 /// Delete an empty workspace
-#[utoipa::path(delete, path = "/api/v1/workspaces/{id}", tag = "Workspaces", params(("id" = WorkspaceId, Path)),
-    responses((status = NO_CONTENT)))]
-async fn remove(
+///
+/// It takes the permission `workspace.delete`. The workspace goes with the roles that users hold in it. Refused with 409 while there
+/// are agents in it: they cannot be moved, and have to be deleted first.
+#[utoipa::path(delete, path = "/api/v1/workspaces/{id}", tag = "Workspaces",
+    params(("id" = WorkspaceId, Path, description = "The workspace's id."), IfMatch),
+    responses((status = NO_CONTENT, description = "The workspace is deleted.")),
+    extensions(("x-problems" = json!(["conflict"]))))]
+async fn delete_workspace(
     State(app): State<App>,
     Caller(caller): Caller,
     PathId(id): PathId<WorkspaceId>,

@@ -337,6 +337,12 @@ mod tests {
         on,
     };
 
+    #[test]
+    fn the_document_says_how_long_an_error_is() {
+        let schema = serde_json::to_value(<store::delivery::Delivery as utoipa::PartialSchema>::schema()).unwrap();
+        assert_eq!(schema["properties"]["last_error"]["maxLength"], serde_json::json!(ERROR_LENGTH));
+    }
+
     #[tokio::test]
     async fn a_sink_is_kept_for_as_long_as_its_batch_takes_and_let_go_where_another_has_it() {
         for fixture in Fixture::each().await {

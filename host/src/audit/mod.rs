@@ -26,7 +26,7 @@ const SYSTEM: &str = "system";
 pub struct Record<'a> {
     /// Whose chain.
     pub organization_id: OrganizationId,
-    /// `user/{id}`, `system` or `anonymous`.
+    /// `user/{id}`, `identity_connection/{id}`, `system` or `anonymous`; `user/*` for denials of several people.
     pub actor: String,
     /// The Cedar action where there is one, e.g. `agent.deploy`.
     pub action: &'a str,

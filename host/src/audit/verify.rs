@@ -13,42 +13,55 @@ use crate::{
 /// Events read at once.
 const BATCH: i64 = 500;
 
-/// What verification found.
+/// What verifying the chain of an audit trail found.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = AuditVerification, example = json!({
+    "valid": true,
+    "events": 42,
+    "head": { "sequence": 42, "hash": "b5bb9d8014a0f9b1d61e21e796d78dccdf1352f23cd32812f4850b878ae4944c" }
+}))]
 pub struct Report {
     /// Whether the chain holds from its first event to its head.
     pub valid: bool,
-    /// Events that were checked and hold.
+    /// How many events were checked and hold.
+    #[schema(minimum = 0)]
     pub events: i64,
-    /// Where the chain ends.
+    /// Where the chain ended when verification began.
     pub head: Head,
-    /// The first place where it does not hold.
+    /// The first place where the chain does not hold; absent if it holds.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub first_fault: Option<Fault>,
 }
 
 /// The end of a chain, as it was when verification began.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = AuditChainHead)]
 pub struct Head {
-    /// The last event's sequence; 0 for an empty chain.
+    /// The last event's place in the chain; 0 for an empty chain.
+    #[schema(minimum = 0)]
     pub sequence: i64,
-    /// The last event's hash.
+    /// The last event's hash; 64 zeros for an empty chain.
     pub hash: String,
 }
 
-/// Where a chain breaks, and how.
+/// Where a chain does not hold, and how.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = AuditChainFault)]
 pub struct Fault {
-    /// The event's sequence.
+    /// The event's place in the chain; 0 where the chain's end itself is not there.
+    #[schema(minimum = 0)]
     pub sequence: i64,
-    /// What is wrong with it.
+    /// What is wrong with the event.
     pub kind: FaultKind,
-    /// For people.
+    /// What is wrong, as a sentence.
     pub message: String,
 }
 
-/// How a chain can break.
+/// How a chain does not hold: the event is not there (`missing`), it is not the one that was recorded or not at this place
+/// (`altered`), or the recorded end of the chain is not the hash of its last event or is not there (`head`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = AuditChainFaultKind)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {
     /// The event is not there.

@@ -1,5 +1,10 @@
 //! What can be done: Cedar's actions, the same words as in the audit trail.
 
+use utoipa::openapi::{
+    RefOr,
+    schema::{ObjectBuilder, Schema, Type},
+};
+
 macro_rules! actions {
     ($($name:ident $text:literal)*) => {
         /// An action, `Kaizen::Action::"agent.deploy"` in policies.
@@ -87,3 +92,17 @@ actions! {
     PluginActivate "plugin.activate"
     PluginDelete "plugin.delete"
 }
+
+impl utoipa::PartialSchema for Action {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .enum_values(Some(Self::ALL.iter().map(|action| action.as_str())))
+            .description(Some(
+                "An action, as Cedar policies name it: `Kaizen::Action::\"agent.deploy\"` is `agent.deploy`.",
+            ))
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for Action {}

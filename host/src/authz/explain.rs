@@ -2,6 +2,7 @@
 
 use std::{fmt::Write as _, sync::Arc};
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Action, Kind, Origin, Resource, index::About, kind::Roles};
@@ -13,7 +14,7 @@ const TOLD: usize = 10;
 const DESCRIPTION: usize = 500;
 
 /// Why it was decided so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// A policy permits it and none forbids it.
@@ -33,6 +34,34 @@ pub struct Deciding {
     pub policy: Arc<About>,
     /// For [`Reason::Error`]: what went wrong in it.
     pub error: Option<String>,
+}
+
+/// A policy that made a decision, as answers and the audit trail tell of it.
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct DecidingPolicy {
+    /// The policy's `@id`, or its place in the text, such as `policy 2`.
+    id: String,
+    /// Whose policy it is.
+    source: Origin,
+    /// What the policy does where it matches.
+    effect: PolicyEffect,
+    /// The first 500 characters of the policy's `@description`; null if it has none.
+    #[schema(required = true, max_length = 500)]
+    description: Option<String>,
+    /// What went wrong in the policy; absent unless it could not be evaluated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    error: Option<String>,
+}
+
+/// What a policy does where it matches: it permits, unless another one forbids, or it forbids, whatever others permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PolicyEffect {
+    /// It permits, unless another policy forbids.
+    Permit,
+    /// It forbids, whatever others permit.
+    Forbid,
 }
 
 /// A decision and what made it.
@@ -120,12 +149,12 @@ impl Decision {
     }
 
     /// The first 10 of the policies that decided; the sentence of what is forbidden says how many more there are.
-    pub fn named(&self) -> Vec<Value> {
-        self.policies.iter().take(TOLD).map(Deciding::to_json).collect()
+    pub fn named(&self) -> Vec<DecidingPolicy> {
+        self.policies.iter().take(TOLD).map(Deciding::named).collect()
     }
 
-    /// For a problem's `denial`, the audit trail and the API: `{allowed, reason, message, policies: [{id, source, effect,
-    /// description, error}]}`, with the policies of [`Decision::named`].
+    /// For a problem's `denial` and the audit trail: `{allowed, reason, message, policies}`, with the policies of
+    /// [`Decision::named`].
     pub fn to_json(&self) -> Value {
         json!({
             "allowed": self.allowed,
@@ -137,18 +166,14 @@ impl Decision {
 }
 
 impl Deciding {
-    /// `{id, source, effect, description}`, and `error` for what went wrong in it.
-    pub fn to_json(&self) -> Value {
-        let mut value = json!({
-            "id": self.policy.id,
-            "source": self.policy.origin,
-            "effect": if self.policy.permits { "permit" } else { "forbid" },
-            "description": self.description(),
-        });
-        if let (Some(object), Some(error)) = (value.as_object_mut(), &self.error) {
-            object.insert("error".into(), error.clone().into());
+    fn named(&self) -> DecidingPolicy {
+        DecidingPolicy {
+            id: self.policy.id.clone(),
+            source: self.policy.origin,
+            effect: if self.policy.permits { PolicyEffect::Permit } else { PolicyEffect::Forbid },
+            description: self.description().map(str::to_owned),
+            error: self.error.clone(),
         }
-        value
     }
 
     /// The beginning of the policy's description.
@@ -178,4 +203,21 @@ fn roles(principal: &Principal, resource: &Resource) -> String {
     let elsewhere = Roles::somewhere(principal).iter().filter(|role| !here.contains(*role));
     words.extend(elsewhere.map(|role| format!("{} in another workspace", role.as_str())));
     if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use utoipa::PartialSchema as _;
+
+    use super::*;
+    use crate::api::authz::DecisionBody;
+
+    #[test]
+    fn the_document_says_how_much_of_policies_is_told() {
+        let (policy, decision) = (DecidingPolicy::schema(), DecisionBody::schema());
+        let policy = serde_json::to_value(policy).unwrap();
+        let decision = serde_json::to_value(decision).unwrap();
+        assert_eq!(policy["properties"]["description"]["maxLength"], json!(DESCRIPTION));
+        assert_eq!(decision["properties"]["policies"]["maxItems"], json!(TOLD));
+    }
 }

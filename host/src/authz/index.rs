@@ -26,9 +26,10 @@ use super::{
 };
 use crate::domain::{principal::Principal, role::Role};
 
-/// Where a policy comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+/// Whose policy it is: part of the server (`platform`), or of the organization's version in force (`tenant`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = PolicySource)]
 pub enum Origin {
     /// Part of the server: `policies/platform/`.
     Platform,

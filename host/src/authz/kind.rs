@@ -1,7 +1,11 @@
 //! What policies speak of: kinds of things, one thing with what is visible of it, and the circumstances.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
+use utoipa::openapi::{
+    RefOr,
+    schema::{ObjectBuilder, Schema, Type},
+};
 use uuid::Uuid;
 
 use crate::domain::{
@@ -80,6 +84,22 @@ impl Kind {
             Kind::IdentityConnection => "identity_connection",
             Kind::PolicySet => "policy",
         }
+    }
+}
+
+impl utoipa::PartialSchema for Kind {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .enum_values(Some(Self::ALL.iter().map(|kind| kind.as_str())))
+            .description(Some("A type of thing that policies decide about; `policy` is a policy set."))
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for Kind {
+    fn name() -> Cow<'static, str> {
+        "ResourceType".into()
     }
 }
 

@@ -29,7 +29,7 @@ mod workers;
 use std::{sync::Arc, time::Duration};
 
 pub use action::Action;
-pub use explain::{Deciding, Decision, Reason};
+pub use explain::{Deciding, DecidingPolicy, Decision, Reason};
 pub use filter::Distinction;
 pub use index::{About, Origin};
 pub use kind::{Context, Kind, Resource};

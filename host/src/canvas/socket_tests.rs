@@ -42,7 +42,7 @@ impl Host {
         app.canvases.start();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let router = api::router(&app);
+        let router = api::router(&app).unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });
         Self { app, address, fixture }
     }

@@ -120,7 +120,7 @@ pub fn run() -> anyhow::Result<()> {
     let matches = command().get_matches();
     let cli = Cli::from_arg_matches(&matches)?;
     if matches!(cli.command, Command::Openapi) {
-        return print(&crate::api::openapi::document().to_pretty_json()?);
+        return print(&serde_json::to_string_pretty(&crate::api::openapi::document()?)?);
     }
     if let Command::DemoGateway(gateway) = cli.command {
         return runtime()?.block_on(gateway.run());

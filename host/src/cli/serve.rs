@@ -99,7 +99,7 @@ impl Running {
             let connections = connections(&app.config, descriptors);
             let api = Server {
                 name: "api",
-                router: api::router(&app),
+                router: api::router(&app)?,
                 connections,
                 connections_per_client: limits.connections_per_client as usize,
                 clients: ClientAddresses::new(app.config.proxies.clone()),

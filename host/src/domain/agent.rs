@@ -10,35 +10,52 @@ use sqlx::types::Json;
 use super::{
     fault::Fault,
     id::{AgentId, CanvasId, OrganizationId, UserId, VersionId, WorkspaceId},
+    labels::Labels,
 };
 
-/// An agent, as stored and as shown.
+/// An agent.
 #[derive(Debug, Clone, Serialize, sqlx::FromRow, utoipa::ToSchema)]
+#[schema(example = json!({
+    "id": "019a2c4e-7b3d-7f10-8a5c-2e9d4b6f8c01",
+    "organization_id": "019a2c40-11aa-7c3e-9b1f-6d2e8f4a7b10",
+    "workspace_id": "019a2c41-5d2e-7b90-a4c3-1f8e6d3b9a22",
+    "name": "Support assistant",
+    "description": "Answers questions about orders.",
+    "labels": { "team": "support" },
+    "settings": { "system_prompt": "You help customers of Acme.", "model": "gpt-4o", "temperature": 0.2, "max_tokens": 1024 },
+    "canvas_id": "019a2c4e-7b3d-7f10-8a5c-2e9d4b6f8c02",
+    "created_by": "019a2c40-3f5b-7d21-8e6a-4b9c2d7f1e33",
+    "created_at": "2025-11-03T09:15:00.000000Z",
+    "updated_at": "2025-11-03T09:15:00.000000Z",
+}))]
 pub struct Agent {
-    /// Its id.
+    /// The agent's id.
     pub id: AgentId,
-    /// Whose it is.
+    /// The organization that the agent belongs to.
     pub organization_id: OrganizationId,
-    /// The workspace it is in.
+    /// The workspace that the agent is in.
     pub workspace_id: WorkspaceId,
-    /// For people.
+    /// The display name; several agents of a workspace may have the same.
+    #[schema(min_length = 1, max_length = 200)]
     pub name: String,
-    /// For people.
+    /// What the agent is for; may be empty.
+    #[schema(max_length = 4000)]
     pub description: String,
-    /// Key and value; policies see them.
-    #[schema(value_type = BTreeMap<String, String>)]
+    /// The agent's labels; policies see them.
+    #[schema(value_type = Labels)]
     pub labels: Json<BTreeMap<String, String>>,
-    /// How it answers; never parsed on the way from the database to the client.
+    /// How the agent answers.
+    // Never parsed on the way from the database to the client.
     #[schema(value_type = Settings)]
     pub settings: Json<Box<RawValue>>,
-    /// Its canvas: the session of `/ws/canvas/{session_id}`.
+    /// The agent's canvas: the `session_id` of `/ws/canvas/{session_id}`.
     pub canvas_id: CanvasId,
-    /// Who made it.
+    /// The user who created the agent.
     pub created_by: UserId,
-    /// When.
+    /// When the agent was created.
     #[serde(serialize_with = "crate::clock::micros")]
     pub created_at: DateTime<Utc>,
-    /// Last change, other than on the canvas.
+    /// When the agent was last changed, other than on its canvas.
     #[serde(serialize_with = "crate::clock::micros")]
     pub updated_at: DateTime<Utc>,
     /// Counts changes; the ETag.
@@ -46,22 +63,27 @@ pub struct Agent {
     pub revision: i64,
 }
 
-/// An agent's settings: the known ones are checked, others are kept as they are.
+/// Settings of an agent, at most 64 KiB as JSON: those named here are checked, others are kept as they are for the gateway.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = AgentSettings, example = json!({
+    "system_prompt": "You help customers of Acme.", "model": "gpt-4o", "temperature": 0.2, "max_tokens": 1024, "top_p": 0.9,
+}))]
 pub struct Settings {
-    /// What the model is told first.
+    /// The instructions that the model gets before the conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_prompt: Option<String>,
     /// The model's name at the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// 0 to 2.
+    /// The sampling temperature, from 0 to 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 2)]
     pub temperature: Option<f64>,
-    /// From 1.
+    /// The most tokens that one answer may have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(format = Int64, minimum = 1, maximum = 4294967295u32)]
     pub max_tokens: Option<u32>,
-    /// Whatever else the gateway understands.
+    /// Any other setting that the gateway understands.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -86,22 +108,66 @@ impl Settings {
 
 /// One immutable version of an agent, without its workflow.
 #[derive(Debug, Clone, Serialize, sqlx::FromRow, utoipa::ToSchema)]
+#[schema(as = AgentVersion, example = json!({
+    "id": "019a2c52-0c4f-7e88-9d13-5a7b3c9e1f40",
+    "agent_id": "019a2c4e-7b3d-7f10-8a5c-2e9d4b6f8c01",
+    "version": 3,
+    "digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "note": "Asks for the order number first.",
+    "created_by": "019a2c40-3f5b-7d21-8e6a-4b9c2d7f1e33",
+    "created_at": "2025-11-03T10:02:41.120000Z",
+}))]
 pub struct Version {
-    /// Its id.
+    /// The version's id.
     pub id: VersionId,
-    /// Of which agent.
+    /// The agent that this is a version of.
     pub agent_id: AgentId,
-    /// Counts from 1 for each agent.
+    /// The version's number, which counts from 1 for each agent.
     #[serde(rename = "version")]
-    #[schema(rename = "version")]
+    #[schema(rename = "version", minimum = 1)]
     pub number: i64,
     /// SHA-256 of the workflow's text, hexadecimal.
+    #[schema(min_length = 64, max_length = 64, pattern = "^[0-9a-f]{64}$")]
     pub digest: String,
-    /// What changed, for people.
+    /// What changed in this version, as whoever created it says; may be empty.
+    #[schema(max_length = 4000)]
     pub note: String,
-    /// Who cut it.
+    /// The user who created the version.
     pub created_by: UserId,
-    /// When.
+    /// When the version was created.
     #[serde(serialize_with = "crate::clock::micros")]
     pub created_at: DateTime<Utc>,
+}
+
+#[cfg(test)]
+mod tests {
+    use utoipa::PartialSchema;
+
+    use super::*;
+
+    fn faults(settings: Value) -> usize {
+        let mut faults = Vec::new();
+        match serde_json::from_value::<Settings>(settings) {
+            Ok(settings) => settings.check("/settings", &mut faults),
+            Err(error) => faults.push(Fault::new("/settings", error.to_string())),
+        }
+        faults.len()
+    }
+
+    #[test]
+    fn the_schema_of_settings_is_what_is_checked() {
+        let schema = serde_json::to_value(Settings::schema()).unwrap();
+        for setting in ["temperature", "max_tokens"] {
+            let bound = |name: &str| schema["properties"][setting][name].as_f64().unwrap();
+            let (least, most) = (bound("minimum"), bound("maximum"));
+            let of = |value: f64| match setting {
+                "max_tokens" => serde_json::json!({ setting: value as i64 }),
+                _ => serde_json::json!({ setting: value }),
+            };
+            assert_eq!((faults(of(least)), faults(of(most))), (0, 0), "{setting}");
+            assert_eq!((faults(of(least - 1.0)), faults(of(most + 1.0))), (1, 1), "{setting}");
+        }
+        let about = schema["description"].as_str().unwrap();
+        assert!(about.contains(&format!("{} KiB", SETTINGS_BYTES / 1024)), "{about}");
+    }
 }

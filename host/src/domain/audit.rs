@@ -11,8 +11,10 @@ use crate::clock::rfc3339;
 /// The hash before an organization's first event.
 pub const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// How what was asked for ended.
+/// How what was asked for ended: it was done (`success`), policies or a rule of the server refused it (`denied`), or it was
+/// allowed and did not work (`failure`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema)]
+#[schema(as = AuditOutcome)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "TEXT", rename_all = "snake_case")]
 pub enum Outcome {
@@ -47,7 +49,7 @@ pub struct Event {
     /// When, in whole microseconds.
     #[serde(serialize_with = "crate::clock::micros")]
     pub occurred_at: DateTime<Utc>,
-    /// `user/{id}`, `system` or `anonymous`.
+    /// `user/{id}`, `identity_connection/{id}`, `system` or `anonymous`; `user/*` for denials of several people.
     pub actor: String,
     /// The Cedar action where there is one, e.g. `agent.deploy`.
     pub action: String,

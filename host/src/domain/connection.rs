@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The three kinds of plugins, and of connections.
+/// What a plugin and its connections are for: signing people in (`identity_provider`), deploying agents (`deployment_target`)
+/// or taking audit events (`audit_sink`).
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema,
 )]

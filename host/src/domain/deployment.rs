@@ -5,7 +5,15 @@ use serde::{Deserialize, Serialize};
 
 use super::id::{AgentId, DeploymentId, GatewayId, JobId, OrganizationId, UserId, VersionId, WorkspaceId};
 
-/// Where a deployment stands.
+/// The state of a deployment.
+///
+/// - `queued`: waits for a worker.
+/// - `running`: a worker is at it, or waits to try again.
+/// - `active`: the gateway serves it.
+/// - `failed`: it did not work, and is not tried again by itself.
+/// - `cancelled`: it was called off before it was active.
+/// - `stopping`: a worker is taking it off the gateway.
+/// - `stopped`: the gateway no longer serves it.
 ///
 /// ```text
 /// queued → running → active → stopping → stopped
@@ -76,71 +84,106 @@ impl DeploymentState {
 
 /// How far a deployment has come, as the gateway's plugin tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, sqlx::FromRow, utoipa::ToSchema)]
+#[schema(as = DeploymentProgress)]
 pub struct Progress {
-    /// 0 to 100, where the plugin knows.
+    /// Percent, from 0 to 100; null where the plugin does not know.
     #[sqlx(rename = "progress_percent")]
+    #[schema(required = true, minimum = 0, maximum = 100)]
     pub percent: Option<i64>,
-    /// For people.
+    /// What the plugin is doing, for people; null where it has told nothing yet.
     #[sqlx(rename = "progress_message")]
+    #[schema(required = true)]
     pub message: Option<String>,
 }
 
-/// A deployment, as stored and as shown.
+/// A deployment of one version of an agent to one gateway.
 #[derive(Debug, Clone, Serialize, sqlx::FromRow, utoipa::ToSchema)]
+#[schema(example = json!({
+    "id": "019a2c60-4e1b-7a72-b8d5-0c3f6e9a2d51",
+    "organization_id": "019a2c40-11aa-7c3e-9b1f-6d2e8f4a7b10",
+    "agent_id": "019a2c4e-7b3d-7f10-8a5c-2e9d4b6f8c01",
+    "agent_name": "Support assistant",
+    "workspace_id": "019a2c41-5d2e-7b90-a4c3-1f8e6d3b9a22",
+    "version": 3,
+    "gateway_id": "019a2c48-9f6a-7d05-8c21-7b4e1a3d5f60",
+    "environment": "production",
+    "status": "active",
+    "job_id": "019a2c60-4e1b-7a72-b8d5-0c3f6e9a2d52",
+    "registration_id": "support-assistant-v3",
+    "endpoint": "https://agents.example.com/support-assistant",
+    "progress": { "percent": 100, "message": "Active" },
+    "error": null,
+    "rollback_of": null,
+    "created_by": "019a2c40-3f5b-7d21-8e6a-4b9c2d7f1e33",
+    "created_at": "2025-11-03T10:05:00.000000Z",
+    "updated_at": "2025-11-03T10:05:07.250000Z",
+    "activated_at": "2025-11-03T10:05:07.250000Z",
+    "finished_at": null,
+}))]
 pub struct Deployment {
-    /// Its id; for the gateway's plugin the idempotency key.
+    /// The deployment's id; for the gateway's plugin the idempotency key.
     pub id: DeploymentId,
-    /// Whose it is.
+    /// The organization that the deployment belongs to.
     pub organization_id: OrganizationId,
-    /// What is deployed.
+    /// The agent that is deployed.
     pub agent_id: AgentId,
-    /// The agent's name.
+    /// The agent's name, as it is now.
+    #[schema(min_length = 1, max_length = 200)]
     pub agent_name: String,
-    /// The workspace the agent is in.
+    /// The workspace that the agent is in.
     pub workspace_id: WorkspaceId,
-    /// Which version of the agent.
+    /// The number of the agent's version that is deployed.
+    #[schema(minimum = 1)]
     pub version: i64,
     /// That version's id.
     #[serde(skip)]
     pub version_id: VersionId,
-    /// Where to.
+    /// The gateway that the agent is deployed to.
     pub gateway_id: GatewayId,
-    /// Into which environment.
+    /// The environment that the agent is deployed into; empty where neither the gateway nor whoever deployed named one.
+    #[schema(max_length = 63)]
     pub environment: String,
-    /// Where it stands.
+    /// The state that the deployment is in.
     pub status: DeploymentState,
-    /// The job that is at it, or was last.
+    /// The job that is at work on the deployment, or was last.
     pub job_id: JobId,
-    /// What the gateway calls it.
+    /// What the gateway calls the deployment; null until it is registered there.
+    #[schema(required = true, max_length = 2000)]
     pub registration_id: Option<String>,
-    /// Where it is reached, if the gateway says.
+    /// The http or https address at which the agent is reached; null where the gateway does not say.
+    #[schema(required = true, max_length = 2000)]
     pub endpoint: Option<String>,
-    /// How far it has come.
+    /// How far the deployment, or taking it off its gateway, has come.
     #[sqlx(flatten)]
     pub progress: Progress,
-    /// Why it failed, or why the last attempt did.
+    /// Why the deployment failed, or why the last attempt did; null where none has.
+    #[schema(required = true)]
     pub error: Option<String>,
-    /// The deployment that this one takes back.
+    /// The deployment that this one takes back; null where it is no rollback.
+    #[schema(required = true)]
     pub rollback_of: Option<DeploymentId>,
-    /// Who asked for it.
+    /// The user who asked for the deployment.
     pub created_by: UserId,
-    /// When.
+    /// When the deployment was asked for.
     #[serde(serialize_with = "crate::clock::micros")]
     pub created_at: DateTime<Utc>,
-    /// Last change.
+    /// When the deployment last changed.
     #[serde(serialize_with = "crate::clock::micros")]
     pub updated_at: DateTime<Utc>,
-    /// When it became active.
+    /// When the deployment became active; null if it never did.
     #[serde(serialize_with = "crate::clock::micros")]
+    #[schema(required = true)]
     pub activated_at: Option<DateTime<Utc>>,
-    /// When it was over.
+    /// When the deployment failed, was cancelled or was stopped; null while it is none of these.
     #[serde(serialize_with = "crate::clock::micros")]
+    #[schema(required = true)]
     pub finished_at: Option<DateTime<Utc>>,
 }
 
-/// What a deployment's event tells of.
+/// What a deployment's event tells of: `progress` that it came further, `status` that its state changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = DeploymentEventKind)]
 #[sqlx(type_name = "TEXT", rename_all = "snake_case")]
 pub enum EventKind {
     /// It came further.
@@ -151,19 +194,30 @@ pub enum EventKind {
 
 /// One step of a deployment.
 #[derive(Debug, Clone, Serialize, sqlx::FromRow, utoipa::ToSchema)]
+#[schema(example = json!({
+    "sequence": 3,
+    "kind": "progress",
+    "occurred_at": "2025-11-03T10:05:04.000000Z",
+    "status": "running",
+    "percent": 60,
+    "message": "Waiting for the agent to be ready",
+}))]
 pub struct DeploymentEvent {
-    /// Position among the deployment's events, from 1.
+    /// The event's position among those of its deployment, from 1; the event's `id` in the stream.
+    #[schema(minimum = 1)]
     pub sequence: i64,
-    /// What it tells of.
+    /// What the event tells of; the event's name in the stream.
     pub kind: EventKind,
-    /// When.
+    /// When it happened.
     #[serde(serialize_with = "crate::clock::micros")]
     pub occurred_at: DateTime<Utc>,
-    /// The state it is in.
+    /// The state that the deployment was in from then on.
     pub status: DeploymentState,
-    /// 0 to 100, where known.
+    /// Percent, from 0 to 100; null where it is not known.
+    #[schema(required = true, minimum = 0, maximum = 100)]
     pub percent: Option<i64>,
-    /// For people.
+    /// What was going on, or why it failed, for people; null where there is nothing to tell.
+    #[schema(required = true)]
     pub message: Option<String>,
 }
 

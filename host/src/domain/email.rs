@@ -16,7 +16,16 @@ use serde::{Deserialize, Serialize};
 /// An e-mail address in the one spelling that it is compared and stored in: what a person signs in with.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(try_from = "String", into = "String")]
-#[schema(value_type = String, format = "email")]
+#[schema(
+    value_type = String,
+    format = "idn-email",
+    min_length = 3,
+    max_length = 254,
+    pattern = r"^[\t\n\f\r ]*[!#-'*+\--9=?A-Z^-~]{1,64}@[^@]+$",
+    example = "ada@example.com",
+    description = "An e-mail address. Before the `@` it has ASCII characters only, of which case does not matter; after it, a domain \
+                   that DNS can have, compared by its A-labels (RFC 5891). White space around it is dropped."
+)]
 pub struct Email(String);
 
 /// Why a text is not an e-mail address here.
@@ -198,6 +207,35 @@ mod tests {
             "b\u{FC}cher\u{200D}.example",
         ] {
             assert_eq!(Email::parse(&format!("kim@{domain}")), Err(NotAnEmail::Domain), "{domain:?}");
+        }
+    }
+
+    /// The document refuses nothing that is accepted; of what it allows, domains are looked at more closely.
+    #[test]
+    fn the_document_describes_addresses_as_they_are_checked() {
+        let schema = serde_json::to_value(<Email as utoipa::PartialSchema>::schema()).unwrap();
+        let schema = jsonschema::validator_for(&schema).unwrap();
+        let local = "x".repeat(64);
+        let long = format!("{local}@{0}.{0}.{1}", "d".repeat(63), "d".repeat(61));
+        assert_eq!(long.len(), 254);
+        for (text, accepted) in [
+            (" Ada@Example.COM \n", true),
+            ("a@b", true),
+            ("!#$%&'*+-/=?^_`{|}~.0@example.com", true),
+            ("ada@b\u{FC}cher.example", true),
+            (long.as_str(), true),
+            (format!("{long}d").as_str(), false),
+            (format!("{local}x@example.com").as_str(), false),
+            ("", false),
+            ("ada", false),
+            ("@x.com", false),
+            ("ada@", false),
+            ("a@b@c.com", false),
+            ("a b@c.com", false),
+            ("<a@c.com>", false),
+            ("\u{E9}@x.com", false),
+        ] {
+            assert_eq!((schema.is_valid(&text.into()), Email::parse(text).is_ok()), (accepted, accepted), "{text:?}");
         }
     }
 

@@ -11,7 +11,15 @@ use super::text::{self, TextFault};
 /// So `Production`, `production ` and ` PRODUCTION` are `production`, and `prоduction` with a Cyrillic `о` is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(try_from = "String", into = "String")]
-#[schema(value_type = String, min_length = 1, max_length = 63)]
+#[schema(
+    value_type = String,
+    min_length = 1,
+    max_length = 63,
+    example = "production",
+    description = "What agents on a gateway are for, as policies compare it: it is kept in lower case, without white space around it \
+                   and with one space between words. Letters, digits, spaces and `-_./:+@&,()#`; letters that imitate others are \
+                   refused."
+)]
 pub struct Environment(String);
 
 /// Characters of an environment's name at the most.
@@ -77,6 +85,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_document_says_how_long_an_environment_is() {
+        let documented = serde_json::to_value(<Environment as utoipa::PartialSchema>::schema()).unwrap();
+        assert_eq!((&documented["minLength"], &documented["maxLength"]), (&1.into(), &ENVIRONMENT_CHARACTERS.into()));
+    }
 
     #[test]
     fn spellings_of_production_are_production() {

@@ -12,10 +12,13 @@ use super::{
 
 /// One fault of the input.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = InputFault)]
 pub struct Fault {
-    /// JSON pointer (RFC 6901) into the body, or the name of a query parameter.
+    /// Where the fault is: a JSON pointer (RFC 6901) into the body, empty for the whole of it, or the name of a query parameter.
+    #[schema(example = "/name")]
     pub pointer: String,
-    /// What to change.
+    /// What is expected there instead, in a sentence for people.
+    #[schema(example = "1 to 200 characters")]
     pub message: String,
 }
 

@@ -10,7 +10,7 @@ macro_rules! ids {
                  sqlx::Type, utoipa::ToSchema)]
         #[serde(transparent)]
         #[sqlx(transparent)]
-        #[schema(value_type = Uuid)]
+        #[schema(value_type = Uuid, example = "019a2c4e-7b3d-7f10-8a5c-2e9d4b6f8c01")]
         pub struct $name(pub Uuid);
 
         impl std::fmt::Display for $name {
@@ -41,38 +41,38 @@ macro_rules! ids {
 }
 
 ids! {
-    /// A tenant.
+    /// The id of an organization, which is a tenant.
     OrganizationId
-    /// A person, within one organization.
+    /// The id of a user: a person, within one organization.
     UserId
-    /// A link of a user to a subject of an identity provider.
+    /// The id of an identity: a link of a user to a subject of an identity provider.
     IdentityId
-    /// A role held by a user, in an organization or one of its workspaces.
+    /// The id of a membership: a role held by a user, in an organization or one of its workspaces.
     MembershipId
-    /// A folder of agents within an organization.
+    /// The id of a workspace, which is a folder of agents within an organization.
     WorkspaceId
-    /// An agent.
+    /// The id of an agent.
     AgentId
-    /// The canvas of an agent; names the collaboration session.
+    /// The id of an agent's canvas; names the collaboration session.
     CanvasId
-    /// One immutable version of an agent.
+    /// The id of one immutable version of an agent.
     VersionId
-    /// A place that agents are deployed to: a connection of the deployment-target kind.
+    /// The id of a gateway: a place that agents are deployed to, which is a connection of the deployment-target kind.
     GatewayId
-    /// One deployment of one version to one gateway.
+    /// The id of one deployment of one version to one gateway.
     DeploymentId
-    /// A background job.
+    /// The id of a background job.
     JobId
-    /// A place that signs people in: a connection of the identity-provider kind.
+    /// The id of an identity connection: a place that signs people in, which is a connection of the identity-provider kind.
     IdentityConnectionId
-    /// A place that audit events go: a connection of the audit-sink kind.
+    /// The id of an audit sink: a place that audit events go, which is a connection of the audit-sink kind.
     AuditSinkId
-    /// A tenant's policy set.
+    /// The id of a tenant's policy set.
     PolicySetId
-    /// One immutable version of a policy set.
+    /// The id of one immutable version of a policy set.
     PolicyVersionId
-    /// A sign-in: what refresh tokens and the cookie belong to.
+    /// The id of a sign-in: what refresh tokens and the cookie belong to.
     SessionId
-    /// An audit event.
+    /// The id of an audit event.
     AuditEventId
 }

@@ -8,7 +8,7 @@ use sqlx::types::Json;
 
 use super::id::{DeploymentId, JobId, OrganizationId};
 
-/// What a job does.
+/// What a job does: `deployment.deploy` brings a version to a gateway, `deployment.undeploy` takes it off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema)]
 #[sqlx(type_name = "TEXT")]
 pub enum JobKind {
@@ -32,7 +32,8 @@ impl JobKind {
     }
 }
 
-/// Where a job stands.
+/// Where a job stands: it waits (`queued`), has a worker (`running`), is done (`succeeded`), is not done and not tried again by
+/// itself (`failed`), or was called off (`cancelled`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "TEXT", rename_all = "snake_case")]
@@ -69,34 +70,52 @@ impl JobState {
 
 /// What a job works on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = JobPayload)]
 pub struct Payload {
-    /// The deployment.
+    /// The deployment that the job brings to its gateway, or takes off it.
     pub deployment_id: DeploymentId,
 }
 
-/// A job, as stored and as shown.
+/// A background job: one piece of work for a deployment, with its attempts.
 #[derive(Debug, Clone, Serialize, sqlx::FromRow, utoipa::ToSchema)]
+#[schema(example = json!({
+    "id": "01932fa4-18c2-7d05-9b6a-2f7e4c1d8a39",
+    "kind": "deployment.deploy",
+    "payload": { "deployment_id": "01932fa4-18c1-7c44-8f02-7a5b3e9d6c10" },
+    "state": "queued",
+    "run_at": "2026-11-27T10:30:04.250000Z",
+    "attempts": 2,
+    "max_attempts": 5,
+    "cancel_requested": false,
+    "lease_until": null,
+    "last_error": "gateway.example.com answered 503",
+    "created_at": "2026-11-27T10:30:00.118204Z",
+    "updated_at": "2026-11-27T10:30:02.006311Z",
+    "finished_at": null
+}))]
 pub struct Job {
-    /// Its id.
+    /// The id of the job.
     pub id: JobId,
     /// Whose it is.
     #[serde(skip)]
     pub organization_id: OrganizationId,
-    /// What it does.
+    /// What the job does.
     pub kind: JobKind,
-    /// What it works on.
+    /// What the job works on.
     #[schema(value_type = Payload)]
     pub payload: Json<Payload>,
-    /// Where it stands.
+    /// Where the job stands.
     pub state: JobState,
-    /// Not before this time.
+    /// The time from which on a worker may begin the next attempt.
     #[serde(serialize_with = "crate::clock::micros")]
     pub run_at: DateTime<Utc>,
-    /// Attempts begun.
+    /// Attempts that have begun; from 0 again where a failed job was retried.
+    #[schema(minimum = 0)]
     pub attempts: i64,
-    /// Attempts at the most.
+    /// Attempts at the most, before the job has failed. Cancelling allows for a few more, in which to undo.
+    #[schema(minimum = 1)]
     pub max_attempts: i64,
-    /// Whether the running attempt is to undo what it does.
+    /// Whether the job was cancelled while it was waiting or running. What an attempt did at the gateway is then undone.
     pub cancel_requested: bool,
     /// Whether an earlier attempt may have reached the far side without its end being known.
     #[serde(skip)]
@@ -104,22 +123,25 @@ pub struct Job {
     /// The worker that holds it.
     #[serde(skip)]
     pub lease_owner: Option<String>,
-    /// Until when, unless renewed.
+    /// Until when the running attempt has the job to itself; it prolongs this as long as it works. Null unless it runs.
     #[serde(serialize_with = "crate::clock::micros")]
+    #[schema(required = true)]
     pub lease_until: Option<DateTime<Utc>>,
     /// Counts claims: a write under an older fence is refused.
     #[serde(skip)]
     pub fence: i64,
-    /// Why the last attempt failed.
+    /// Why the last attempt failed; null if none has.
+    #[schema(required = true, max_length = 2000)]
     pub last_error: Option<String>,
-    /// When it was asked for.
+    /// When the job was added.
     #[serde(serialize_with = "crate::clock::micros")]
     pub created_at: DateTime<Utc>,
-    /// Last change.
+    /// When the job last changed.
     #[serde(serialize_with = "crate::clock::micros")]
     pub updated_at: DateTime<Utc>,
-    /// When it was over.
+    /// When the job succeeded, failed or was cancelled; null while it waits or runs.
     #[serde(serialize_with = "crate::clock::micros")]
+    #[schema(required = true)]
     pub finished_at: Option<DateTime<Utc>>,
 }
 

@@ -11,6 +11,7 @@ pub mod environment;
 pub mod fault;
 pub mod id;
 pub mod job;
+pub mod labels;
 pub mod name;
 pub mod nearest;
 pub mod plugin;

@@ -9,7 +9,15 @@ use super::text::{self, TextFault};
 /// letters of two scripts, of which one looks like a letter of the other (UTS 39, section 5.2), is not.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(try_from = "String", into = "String")]
-#[schema(value_type = String, min_length = 1, max_length = 200)]
+#[schema(
+    value_type = String,
+    min_length = 1,
+    max_length = 200,
+    example = "Customer support",
+    description = "A display name. White space around it is dropped, and one space is left between words. It has no characters that \
+                   cannot be seen, such as controls, and no word that mixes letters of two scripts of which one looks like the \
+                   other. Case counts."
+)]
 pub struct Name(String);
 
 /// Characters of a name at the most.
@@ -81,6 +89,12 @@ mod tests {
         }
         assert_eq!(Name::parse(&"é".repeat(200)).map(String::from), Ok("é".repeat(200)));
         assert_eq!(Name::parse(" Acme ").map(String::from), Ok("Acme".to_owned()));
+    }
+
+    #[test]
+    fn the_document_says_how_long_a_name_is() {
+        let documented = serde_json::to_value(<Name as utoipa::PartialSchema>::schema()).unwrap();
+        assert_eq!((&documented["minLength"], &documented["maxLength"]), (&1.into(), &NAME_CHARACTERS.into()));
     }
 
     #[test]

@@ -2,8 +2,39 @@
 
 use semver::Version;
 use serde::{Deserialize, Serialize};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        RefOr, Schema,
+        schema::{ObjectBuilder, Type},
+    },
+};
 
-/// Where a version came from.
+/// The schema of a version's number in the OpenAPI document: what [`Version::parse`] takes.
+pub struct SemanticVersion;
+
+/// As ECMA-262 writes it (semver.org).
+const SEMANTIC_VERSION: &str = concat!(
+    r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)",
+    r"(-(0|[1-9][0-9]*|[0-9]*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9][0-9]*|[0-9]*[a-zA-Z-][0-9a-zA-Z-]*))*)?",
+    r"(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?$"
+);
+
+impl PartialSchema for SemanticVersion {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("A semantic version (Semantic Versioning 2.0.0)."))
+            .pattern(Some(SEMANTIC_VERSION))
+            .examples(["1.4.0"])
+            .into()
+    }
+}
+
+impl ToSchema for SemanticVersion {}
+
+/// Where a version of a plugin came from: it is part of a release of the server (`bundled`), a platform administrator uploaded
+/// it (`uploaded`), or it lay in the server's `plugins_dir` (`folder`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "TEXT", rename_all = "snake_case")]
@@ -49,6 +80,34 @@ pub fn is_newer(new: &str, old: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_schema_takes_the_versions_that_the_server_takes() {
+        let schema = serde_json::to_value(SemanticVersion::schema()).unwrap();
+        let schema = jsonschema::draft202012::new(&schema).unwrap();
+        for (version, good) in [
+            ("0.0.0", true),
+            ("1.2.3", true),
+            ("10.20.30", true),
+            ("1.0.0-rc.1", true),
+            ("1.0.0-0a.-.x-y+build.01-", true),
+            ("1.0.0+007", true),
+            ("", false),
+            ("1", false),
+            ("1.2", false),
+            ("v1.2.3", false),
+            ("01.2.3", false),
+            ("1.2.3-01", false),
+            ("1.2.3-", false),
+            ("1.2.3+", false),
+            ("1.2.3-a..b", false),
+            (" 1.2.3", false),
+            ("1.2.3-é", false),
+        ] {
+            let valid = schema.is_valid(&version.into());
+            assert_eq!((Version::parse(version).is_ok(), valid), (good, good), "{version:?}");
+        }
+    }
 
     #[test]
     fn a_line_is_what_a_caret_allows() {

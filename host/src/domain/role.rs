@@ -4,7 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use super::id::WorkspaceId;
 
-/// What a member may do before any tenant policy; the meaning of each is in `policies/platform/`.
+/// What its holder may do before any policy of the organization's own:
+///
+/// - `owner`: everything, and can never be locked out of policy management.
+/// - `admin`: everything but removing the organization or its owners, or choosing identity providers.
+/// - `developer`: builds and deploys agents.
+/// - `viewer`: reads agents and deployments.
+/// - `auditor`: reads everything that is configured, and the audit trail.
+// Decided in `policies/platform/`.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema,
 )]
@@ -13,7 +20,7 @@ use super::id::WorkspaceId;
 pub enum Role {
     /// Everything, and can never be locked out of policy management.
     Owner,
-    /// Everything but removing the organization or its owners.
+    /// Everything but removing the organization or its owners, or choosing identity providers.
     Admin,
     /// Builds and deploys agents.
     Developer,

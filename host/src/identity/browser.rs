@@ -10,6 +10,8 @@ use crate::config::Config;
 pub const SESSION_COOKIE: &str = "__Host-kaizen";
 /// The cookie that binds a sign-in under way to the browser that began it.
 pub const SSO_COOKIE: &str = "__Host-kaizen-sso";
+/// Bytes of what a sign-in may return to.
+pub const RETURN_TO_BYTES: usize = 2048;
 
 /// The value of a cookie.
 pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -77,7 +79,7 @@ impl Origins {
     /// one can lead elsewhere. Without one: the start page.
     pub fn return_to(&self, wanted: Option<&str>) -> Option<Url> {
         let Some(wanted) = wanted.filter(|wanted| !wanted.is_empty()) else { return self.public.join("/").ok() };
-        if wanted.len() > 2048 || wanted.chars().any(|c| c.is_control() || c == '\\') {
+        if wanted.len() > RETURN_TO_BYTES || wanted.chars().any(|c| c.is_control() || c == '\\') {
             return None;
         }
         let url = if wanted.starts_with('/') { self.public.join(wanted).ok()? } else { Url::parse(wanted).ok()? };

@@ -17,7 +17,7 @@ pub mod organization;
 pub mod password;
 pub mod provision;
 mod respell;
-mod secret;
+pub mod secret;
 pub mod session;
 pub mod sso;
 #[cfg(test)]
@@ -108,6 +108,9 @@ pub enum AuthError {
     /// No credentials, or none that hold.
     #[error("not signed in")]
     Unauthenticated,
+    /// An access token of ours that has expired.
+    #[error("the access token has expired")]
+    Expired,
     /// A cookie from another origin.
     #[error("cross-origin")]
     Origin,

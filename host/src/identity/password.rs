@@ -18,7 +18,7 @@ use crate::{
 /// KiB of memory, passes and lanes: OWASP's second choice, 19 MiB.
 const PARAMETERS: (u32, u32, u32) = (19 * 1024, 2, 1);
 /// Characters of a password.
-const LENGTH: std::ops::RangeInclusive<usize> = 8..=128;
+pub const LENGTH: std::ops::RangeInclusive<usize> = 8..=128;
 
 /// Too many passwords to look at: come back later.
 #[derive(Debug, thiserror::Error)]

@@ -347,14 +347,14 @@ async fn nobodys_place_to_sign_in_is_pushed_out_by_others() {
             last = Some(connection.id);
         }
         tx.commit().await.unwrap();
-        let doors = sso::doors(&mut store.read().await.unwrap(), &fixture.email, 20).await.unwrap();
-        assert_eq!((doors.len(), doors.first().map(|door| door.id)), (20, last));
+        let found = sso::sign_in_connections(&mut store.read().await.unwrap(), &fixture.email, 20).await.unwrap();
+        assert_eq!((found.len(), found.first().map(|connection| connection.id)), (20, last));
         // Somebody signs in to the user that they typed in.
         let mut tx = store.begin().await.unwrap();
         users::confirm(&mut tx, nosy.id, typed_in.id, clock.now()).await.unwrap();
         tx.commit().await.unwrap();
-        let doors = sso::doors(&mut store.read().await.unwrap(), &fixture.email, 20).await.unwrap();
-        assert_eq!((doors.len(), doors.get(1).map(|door| door.id)), (20, last));
+        let found = sso::sign_in_connections(&mut store.read().await.unwrap(), &fixture.email, 20).await.unwrap();
+        assert_eq!((found.len(), found.get(1).map(|connection| connection.id)), (20, last));
     }
 }
 

@@ -165,7 +165,7 @@ impl Tokens {
     /// What a token says, if it was signed by one of our hosts, is meant for us, and is good now.
     ///
     /// # Errors
-    /// [`AuthError::Unauthenticated`], whatever is wrong with it; as the database says.
+    /// [`AuthError::Expired`] where nothing else is wrong with it, and otherwise [`AuthError::Unauthenticated`]; as the database says.
     pub async fn verify(&self, store: &Store, clock: &Clock, token: &str) -> Result<Arc<Claims>, AuthError> {
         if token.len() > MAX_BYTES {
             return Err(AuthError::Unauthenticated);
@@ -190,10 +190,13 @@ impl Tokens {
         // differs where hosts, or one host before and after a change, know themselves by different public URLs.
         let good = claims.aud == AUDIENCE
             && claims.nbf <= now.saturating_add(SKEW.num_seconds())
-            && now < claims.exp
             // None of ours lives longer, whatever it says.
             && claims.exp.saturating_sub(claims.iat) <= LIFETIME.num_seconds();
-        if good { Ok(()) } else { Err(AuthError::Unauthenticated) }
+        match (good, now < claims.exp) {
+            (true, true) => Ok(()),
+            (true, false) => Err(AuthError::Expired),
+            (false, _) => Err(AuthError::Unauthenticated),
+        }
     }
 
     async fn signed(&self, store: &Store, now: DateTime<Utc>, token: &str) -> Result<Claims, AuthError> {

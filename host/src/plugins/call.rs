@@ -106,7 +106,7 @@ impl<R> From<Result<R, PluginError>> for Ended<R> {
     fn from(result: Result<R, PluginError>) -> Self {
         let (outcome, verdict) = match &result {
             Ok(_) => ("ok", Verdict::Works),
-            Err(error) => (error.outcome(), error.verdict()),
+            Err(error) => (error.outcome().as_str(), error.verdict()),
         };
         Self { result, outcome, verdict: Some(verdict) }
     }

@@ -5,48 +5,79 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::{CapabilityView, ManifestView};
-use crate::{domain::plugin::Origin, store::plugins::Version};
+use crate::{
+    domain::plugin::{Origin, SemanticVersion},
+    store::plugins::Version,
+};
 
-/// The difference between two versions. Texts are compared as they are: a pattern that became narrower is shown as one
-/// taken away and one added.
+/// The difference between two versions of a plugin: what activating `to` would change. Texts are compared as they are, so that a
+/// pattern which became narrower is shown as one removed and one added.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
-#[schema(as = PluginChanges)]
+#[schema(as = PluginChanges, example = json!({
+    "from": "1.3.2",
+    "to": "1.4.0",
+    "grows": true,
+    "capabilities_added": [{ "type": "http", "value": "https://login.example.com" }],
+    "capabilities_removed": [],
+    "secrets_added": [],
+    "secrets_removed": [],
+    "secret_hosts_added": [{ "secret": "api-key", "host": "https://login.example.com" }],
+    "secret_hosts_removed": [],
+    "config_schema_changed": true,
+    "signer_changed": false,
+    "signer_before": "ed25519:d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+    "signer_after": "ed25519:d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+}))]
 pub struct Changes {
-    /// What is compared with; null if there is nothing in use.
+    /// The version in use, which is compared with: the active one that `to` is compatible with, or else the one that new
+    /// connections use. Null where nothing is in use.
+    #[schema(value_type = Option<SemanticVersion>, required = true)]
     pub from: Option<String>,
     /// The version in question.
+    #[schema(value_type = SemanticVersion)]
     pub to: String,
-    /// Whether it reaches more than before: then activating it needs `accept_capabilities`.
+    /// Whether `to` reaches more than `from`, or somebody else signed it: then activating it needs `accept_capabilities`.
     pub grows: bool,
     /// What it asks for in addition.
+    #[schema(max_items = 64)]
     pub capabilities_added: Vec<CapabilityView>,
     /// What it no longer asks for.
+    #[schema(max_items = 64)]
     pub capabilities_removed: Vec<CapabilityView>,
-    /// Secrets that connections did not need so far.
+    /// The names of the secrets that it asks for in addition.
+    #[schema(max_items = 32)]
     pub secrets_added: Vec<String>,
-    /// Secrets that connections no longer need.
+    /// The names of the secrets that it no longer asks for.
+    #[schema(max_items = 32)]
     pub secrets_removed: Vec<String>,
-    /// Hosts that a secret may be sent to in addition.
+    /// Places that it may send a secret to in addition.
+    #[schema(max_items = 1024)]
     pub secret_hosts_added: Vec<SecretHost>,
-    /// Hosts that a secret is no longer sent to.
+    /// Places that it no longer sends a secret to.
+    #[schema(max_items = 1024)]
     pub secret_hosts_removed: Vec<SecretHost>,
-    /// Whether configurations are checked against another schema.
+    /// Whether configurations are checked against another JSON Schema.
     pub config_schema_changed: bool,
     /// Whether somebody else answers for it: the signer of what is in use, or this server for what came with it, did not
     /// make this version.
     pub signer_changed: bool,
-    /// Who signed what is in use; null for what came with the server, and for what is not signed.
+    /// The Ed25519 key that the version in use is signed with; null for what came with the server, and for what is not signed.
+    #[schema(required = true, pattern = "^ed25519:[0-9a-f]{64}$")]
     pub signer_before: Option<String>,
-    /// Who signed the version in question.
+    /// The Ed25519 key that the version in question is signed with; null where it is not signed, or comes with the server.
+    #[schema(required = true, pattern = "^ed25519:[0-9a-f]{64}$")]
     pub signer_after: Option<String>,
 }
 
-/// A secret and a place that requests may carry it to.
+/// A secret, and a place that the plugin's requests may carry it to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
+#[schema(as = PluginSecretHost)]
 pub struct SecretHost {
     /// The secret's name.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[a-z0-9]+(-[a-z0-9]+)*$")]
     pub secret: String,
-    /// A pattern of hosts.
+    /// The address, in which `*` and `{config.property}` are placeholders.
+    #[schema(max_length = 1000)]
     pub host: String,
 }
 
@@ -111,7 +142,7 @@ impl Changes {
 
     /// Each thing that it reaches in addition, in words.
     pub fn growth(&self) -> Vec<String> {
-        let capabilities = self.capabilities_added.iter().map(|c| format!("{} {}", c.kind, c.value));
+        let capabilities = self.capabilities_added.iter().map(|c| format!("{} {}", c.kind.as_str(), c.value));
         let hosts = self.secret_hosts_added.iter().map(|s| format!("the secret `{}` to {}", s.secret, s.host));
         let signer = self.signer_changed.then(|| {
             format!(

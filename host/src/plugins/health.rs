@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{PluginError, Plugins, Standing};
-use crate::domain::{connection::Kind, id::OrganizationId};
+use super::{Failure, PluginError, Plugins, Standing, Status};
+use crate::domain::{connection::Kind, id::OrganizationId, plugin::SemanticVersion};
 
 /// Characters of an error's text that are kept.
 const TEXT: usize = 500;
@@ -50,55 +50,62 @@ pub struct Health {
 #[derive(Default)]
 struct Record {
     calls: u64,
-    failures: BTreeMap<&'static str, u64>,
+    failures: BTreeMap<Failure, u64>,
     last_success_at: Option<DateTime<Utc>>,
     last_failure_at: Option<DateTime<Utc>>,
     /// Latest first.
     errors: BTreeMap<OrganizationId, VecDeque<LastError>>,
 }
 
-/// How a version did since this host started.
+/// How a version of a plugin did on the host that answers, since that started.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 #[schema(as = PluginHealth)]
 pub struct Report {
-    /// Which version.
+    /// The version.
+    #[schema(value_type = SemanticVersion)]
     pub version: String,
-    /// Calls that ended, well or not, of all connections: for platform administrators, as are the next three.
+    /// How many calls ended, well or not, of the connections of all organizations; only platform administrators see it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = u64, required = false)]
     pub calls: Option<u64>,
-    /// Those that did not succeed, by `config`, `rejected`, `unavailable`, `internal` or `fault`.
+    /// How many of these calls failed, by why; what did not happen is left out. Only platform administrators see it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<BTreeMap<String, u64>>)]
-    pub failures: Option<BTreeMap<&'static str, u64>>,
-    /// When a call last succeeded.
+    #[schema(value_type = BTreeMap<Failure, u64>, required = false)]
+    pub failures: Option<BTreeMap<Failure, u64>>,
+    /// When a call last succeeded; null where none did, and for those who are no platform administrators.
     #[serde(serialize_with = "crate::clock::micros")]
+    #[schema(required = true)]
     pub last_success_at: Option<DateTime<Utc>>,
-    /// When a call last failed.
+    /// When a call last failed; null where none did, and for those who are no platform administrators.
     #[serde(serialize_with = "crate::clock::micros")]
+    #[schema(required = true)]
     pub last_failure_at: Option<DateTime<Utc>>,
     /// Whether its calls are let through.
     #[serde(flatten)]
     pub standing: Standing,
-    /// The last errors, latest first: of the caller's own connections, or of all for platform administrators.
+    /// The last calls that failed, latest first: of the connections of the caller's organization, or of all organizations for
+    /// platform administrators.
+    #[schema(max_items = 100)]
     pub last_errors: Vec<LastError>,
 }
 
-/// A call that failed.
+/// A call of a plugin that failed.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 #[schema(as = PluginLastError)]
 pub struct LastError {
-    /// When it ended.
+    /// When the call ended.
     #[serde(serialize_with = "crate::clock::micros")]
     pub at: DateTime<Utc>,
-    /// For which connection.
+    /// The connection that the call was made for.
     pub connection_id: Uuid,
-    /// Which of the plugin's functions.
-    #[schema(value_type = String)]
+    /// The function of the plugin that was called: `begin` or `identify` of an identity provider; `check`, `deploy`, `status` or
+    /// `undeploy` of a deployment target; `check` or `deliver` of an audit sink.
+    #[schema(value_type = String, example = "deliver")]
     pub export: &'static str,
-    /// `config`, `rejected`, `unavailable`, `internal` or `fault`.
-    #[schema(value_type = String)]
-    pub outcome: &'static str,
-    /// What it said.
+    /// Why the call failed.
+    pub outcome: Failure,
+    /// What the plugin or the server said of it, without secrets.
+    #[schema(max_length = 500)]
     pub message: String,
 }
 
@@ -152,7 +159,7 @@ impl Health {
             failures: Some(record.failures.clone()),
             last_success_at: record.last_success_at,
             last_failure_at: record.last_failure_at,
-            standing: Standing { status: "ok", tripped: None, suspended: Vec::new() },
+            standing: Standing { status: Status::Ok, tripped: None, suspended: Vec::new() },
             last_errors: {
                 let all = record.errors.values().flatten().filter(|error| shown(error));
                 let mut errors: Vec<LastError> = all.cloned().collect();
@@ -220,7 +227,7 @@ mod tests {
         }
         let all = health.of(Kind::AuditSink, "webhook", |_| true);
         assert_eq!((all.len(), all[0].calls), (1, Some(51)));
-        assert_eq!(all[0].failures, Some(BTreeMap::from([("rejected", 50)])));
+        assert_eq!(all[0].failures, Some(BTreeMap::from([(Failure::Rejected, 50)])));
         assert_eq!((all[0].last_success_at, all[0].last_failure_at), (Some(at(0)), Some(at(50))));
         assert_eq!(all[0].last_errors.len(), 21);
         assert!(all[0].last_errors[0].message.starts_with("50 ") && all[0].last_errors[0].message.len() == TEXT);
@@ -235,6 +242,14 @@ mod tests {
             "the organization that was quiet for longest is forgotten"
         );
         assert!(health.of(Kind::DeploymentTarget, "webhook", |_| true).is_empty());
+    }
+
+    #[test]
+    fn the_schemas_have_the_limits_of_the_server() {
+        let report = serde_json::to_value(<Report as utoipa::PartialSchema>::schema()).unwrap();
+        assert_eq!(report["allOf"][1]["properties"]["last_errors"]["maxItems"], SHOWN);
+        let error = serde_json::to_value(<LastError as utoipa::PartialSchema>::schema()).unwrap();
+        assert_eq!(error["properties"]["message"]["maxLength"], TEXT);
     }
 
     #[test]

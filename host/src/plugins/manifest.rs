@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::schema::{Cost, Mistake, Schema, Undone};
 use crate::{
-    domain::{connection::Kind, fault::Fault},
+    domain::{connection::Kind, fault::Fault, plugin::SemanticVersion},
     sandbox::{
         grants::{Capability, Grants, SecretSlot, Template},
         guest,
@@ -299,59 +299,102 @@ fn capabilities(said: &[guest::Capability], slots: &[SecretSlot]) -> Result<Vec<
         .collect()
 }
 
-/// A manifest as the API shows it, and as it is stored with its version.
+/// What a version of a plugin says of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = PluginManifest)]
 pub struct ManifestView {
-    /// What it is for.
+    /// What the plugin and its connections are for.
     pub kind: Kind,
-    /// Named by connections as `plugin`.
+    /// The plugin's name, unique among those of its kind: what a connection gives as `plugin`.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[a-z0-9]+(-[a-z0-9]+)*$")]
     pub name: String,
-    /// Semantic version.
+    /// The version that the manifest is of.
+    #[schema(value_type = SemanticVersion)]
     pub version: String,
-    /// For people.
+    /// The display name.
+    #[schema(min_length = 1, max_length = 200)]
     pub title: String,
-    /// For people.
+    /// What the plugin does, in a sentence or two; may be empty.
+    #[schema(max_length = 4000)]
     pub description: String,
     /// JSON Schema, draft 2020-12, of a connection's `config`.
-    #[schema(value_type = Object)]
+    #[schema(value_type = BTreeMap<String, Value>)]
     pub config_schema: Value,
-    /// What a connection supplies in `secrets`.
+    /// What a connection supplies in `secrets`. An identity provider may also name `access-token` here, which no connection
+    /// supplies: it is the access token of the sign-in under way.
+    #[schema(max_items = 32)]
     pub secrets: Vec<SecretView>,
-    /// What it asks for.
+    /// What the plugin may reach beyond its own memory; it gets nothing that is not listed.
+    #[schema(max_items = 64)]
     pub capabilities: Vec<CapabilityView>,
 }
 
-/// A secret as the API shows it: never a value.
+/// A secret that a plugin asks for; never a value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = PluginSecret)]
 pub struct SecretView {
-    /// Its name.
+    /// The secret's name, by which a connection supplies it.
+    #[schema(min_length = 1, max_length = 64, pattern = "^[a-z0-9]+(-[a-z0-9]+)*$")]
     pub name: String,
-    /// What to put there.
+    /// What to put there; may be empty.
+    #[schema(max_length = 1000)]
     pub description: String,
-    /// Where requests may carry it.
+    /// Where the plugin's requests may carry it: addresses, in which `*` and `{config.property}` are placeholders. Empty where
+    /// it may be sent nowhere.
+    #[schema(max_items = 32, max_length = 1000)]
     pub hosts: Vec<String>,
 }
 
-/// A capability as the API shows it.
+/// Something beyond its own memory that a plugin asks to reach.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = PluginCapability)]
 pub struct CapabilityView {
-    /// `http`, `tcp`, `directory` or `reveal_secret`.
+    /// What kind of thing it asks for.
     #[serde(rename = "type")]
-    pub kind: String,
-    /// The places, the folder or the secret.
+    pub kind: CapabilityKind,
+    /// The addresses (`http`, `tcp`), in which `*` and `{config.property}` are placeholders, the folder's name (`directory`) or
+    /// the secret's name (`reveal_secret`).
+    #[schema(max_length = 1000)]
     pub value: String,
+}
+
+/// What a plugin may ask for: to send HTTP requests (`http`), to open TCP connections (`tcp`), a folder of each connection's own
+/// (`directory`), or to read a secret itself (`reveal_secret`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = PluginCapabilityType)]
+pub enum CapabilityKind {
+    /// A folder.
+    Directory,
+    /// HTTP requests.
+    Http,
+    /// The text of a secret.
+    RevealSecret,
+    /// TCP connections.
+    Tcp,
+}
+
+impl CapabilityKind {
+    /// As in the API and in manifests.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CapabilityKind::Directory => "directory",
+            CapabilityKind::Http => "http",
+            CapabilityKind::RevealSecret => "reveal_secret",
+            CapabilityKind::Tcp => "tcp",
+        }
+    }
 }
 
 impl CapabilityView {
     fn of(capability: &Capability) -> Self {
         let (kind, value) = match capability {
-            Capability::Http(template) => ("http", template.source()),
-            Capability::Tcp(template) => ("tcp", template.source()),
-            Capability::Directory(name) => ("directory", name.as_str()),
-            Capability::RevealSecret(name) => ("reveal_secret", name.as_str()),
+            Capability::Http(template) => (CapabilityKind::Http, template.source()),
+            Capability::Tcp(template) => (CapabilityKind::Tcp, template.source()),
+            Capability::Directory(name) => (CapabilityKind::Directory, name.as_str()),
+            Capability::RevealSecret(name) => (CapabilityKind::RevealSecret, name.as_str()),
         };
-        Self { kind: kind.to_owned(), value: value.to_owned() }
+        Self { kind, value: value.to_owned() }
     }
 }
 
@@ -380,9 +423,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_schemas_take_what_the_server_takes() {
+        let schema = |schema| serde_json::to_value::<utoipa::openapi::RefOr<utoipa::openapi::Schema>>(schema).unwrap();
+        let manifest = schema(<ManifestView as utoipa::PartialSchema>::schema());
+        let secret = schema(<SecretView as utoipa::PartialSchema>::schema());
+        let capability = schema(<CapabilityView as utoipa::PartialSchema>::schema());
+        assert_eq!(manifest["properties"]["secrets"]["maxItems"], SLOTS);
+        assert_eq!(manifest["properties"]["capabilities"]["maxItems"], CAPABILITIES);
+        assert_eq!(secret["properties"]["hosts"]["maxItems"], SLOTS);
+        for text in [
+            &secret["properties"]["description"],
+            &secret["properties"]["hosts"]["items"],
+            &capability["properties"]["value"],
+        ] {
+            assert_eq!(text["maxLength"], TEXT);
+        }
+        assert_eq!(manifest["properties"]["name"]["pattern"], secret["properties"]["name"]["pattern"]);
+        let name = jsonschema::draft202012::new(&manifest["properties"]["name"]).unwrap();
+        let long = "x".repeat(65);
+        for text in ["a", "web-hook-2", "", "-", "a-", "-a", "a--b", "A", "a_b", "é", &long[..64], &long] {
+            assert_eq!(name.is_valid(&text.into()), is_name(text), "{text:?}");
+        }
+        let stored = serde_json::to_value([CapabilityKind::Directory, CapabilityKind::RevealSecret]).unwrap();
+        assert_eq!(stored, json!([CapabilityKind::Directory.as_str(), CapabilityKind::RevealSecret.as_str()]));
+    }
+
+    #[tokio::test]
     async fn a_good_manifest_passes_and_each_slip_is_named() {
         let good = Manifest::check(&said(), &Bounds::default()).await.unwrap();
-        assert_eq!(good.view(Kind::AuditSink).capabilities[0].kind, "http");
+        assert_eq!(good.view(Kind::AuditSink).capabilities[0].kind, CapabilityKind::Http);
         type Spoil = fn(&mut guest::Manifest);
         let slips: &[(&str, Spoil)] = &[
             ("name", |m| m.name = "Web".into()),

@@ -44,12 +44,14 @@ pub use arrivals::{Candidate, SIGNATURE};
 pub use audit_dir::RoomError;
 pub use changes::Changes;
 pub use library::Ingredients;
-pub use manifest::{ACCESS_TOKEN, Busy, CapabilityView, Manifest, ManifestError, ManifestView, SecretView};
+pub use manifest::{
+    ACCESS_TOKEN, Busy, CapabilityKind, CapabilityView, Manifest, ManifestError, ManifestView, SecretView,
+};
 pub use registry::Wanted;
 pub use reseal::{ResealError, Resealed, reseal};
-pub use suspension::{Standing, Suspended};
+pub use suspension::{Standing, Status, Suspended};
 pub use types::{
-    Attempt, Binding, CheckError, IdentityGrant, PluginError, Progress, Protocol, ProviderIdentity, Refused,
+    Attempt, Binding, CheckError, Failure, IdentityGrant, PluginError, Progress, Protocol, ProviderIdentity, Refused,
     Registration, Release, TargetState,
 };
 

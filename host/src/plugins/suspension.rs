@@ -138,42 +138,63 @@ struct State {
     tripped: Option<(Uuid, Tripped)>,
 }
 
-/// Whether a plugin's calls are let through on this host.
+/// Whether the calls of a plugin are let through on the host that answers.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = PluginStanding)]
 pub struct Standing {
-    /// `ok`; `degraded` while calls of some connections are suspended; `tripped` while it fails whatever the connection.
-    #[schema(value_type = String)]
-    pub status: &'static str,
-    /// Since when it fails whatever the connection, and how.
+    /// Whether calls are let through.
+    pub status: Status,
+    /// Since when the plugin fails whatever the connection, and how; null where it does not.
+    #[schema(required = true)]
     pub tripped: Option<Tripped>,
-    /// Connections whose calls are suspended, up to 100: of the caller's own, or of all for platform administrators.
+    /// The connections whose calls are suspended, at most 100 of them: of the caller's organization, or of all organizations for
+    /// platform administrators.
+    #[schema(max_items = 100)]
     pub suspended: Vec<Suspended>,
 }
 
-/// A plugin that fails whatever the connection: from then on a connection's first failure suspends its calls.
+/// Whether the calls of a plugin are let through: all of them (`ok`), but for those of some connections, which are suspended
+/// (`degraded`), or while the plugin fails whatever the connection, so that a connection's first failure suspends its calls
+/// (`tripped`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = PluginStatus)]
+pub enum Status {
+    /// Nothing is suspended.
+    Ok,
+    /// Calls of some connections are suspended.
+    Degraded,
+    /// It fails whatever the connection.
+    Tripped,
+}
+
+/// That a plugin fails whatever the connection: until a call succeeds, the first failure of a connection suspends its calls.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = PluginTrip)]
 pub struct Tripped {
-    /// Since when.
+    /// Since when the plugin fails whatever the connection.
     #[serde(serialize_with = "crate::clock::micros")]
     pub since: DateTime<Utc>,
-    /// What the last failure before said.
+    /// What the last failure before that said; a general sentence where that was a call of another organization.
     pub reason: String,
 }
 
-/// A connection whose calls are suspended.
+/// A connection whose calls are suspended, as they failed several times in a row. They are tried again by themselves.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = SuspendedConnection)]
 pub struct Suspended {
-    /// Which.
+    /// The connection.
     pub connection_id: Uuid,
-    /// Since when.
+    /// Since when its calls are suspended.
     #[serde(serialize_with = "crate::clock::micros")]
     pub since: DateTime<Utc>,
     /// When the next call is let through, to see whether it works again.
     #[serde(serialize_with = "crate::clock::micros")]
     pub until: DateTime<Utc>,
-    /// Failures in a row.
+    /// How many calls failed in a row.
+    #[schema(value_type = u64, minimum = 1)]
     pub failures: u32,
-    /// What the last of them said.
+    /// What the last of these failures said.
     pub reason: String,
 }
 
@@ -309,9 +330,9 @@ impl Lanes {
             Tripped { reason: reason.to_owned(), ..tripped.clone() }
         });
         let status = match (&tripped, suspended.is_empty()) {
-            (Some(_), _) => "tripped",
-            (None, false) => "degraded",
-            (None, true) => "ok",
+            (Some(_), _) => Status::Tripped,
+            (None, false) => Status::Degraded,
+            (None, true) => Status::Ok,
         };
         Standing { status, tripped, suspended }
     }
@@ -344,6 +365,12 @@ mod tests {
     }
 
     #[test]
+    fn the_schema_lists_as_many_suspended_connections_as_the_server() {
+        let schema = serde_json::to_value(<Standing as utoipa::PartialSchema>::schema()).unwrap();
+        assert_eq!(schema["properties"]["suspended"]["maxItems"], LISTED);
+    }
+
+    #[test]
     fn one_connection_does_not_suspend_another() {
         let (lanes, clock) = lanes();
         for _ in 0..20 {
@@ -352,13 +379,13 @@ mod tests {
         assert!(!call(&lanes, 1, Verdict::Works), "suspended");
         assert!(call(&lanes, 2, Verdict::Works));
         let view = lanes.standing(|_| true);
-        assert_eq!((view.status, view.suspended.len()), ("degraded", 1));
+        assert_eq!((view.status, view.suspended.len()), (Status::Degraded, 1));
         assert_eq!((view.suspended[0].failures, view.suspended[0].reason.as_str()), (3, "it broke"));
         let other = lanes.standing(|id| id == connection(2));
-        assert_eq!((other.status, other.suspended.len()), ("ok", 0));
+        assert_eq!((other.status, other.suspended.len()), (Status::Ok, 0));
         clock.advance(chrono::TimeDelta::seconds(10));
         assert!(call(&lanes, 1, Verdict::Works), "tried again by itself");
-        assert_eq!(lanes.standing(|_| true).status, "ok");
+        assert_eq!(lanes.standing(|_| true).status, Status::Ok);
     }
 
     #[test]
@@ -367,7 +394,7 @@ mod tests {
         for number in [1, 2, 1, 2, 3] {
             call(&lanes, number, Verdict::Defect);
         }
-        assert_ne!(lanes.standing(|_| true).status, "tripped");
+        assert_ne!(lanes.standing(|_| true).status, Status::Tripped);
         call(&lanes, 3, Verdict::Defect);
         let reason = |number| lanes.standing(|id| id == connection(number)).tripped.map(|tripped| tripped.reason);
         assert_eq!(reason(3).as_deref(), Some("it broke"));
@@ -375,7 +402,7 @@ mod tests {
         // From now on a first defect suspends; but a connection that works is not harmed.
         assert!(call(&lanes, 4, Verdict::Defect) && !call(&lanes, 4, Verdict::Defect));
         assert!(call(&lanes, 5, Verdict::Works));
-        assert_ne!(lanes.standing(|_| true).status, "tripped");
+        assert_ne!(lanes.standing(|_| true).status, Status::Tripped);
         assert!(call(&lanes, 6, Verdict::Defect) && call(&lanes, 6, Verdict::Defect));
     }
 
@@ -385,7 +412,7 @@ mod tests {
         for number in 0..50 {
             call(&lanes, number, Verdict::Away(None));
         }
-        assert_eq!(lanes.standing(|_| true).status, "ok");
+        assert_eq!(lanes.standing(|_| true).status, Status::Ok);
     }
 
     #[test]
@@ -430,7 +457,7 @@ mod tests {
         let known = lanes.state.lock().lanes.len();
         assert!(known <= 20_000 + 1, "{known}: those of before are gone");
         clock.advance(chrono::TimeDelta::seconds(UNUSED_SECONDS + 1));
-        assert_eq!((lanes.standing(|_| true).status, lanes.state.lock().lanes.len()), ("tripped", 0));
+        assert_eq!((lanes.standing(|_| true).status, lanes.state.lock().lanes.len()), (Status::Tripped, 0));
 
         let shares = Shares::new(clock, Arc::new(Bounds::default()));
         call(&shares.of(Kind::AuditSink, "webhook"), 1, Verdict::Defect);

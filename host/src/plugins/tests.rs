@@ -327,9 +327,9 @@ async fn a_connection_that_keeps_failing_is_suspended_and_tried_again() {
     let error = plugins.deliver(&other, &attempt, &events).await.unwrap_err();
     assert!(!error.to_string().contains("suspended"), "another connection is not: {error}");
     let health = plugins.reports(Kind::AuditSink, "webhook", |_| true).remove(0);
-    assert_eq!((health.standing.status, health.standing.suspended.len(), health.calls), ("degraded", 1, Some(3)));
+    assert_eq!((health.standing.status, health.standing.suspended.len(), health.calls), (Status::Degraded, 1, Some(3)));
     let own = plugins.reports(Kind::AuditSink, "webhook", |id| id == other.connection_id).remove(0);
-    assert_eq!((own.standing.status, own.standing.suspended.len(), own.last_errors.len()), ("ok", 0, 1));
+    assert_eq!((own.standing.status, own.standing.suspended.len(), own.last_errors.len()), (Status::Ok, 0, 1));
 
     // Who asks by hand is told so; and if it works, calls go on.
     let error = plugins.check(Kind::AuditSink, &sink, &attempt).await.unwrap_err();
@@ -338,5 +338,5 @@ async fn a_connection_that_keeps_failing_is_suspended_and_tried_again() {
     let said = plugins.check(Kind::AuditSink, &sink, &attempt).await.unwrap();
     assert!(said.contains("Calls were suspended since 2026-01-02T03:04:05Z"), "{said}");
     assert_eq!(deliver().await, Ok(1));
-    assert_eq!(plugins.reports(Kind::AuditSink, "webhook", |_| true).remove(0).standing.status, "ok");
+    assert_eq!(plugins.reports(Kind::AuditSink, "webhook", |_| true).remove(0).standing.status, Status::Ok);
 }

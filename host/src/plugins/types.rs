@@ -96,14 +96,45 @@ impl PluginError {
         }
     }
 
-    /// For metrics and records: `config`, `rejected`, `unavailable`, `internal` or `fault`.
-    pub fn outcome(&self) -> &'static str {
+    /// For metrics and records.
+    pub fn outcome(&self) -> Failure {
         match self {
-            PluginError::Config(_) => "config",
-            PluginError::Rejected(_) => "rejected",
-            PluginError::Unavailable { .. } | PluginError::Postponed { .. } => "unavailable",
-            PluginError::Internal(_) => "internal",
-            PluginError::Fault(_) => "fault",
+            PluginError::Config(_) => Failure::Config,
+            PluginError::Rejected(_) => Failure::Rejected,
+            PluginError::Unavailable { .. } | PluginError::Postponed { .. } => Failure::Unavailable,
+            PluginError::Internal(_) => Failure::Internal,
+            PluginError::Fault(_) => Failure::Fault,
+        }
+    }
+}
+
+/// Why a call of a plugin failed: the configuration cannot work (`config`), the other system refused (`rejected`) or could not be
+/// used (`unavailable`), the plugin reported a defect of its own (`internal`), or it crashed or went over a limit (`fault`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = PluginFailure)]
+pub enum Failure {
+    /// [`PluginError::Config`].
+    Config,
+    /// [`PluginError::Fault`].
+    Fault,
+    /// [`PluginError::Internal`].
+    Internal,
+    /// [`PluginError::Rejected`].
+    Rejected,
+    /// [`PluginError::Unavailable`] and [`PluginError::Postponed`].
+    Unavailable,
+}
+
+impl Failure {
+    /// As in the API and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Failure::Config => "config",
+            Failure::Fault => "fault",
+            Failure::Internal => "internal",
+            Failure::Rejected => "rejected",
+            Failure::Unavailable => "unavailable",
         }
     }
 }

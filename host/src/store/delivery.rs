@@ -26,26 +26,43 @@ pub struct Cursor {
     pub fence: i64,
 }
 
-/// How a sink is doing.
+/// How far an audit sink has got, and how it is doing.
 #[derive(Debug, Clone, Serialize, sqlx::FromRow, utoipa::ToSchema)]
+#[schema(as = AuditSinkDelivery, example = json!({
+    "sink_id": "01932f90-6b2e-7a17-8c5d-4f1e0b9a3d72",
+    "delivered_sequence": 40,
+    "head_sequence": 42,
+    "lag": 2,
+    "failures": 1,
+    "last_error": "collector.example.com answered 503",
+    "next_attempt_at": "2026-11-27T10:40:07.310000Z",
+    "delivered_at": "2026-11-27T10:39:58.002417Z"
+}))]
 pub struct Delivery {
-    /// The sink.
+    /// The audit sink.
     pub sink_id: AuditSinkId,
-    /// The last event of the chain that the far side has stored.
+    /// The place in the chain of the last event that the far side has stored. A new sink begins where the chain ends then.
+    #[schema(minimum = 0)]
     pub delivered_sequence: i64,
-    /// The chain's last event.
+    /// The place of the chain's last event.
+    #[schema(minimum = 0)]
     pub head_sequence: i64,
-    /// Events that are still to be delivered.
+    /// How many events are still to be delivered.
+    #[schema(minimum = 0)]
     pub lag: i64,
-    /// Failures in a row; 0 while it works.
+    /// Failures in a row; 0 while delivery works.
+    #[schema(minimum = 0)]
     pub failures: i64,
-    /// Why the last delivery failed; null while it works.
+    /// Why the last delivery failed; null while delivery works.
+    #[schema(required = true, max_length = 2000)]
     pub last_error: Option<String>,
-    /// When it is tried again.
+    /// When delivery is tried again; null while it works.
     #[serde(serialize_with = "crate::clock::micros")]
+    #[schema(required = true)]
     pub next_attempt_at: Option<DateTime<Utc>>,
-    /// When something was last delivered.
+    /// When events were last delivered; null if none have been.
     #[serde(serialize_with = "crate::clock::micros")]
+    #[schema(required = true)]
     pub delivered_at: Option<DateTime<Utc>>,
 }
 

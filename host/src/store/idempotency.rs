@@ -14,6 +14,8 @@ pub struct Answer {
     pub status: i64,
     /// JSON text.
     pub body: String,
+    /// The revision that its ETag named, if it had one.
+    pub revision: Option<i64>,
 }
 
 /// Claims the key for this transaction. A concurrent request with the same key waits here until this one ends.
@@ -37,8 +39,7 @@ pub async fn claim(
     if fresh {
         return Ok(None);
     }
-    let select =
-        "SELECT request, status, body FROM idempotency_keys WHERE organization_id = $1 AND user_id = $2 AND key = $3";
+    let select = "SELECT request, status, body, revision FROM idempotency_keys WHERE organization_id = $1 AND user_id = $2 AND key = $3";
     let found =
         crate::on!(tx, |c| { sqlx::query_as(select).bind(organization).bind(user).bind(key).fetch_one(c).await })?;
     Ok(Some(found))
@@ -53,13 +54,18 @@ pub async fn answer(
     organization: OrganizationId,
     user: UserId,
     key: &str,
-    status: u16,
+    (status, revision): (u16, Option<i64>),
     body: &str,
 ) -> Result<(), StoreError> {
-    let update =
-        "UPDATE idempotency_keys SET status = $4, body = $5 WHERE organization_id = $1 AND user_id = $2 AND key = $3";
+    let update = "UPDATE idempotency_keys SET status = $4, body = $5, revision = $6 WHERE organization_id = $1 AND user_id = $2 AND key = $3";
     crate::on!(tx, |c| {
-        let update = sqlx::query(update).bind(organization).bind(user).bind(key).bind(i64::from(status)).bind(body);
+        let update = sqlx::query(update)
+            .bind(organization)
+            .bind(user)
+            .bind(key)
+            .bind(i64::from(status))
+            .bind(body)
+            .bind(revision);
         update.execute(c).await.map(drop)
     })?;
     Ok(())

@@ -103,9 +103,9 @@ pub async fn lock(tx: &mut Tx, organization: OrganizationId, id: JobId) -> Resul
 }
 
 /// A job with what policies see of it: the deployment it works on.
-#[derive(Debug, Clone, Serialize, sqlx::FromRow, utoipa::ToSchema)]
+#[derive(Debug, Clone, Serialize, sqlx::FromRow)]
 pub struct Shown {
-    /// The job.
+    /// The job: all that is shown.
     #[serde(flatten)]
     #[sqlx(flatten)]
     pub job: Job,

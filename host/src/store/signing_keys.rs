@@ -9,19 +9,25 @@ use crate::on;
 
 /// An RSA public key for verifying RS256, as a JWK (RFC 7517 and 7518). It has no private members to leak.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = JsonWebKey)]
 pub struct PublicJwk {
-    /// `RSA`.
+    /// The type of the key: `RSA`.
+    #[schema(example = "RSA")]
     pub kty: String,
-    /// `sig`.
+    /// What the key is for: `sig`, verifying signatures.
     #[serde(rename = "use")]
+    #[schema(example = "sig")]
     pub usage: String,
-    /// `RS256`.
+    /// The algorithm that the key is used with: `RS256`.
+    #[schema(example = "RS256")]
     pub alg: String,
-    /// RFC 7638 thumbprint.
+    /// The id of the key, as in the header of tokens: its thumbprint (RFC 7638).
+    #[schema(example = "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs")]
     pub kid: String,
-    /// Modulus, base64url.
+    /// The modulus of the key, base64url.
     pub n: String,
-    /// Exponent, base64url.
+    /// The exponent of the key, base64url.
+    #[schema(example = "AQAB")]
     pub e: String,
 }
 

@@ -83,7 +83,7 @@ pub async fn sweep(tx: &mut Tx, now: DateTime<Utc>) -> Result<(), StoreError> {
 
 /// An identity connection as somebody sees it who has not signed in yet.
 #[derive(Debug, Clone, sqlx::FromRow)]
-pub struct Door {
+pub struct SignInConnection {
     /// Its id.
     pub id: Uuid,
     /// For people.
@@ -98,7 +98,11 @@ pub struct Door {
 ///
 /// # Errors
 /// As the database says.
-pub async fn doors(c: &mut impl Connection, email: &Email, most: i64) -> Result<Vec<Door>, StoreError> {
+pub async fn sign_in_connections(
+    c: &mut impl Connection,
+    email: &Email,
+    most: i64,
+) -> Result<Vec<SignInConnection>, StoreError> {
     let sql = "SELECT c.id, c.name, c.plugin
                FROM users u JOIN connections c ON c.organization_id = u.organization_id
                WHERE u.email = $1 AND u.active AND c.kind = 'identity_provider' AND c.active

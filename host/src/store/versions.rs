@@ -94,6 +94,10 @@ pub async fn get(
         version: Version,
         workflow: String,
     }
+    // 0 stands for the newest below.
+    if number.is_some_and(|number| number < 1) {
+        return Ok(None);
+    }
     let sql = "SELECT id, agent_id, number, digest, note, created_by, created_at, workflow FROM agent_versions
                WHERE organization_id = $1 AND agent_id = $2 AND ($3 = 0 OR number = $3) ORDER BY number DESC LIMIT 1";
     let found: Option<Row> = on!(c, |c| {

@@ -12,19 +12,37 @@ use crate::{
     store::deployments::{self, Group},
 };
 
-/// How many deployments there are in each state.
+/// How many deployments there are in each state, of those that the caller may read.
 #[derive(Debug, Default, Serialize, utoipa::ToSchema)]
+#[schema(as = DeploymentSummary, example = json!({
+    "queued": 1, "running": 2, "active": 14, "failed": 3, "cancelled": 0, "stopping": 0, "stopped": 8, "total": 28, "complete": true,
+}))]
 pub struct Summary {
+    /// Deployments that wait for a worker.
+    #[schema(minimum = 0)]
     queued: i64,
+    /// Deployments that a worker is at, or waits to try again.
+    #[schema(minimum = 0)]
     running: i64,
+    /// Deployments that their gateway serves.
+    #[schema(minimum = 0)]
     active: i64,
+    /// Deployments that did not work.
+    #[schema(minimum = 0)]
     failed: i64,
+    /// Deployments that were called off before they were active.
+    #[schema(minimum = 0)]
     cancelled: i64,
+    /// Deployments that a worker is taking off their gateway.
+    #[schema(minimum = 0)]
     stopping: i64,
+    /// Deployments that their gateway no longer serves.
+    #[schema(minimum = 0)]
     stopped: i64,
-    /// All of them.
+    /// Deployments in all of these states together.
+    #[schema(minimum = 0)]
     total: i64,
-    /// False where there are more than one request may look at (`list_rows`): then these are some of them.
+    /// Whether all deployments were counted. False where there are more than one request may look at (`list_rows`).
     complete: bool,
 }
 
@@ -45,9 +63,10 @@ impl Summary {
 
 /// Count deployments by state
 ///
-/// Only those that the caller may read.
-#[utoipa::path(get, path = "/api/v1/deployments/summary", tag = "Deployments", responses((status = OK, body = Summary)))]
-pub(super) async fn summary(State(app): State<App>, Caller(caller): Caller) -> Result<Json<Summary>> {
+/// Only those that the caller may read (`deployment.read`) are counted. It takes the permission `organization.read`.
+#[utoipa::path(get, path = "/api/v1/deployments/summary", tag = "Deployments",
+    responses((status = OK, description = "The counts.", body = Summary)))]
+pub(super) async fn summarize_deployments(State(app): State<App>, Caller(caller): Caller) -> Result<Json<Summary>> {
     let organization = Resource::organization(caller.organization_id);
     app.require(&caller, Action::OrganizationRead, &organization, &Context::default()).await?;
     let action = Action::DeploymentRead;

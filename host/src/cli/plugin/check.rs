@@ -11,7 +11,7 @@ use super::{load, size};
 use crate::{
     config::Config,
     plugins::{
-        CapabilityView, ManifestView, Plugins,
+        CapabilityKind, CapabilityView, ManifestView, Plugins,
         signature::{Signature, Trust},
     },
     sandbox::{grants::Template, pattern::Pattern},
@@ -134,7 +134,7 @@ fn text(manifest: &ManifestView, asked: &[(&CapabilityView, String)]) -> anyhow:
     list(&mut text, "secrets", &secrets)?;
     let asked: Vec<String> = asked
         .iter()
-        .map(|(capability, granted)| format!("{} {}: {granted}", capability.kind, capability.value))
+        .map(|(capability, granted)| format!("{} {}: {granted}", capability.kind.as_str(), capability.value))
         .collect();
     list(&mut text, "capabilities", &asked)?;
     Ok(text)
@@ -152,12 +152,14 @@ fn list(text: &mut String, name: &str, items: &[String]) -> std::fmt::Result {
 
 /// What becomes of a capability under these settings.
 fn granted(capability: &CapabilityView, allow: &[Pattern]) -> String {
-    let template = match capability.kind.as_str() {
-        "http" => Template::http(&capability.value),
-        "tcp" => Template::tcp(&capability.value),
-        "directory" if capability.value == "audit" => return "a folder of each connection's own in `audit_dir`".into(),
-        "directory" => return "not offered: this server has only the folder `audit`".into(),
-        _ => return "granted: the plugin sees the secret itself".into(),
+    let template = match capability.kind {
+        CapabilityKind::Http => Template::http(&capability.value),
+        CapabilityKind::Tcp => Template::tcp(&capability.value),
+        CapabilityKind::Directory if capability.value == "audit" => {
+            return "a folder of each connection's own in `audit_dir`".into();
+        }
+        CapabilityKind::Directory => return "not offered: this server has only the folder `audit`".into(),
+        CapabilityKind::RevealSecret => return "granted: the plugin sees the secret itself".into(),
     };
     let Ok(template) = template else { return "not understood".into() };
     if template.properties().next().is_some() {

@@ -18,6 +18,7 @@
 //! to the end, and the nodes below it too, in the order they had.
 
 mod graph;
+mod schema;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use graph::{Graph, Items, Undo};
+pub use schema::{CanvasEdge, CanvasNode, CanvasPosition};
 
 /// A node or an edge: a JSON object with a string `id`.
 pub type Object = Map<String, Value>;

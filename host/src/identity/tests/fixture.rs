@@ -131,5 +131,5 @@ pub(super) fn bearer(token: &str) -> HeaderMap {
 }
 
 pub(super) fn refused(result: Result<Principal, AuthError>) -> bool {
-    matches!(result, Err(AuthError::Unauthenticated))
+    matches!(result, Err(AuthError::Unauthenticated | AuthError::Expired))
 }

@@ -16,6 +16,12 @@ use crate::{
     store::deployments::Change,
 };
 
+#[test]
+fn the_document_says_how_long_an_error_is() {
+    let schema = serde_json::to_value(<Job as utoipa::PartialSchema>::schema()).unwrap();
+    assert_eq!(schema["properties"]["last_error"]["maxLength"], serde_json::json!(ERROR_LENGTH));
+}
+
 /// A deployment that a worker has begun.
 async fn begun(fixture: &Fixture, app: &App) -> (Tenant, crate::domain::deployment::Deployment, Job) {
     let tenant = fixture.tenant().await;

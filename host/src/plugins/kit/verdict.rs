@@ -21,7 +21,7 @@ impl Outcome {
     pub fn word(&self) -> &'static str {
         match self {
             Outcome::Done(_) => "ok",
-            Outcome::Failed(error) => error.outcome(),
+            Outcome::Failed(error) => error.outcome().as_str(),
             Outcome::Waiting(_) => "waiting",
         }
     }
