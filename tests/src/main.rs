@@ -46,6 +46,7 @@ mod jobs;
 mod kills;
 mod names;
 mod oauth2;
+mod openapi;
 mod operations;
 mod plugin_bombs;
 mod plugin_checks;

@@ -118,7 +118,7 @@ async fn what_is_large_arrives_and_what_is_cut_short_does_not(backend: Backend) 
         let token = admin.token.clone().expect("signed in");
         let request = admin.http.post(format!("{}{PLUGINS}", admin.base)).bearer_auth(token);
         let answer = request.header("content-type", media).body(body).send().await?;
-        Ok::<_, reqwest::Error>(crate::harness::Answer::read("an upload".into(), answer).await)
+        Ok::<_, reqwest::Error>(crate::harness::Answer::read("POST an upload".into(), answer).await)
     };
     let refused = async |media: &str, body: Vec<u8>| send(media, body).await.expect("an answer");
     let form = "multipart/form-data; boundary=b";

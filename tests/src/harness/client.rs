@@ -8,6 +8,8 @@ use reqwest::{
 };
 use serde_json::{Value, json};
 
+use super::contract;
+
 /// One caller: a base address, and a token once signed in.
 #[derive(Clone)]
 pub struct Client {
@@ -79,6 +81,8 @@ impl Client {
 
     pub async fn request(&self, method: Method, path: &str, body: Option<Value>, headers: Headers<'_>) -> Answer {
         let what = format!("{method} {path} {}", body.as_ref().map(Value::to_string).unwrap_or_default());
+        let (verb, sent) = (method.clone(), body.clone());
+        let to = path.split('?').next().unwrap_or_default().to_owned();
         let mut request = self.http.request(method, format!("{}{path}", self.base));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
@@ -93,7 +97,11 @@ impl Client {
             request = request.json(&body);
         }
         let response = request.send().await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
-        Answer::read(what, response).await
+        let answer = Answer::read(what, response).await;
+        if let (Some(sent), 200..=299) = (sent, answer.status) {
+            contract::taken(verb.as_str(), &to, &sent);
+        }
+        answer
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -167,11 +175,14 @@ impl Client {
 }
 
 impl Answer {
+    /// The answer to a request; `what` begins with its method.
     pub async fn read(what: String, response: reqwest::Response) -> Self {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let path = response.url().path().to_owned();
         let text = response.text().await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
         let body = serde_json::from_str(&text).unwrap_or(Value::Null);
         times_are_rfc3339(&what, &body);
+        contract::answer(what.split(' ').next().unwrap_or_default(), &path, status, &headers, &text, &body);
         Self { status, headers, body, text, what }
     }
 

@@ -5,6 +5,7 @@ mod canvas;
 mod chameleon;
 mod client;
 mod cluster;
+mod contract;
 mod database;
 mod gateway;
 mod issuer;
