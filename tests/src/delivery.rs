@@ -118,7 +118,9 @@ async fn a_receiver_knows_what_is_genuine() {
 }
 
 async fn a_sink_that_is_away_gets_everything_later(backend: Backend) {
-    let mut world = World::start(backend).await;
+    // A server that is killed in the middle of a delivery keeps the sink for so long.
+    let setup = Setup::new(backend).await.with("KAIZEN_JOB_LEASE_SECONDS", "2");
+    let mut world = World::with(setup).await;
     let mut tenant = world.tenant("acme").await;
     let receiver = receiver().await;
     receiver.next([Reply::Status(503), Reply::Cut, Reply::TooMany(1)]);
